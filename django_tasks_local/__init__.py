@@ -1,0 +1,12 @@
+"""Background tasks for Django, with live progress, inside the web process."""
+
+from .backends import ThreadPoolBackend, cancel
+from .progress import current_result_id, report_progress, track
+
+__all__ = [
+    "ThreadPoolBackend",
+    "cancel",
+    "current_result_id",
+    "report_progress",
+    "track",
+]

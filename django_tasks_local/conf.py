@@ -1,0 +1,92 @@
+"""OPTIONS of a backend -> a frozen, validated dataclass. Imports nothing of this package."""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from django.core.exceptions import ImproperlyConfigured
+
+
+def _whole_number(minimum: int) -> Callable[[Any], str | None]:
+    def check(value: Any) -> str | None:
+        if type(value) is int and value >= minimum:
+            return None
+        return f"a whole number, {minimum} or more"
+
+    return check
+
+
+def _seconds(value: Any) -> str | None:
+    if type(value) in {int, float} and math.isfinite(value) and value >= 0:
+        return None
+    return "a number of seconds, 0 or more"
+
+
+def _or_none(check: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
+    def check_or_none(value: Any) -> str | None:
+        wanted = None if value is None else check(value)
+        return wanted and f"None or {wanted}"
+
+    return check_or_none
+
+
+def _option(default: Any, check: Callable[[Any], str | None]) -> Any:
+    return field(default=default, metadata={"check": check})
+
+
+def _default_shutdown_timeout() -> float:
+    # Under the development server's reloader a restart must not wait for a task.
+    return 0 if os.environ.get("RUN_MAIN") == "true" else 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What every backend of this package understands. Times are in seconds."""
+
+    max_workers: int
+    # Finished results kept; the oldest finished go first, unfinished ones are never evicted.
+    max_results: int = _option(1000, _whole_number(1))
+    # Tasks that may wait for a worker; above it `enqueue` raises QueueFull.
+    max_pending: int | None = _option(None, _or_none(_whole_number(0)))
+    # At most one progress event per task in this time; the last one always arrives.
+    progress_interval: float = _option(0.05, _seconds)
+    # How long running tasks may finish when the process exits.
+    shutdown_timeout: float = field(
+        default_factory=_default_shutdown_timeout, metadata={"check": _seconds}
+    )
+
+    @classmethod
+    def from_params(cls, alias: str, params: dict[str, Any]) -> Self:
+        """
+        Read `TASKS[alias]`.
+
+        Raises ImproperlyConfigured that names the key, the alias and the valid keys.
+        """
+        where = f"TASKS[{alias!r}]['OPTIONS']"
+        options = params.get("OPTIONS") or {}
+        if not isinstance(options, dict):
+            raise ImproperlyConfigured(f"{where} must be a dict, not {options!r}.")
+        known = {option.name.upper(): option for option in fields(cls)}
+        values = {}
+        for key, value in options.items():
+            if key not in known:
+                raise ImproperlyConfigured(
+                    f"{where} has the unknown key {key!r}. Valid keys: {', '.join(sorted(known))}."
+                )
+            wanted = known[key].metadata["check"](value)
+            if wanted is not None:
+                raise ImproperlyConfigured(
+                    f"{where}[{key!r}] must be {wanted}, not {value!r}. "
+                    f"Valid keys: {', '.join(sorted(known))}."
+                )
+            values[known[key].name] = value
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadOptions(Options):
+    """OPTIONS of ThreadPoolBackend."""
+
+    max_workers: int = _option(10, _whole_number(1))

@@ -1,0 +1,105 @@
+"""
+TaskEvent: a complete snapshot of one task at one moment. Imports nothing of this package.
+
+Because every event carries the whole state, any later event of a task replaces any earlier one. A
+slow reader may be given only the latest, and a reader that comes back needs no history.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from django.tasks import TaskResultStatus
+
+# The sequence of a `finished` event that is known only from a stored result: nothing can follow it.
+# It is the largest integer that JSON readers agree on (RFC 8259, section 6).
+LAST_SEQUENCE = 2**53 - 1
+
+
+class EventKind(StrEnum):
+    """What happened to the task; also the name of the server-sent event."""
+
+    ENQUEUED = "enqueued"
+    STARTED = "started"
+    PROGRESS = "progress"
+    FINISHED = "finished"
+
+
+class FailureReason(StrEnum):
+    """Why a task failed, in one word that may be shown to anybody who may see the task."""
+
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+    DIED = "died"
+    TIMEOUT = "timeout"
+
+
+class _PayloadNames:
+    """Read by the payload's names too: `event.progress["percent"]`, as in the JSON."""
+
+    __slots__ = ()
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return getattr(self, name)
+        except AttributeError:
+            raise KeyError(name) from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress(_PayloadNames):
+    """
+    How far a task is.
+
+    `current` and `total` are what the task reported, None where it is unknown; `percent` is 0.0 to
+    100.0, or None; `rate` is a smoothed number of steps a second and `eta` the seconds left, None
+    until they can be told.
+    """
+
+    current: int | float | None = None
+    total: int | float | None = 100
+    percent: float | None = None
+    message: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
+    rate: float | None = None
+    eta: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFailure(_PayloadNames):
+    """Why a task failed: `type` is the exception's dotted path, `message` its text."""
+
+    reason: FailureReason
+    type: str
+    message: str
+
+
+# Compared by identity: two events are never "equal", one of them is later.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TaskEvent:
+    """
+    The whole state of one task at one moment.
+
+    `sequence` is 1 for enqueued and 2 for started, and rises with every event of the task.
+    """
+
+    id: str
+    sequence: int
+    kind: EventKind
+    status: TaskResultStatus
+    name: str
+    backend: str
+    position: int | None = None
+    progress: Progress | None = None
+    enqueued_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    error: TaskFailure | None = None
+    return_value: Any = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no event of this task can follow."""
+        return self.kind is EventKind.FINISHED

@@ -1,0 +1,156 @@
+"""Run one task, in the thread or in the process that calls: context, async, errors, connections."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from inspect import iscoroutinefunction
+from traceback import format_exception
+from typing import TYPE_CHECKING, Any, Self
+
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
+from django.core.cache import close_caches
+from django.db import close_old_connections
+from django.tasks import TaskContext
+from django.tasks.base import TaskError
+from django.utils.json import normalize_json
+
+from .exceptions import TaskCancelled
+from .progress import current_reporter, current_result_id
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from django.tasks import TaskResult
+
+    from .progress import Reporter
+
+    type AnyResult = TaskResult[Any, Any]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Outcome:
+    """How a task ended. `error` and `message` describe `exception`, which stays in its process."""
+
+    return_value: Any = None
+    error: TaskError | None = None
+    message: str | None = None
+    exception: BaseException | None = None
+
+    @classmethod
+    def failure(cls, exception: BaseException) -> Self:
+        """Return the outcome of a task that raised."""
+        kind = type(exception)
+        try:
+            message = str(exception)
+        except Exception:  # noqa: BLE001 - what a user's __str__ raises must not hide the error
+            message = ""
+        error = TaskError(
+            exception_class_path=f"{kind.__module__}.{kind.__qualname__}",
+            traceback="".join(format_exception(exception)),
+        )
+        return cls(error=error, message=message, exception=exception)
+
+
+class Cancellation:
+    """The way to tell a running task that it was cancelled. See `django_tasks_local.cancel()`."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._coroutine: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None = None
+        self.delivered = False
+
+    def request(self) -> None:
+        """Cancel the coroutine, or let the next report raise. Called from any thread."""
+        self._reporter.cancel()
+        self._interrupt()
+
+    def watch(self, loop: asyncio.AbstractEventLoop, coroutine: asyncio.Task[Any]) -> None:
+        """Name the coroutine to cancel. Called in its event loop."""
+        self._coroutine = loop, coroutine
+        if self._reporter.cancelled:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        if self._coroutine is not None:
+            with suppress(RuntimeError):  # The loop is closed: the coroutine has just ended.
+                self._coroutine[0].call_soon_threadsafe(self._cancel_coroutine)
+
+    def _cancel_coroutine(self) -> None:
+        if self._coroutine is not None and self._reporter.take_cancellation():
+            self.delivered = True
+            self._coroutine[1].cancel()
+
+
+def execute(task_result: AnyResult, reporter: Reporter, cancellation: Cancellation) -> Outcome:
+    """
+    Run the task of a started result and return its outcome; nothing that it raises comes out.
+
+    Runs in the worker's thread, in a contextvars.Context that the caller made for this task. When
+    it returns, the database connections and caches are tidied, as at the end of a request.
+    """
+    current_result_id.set(task_result.id)
+    current_reporter.set(reporter)
+    try:
+        return Outcome(return_value=normalize_json(_call(task_result, cancellation)))
+    except BaseException as exception:  # noqa: BLE001 - SystemExit too is the task's, not ours
+        return Outcome.failure(exception)
+    finally:
+        tidy()
+
+
+def tidy() -> None:
+    """
+    Do what Django does at the end of a request: close old connections, and caches.
+
+    Both belong to the calling thread. An error is logged: it must not hide how the task ended.
+    """
+    for close in (close_old_connections, close_caches):
+        try:
+            close()
+        except Exception:
+            logger.exception("%s() failed around a task.", close.__name__)
+
+
+def _call(task_result: AnyResult, cancellation: Cancellation) -> Any:
+    task = task_result.task
+    # The task gets objects of its own: what it does to its arguments is not seen in the result.
+    args: list[Any] = _copy(task_result.args)
+    kwargs: dict[str, Any] = _copy(task_result.kwargs)
+    if task.takes_context:
+        args.insert(0, TaskContext(task_result=task_result))
+    if iscoroutinefunction(task.func):
+        # Not async_to_sync(): that runs the loop in a thread which the interpreter waits for at
+        # exit, however long the task takes. This thread is a daemon.
+        return asyncio.run(_run_coroutine(cancellation, task.func, args, kwargs))
+    return task.call(*args, **kwargs)
+
+
+def _copy(arguments: Any) -> Any:
+    return normalize_json(arguments) if arguments else arguments.copy()
+
+
+async def _run_coroutine(
+    cancellation: Cancellation,
+    func: Callable[..., Awaitable[Any]],
+    args: list[Any],
+    kwargs: dict[str, Any],
+) -> Any:
+    coroutine = asyncio.current_task()
+    assert coroutine is not None
+    # Thread-sensitive code, such as the ORM's, gets a thread of this task's own, if it needs one.
+    async with ThreadSensitiveContext() as context:
+        cancellation.watch(asyncio.get_running_loop(), coroutine)
+        try:
+            return await func(*args, **kwargs)
+        except asyncio.CancelledError as error:
+            if cancellation.delivered:
+                raise TaskCancelled("The task was cancelled.") from error
+            raise
+        finally:
+            if context in SyncToAsync.context_to_thread_executor:
+                await sync_to_async(tidy)()

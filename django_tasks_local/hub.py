@@ -1,0 +1,400 @@
+"""
+The in-process publish/subscribe hub: the latest event of every task. Imports events only.
+
+    publisher's thread              the hub                       reader
+    ------------------              -------                       ------
+    hub.publish(event) --> [cell: latest event of one task]
+                               |  mark the cell as changed,
+                               |  once per channel
+                               v
+                           [channel] --- one wake-up ----> event loop: channel.deliver()
+                                                              |  to each subscription of the loop
+                                                              v
+                                                           subscription.atake() / async for
+                           [channel] --- notify ---------> a thread in subscription.take() / for
+
+There is one cell per task and one channel per event loop (or per reading thread), so what a publish
+costs does not grow with the number of readers of a loop, and nothing can overflow: a reader that is
+slow finds the latest event in the cell.
+"""
+
+import asyncio
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator, MutableMapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+from weakref import WeakKeyDictionary
+
+from .events import TaskEvent
+
+# What is kept of tasks that are not held by a backend of this package, finished or not: a web
+# process hears `enqueued` of a task that runs elsewhere, and nothing more.
+UNHELD_LIMIT = 1000  # tasks
+UNHELD_AGE = 3600.0  # seconds since the task's last event
+
+
+class _Cell:
+    """The latest event of one task, and who reads it. Guarded by the hub's lock."""
+
+    __slots__ = ("__weakref__", "event", "held", "readers", "task_id")
+
+    def __init__(self, task_id: str) -> None:
+        self.task_id = task_id
+        self.event: TaskEvent | None = None
+        self.held = False
+        self.readers: dict[_Channel, set[Subscription]] = {}
+
+
+class _Channel:
+    """The way from the hub to the subscriptions of one event loop, or to one reading thread."""
+
+    def __init__(self, hub: "Hub", loop: asyncio.AbstractEventLoop | None) -> None:
+        self.hub = hub
+        self.loop = loop
+        self.readable = threading.Condition(hub.lock)
+        # These are guarded by the hub's lock.
+        self.changed: dict[_Cell, None] = {}
+        self.scheduled = False
+        self.subscriptions: set[Subscription] = set()
+
+    def mark(self, cell: _Cell) -> bool:
+        """Note a change; say whether the reader needs a wake-up. The caller holds the lock."""
+        self.changed[cell] = None
+        if self.scheduled:
+            return False
+        self.scheduled = True
+        return True
+
+    def wake(self) -> None:
+        """Wake the reader. Called without the lock, from any thread."""
+        if self.loop is None:
+            with self.hub.lock:
+                self.deliver_locked()
+                self.readable.notify_all()
+            return
+        try:
+            self.loop.call_soon_threadsafe(self.deliver)
+        except RuntimeError:
+            # The loop is closed, and so nobody reads here any more. That is how loops end.
+            self.hub.drop_channel(self)
+
+    def deliver(self) -> None:
+        """Hand the changes to the subscriptions. Called in the loop's thread."""
+        with self.hub.lock:
+            woken = self.deliver_locked()
+        for subscription in woken:
+            subscription.resume()
+
+    def deliver_locked(self) -> "set[Subscription]":
+        changed, self.changed = self.changed, {}
+        self.scheduled = False
+        woken: set[Subscription] = set()
+        everything = self.hub.everything.get(self, ())
+        for cell in changed:
+            for subscription in cell.readers.get(self, ()):
+                subscription.changed[cell] = None
+                woken.add(subscription)
+            for subscription in everything:
+                subscription.changed[cell] = None
+                woken.add(subscription)
+        if self.hub.ended:
+            woken |= self.subscriptions
+        return woken
+
+
+class Subscription:
+    """
+    A reader of some tasks, or of all. Made by `hub.subscribe()`.
+
+    A context manager and an iterator, both sync and async; use it in one thread, or in one event
+    loop. The current state of every task comes first. Between two reads only the latest event of
+    each task is kept. With ids it ends when each of these tasks is finished; without, never.
+    """
+
+    def __init__(self, hub: "Hub", result_ids: tuple[str, ...]) -> None:
+        self._hub = hub
+        self._everything = not result_ids
+        self._unfinished = dict.fromkeys(result_ids)
+        # The sequence that was read last. A reader of everything never ends, so what it remembers
+        # must go with the tasks.
+        self._seen: MutableMapping[_Cell, int] = WeakKeyDictionary() if self._everything else {}
+        self._cells: list[_Cell] = []
+        self._channel: _Channel | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        # Cells with an event that was not read yet. Of an async subscription only the loop's
+        # thread touches it after the start; of a sync one, whoever holds the hub's lock.
+        self.changed: dict[_Cell, None] = {}
+
+    @property
+    def ended(self) -> bool:
+        """Whether no further event will come."""
+        return self._hub.ended or not (self._everything or self._unfinished)
+
+    # Reading in a thread
+
+    def __enter__(self) -> Self:
+        self._hub.attach(self, None)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def take(self, timeout: float | None = None) -> list[TaskEvent]:
+        """
+        Wait for news, at most `timeout` seconds, and return the latest event of each changed task.
+
+        An empty list means that the time is up or that the subscription has ended.
+        """
+        channel = self._attached()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._hub.lock:
+            while True:
+                events = self._collect()
+                if events or self.ended:
+                    return events
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return []
+                channel.readable.wait(left)
+
+    def __iter__(self) -> Iterator[TaskEvent]:
+        while events := self.take():
+            yield from events
+
+    # Reading in an event loop
+
+    async def __aenter__(self) -> Self:
+        self._hub.attach(self, asyncio.get_running_loop())
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def atake(self, timeout: float | None = None) -> list[TaskEvent]:
+        """See take()."""
+        channel = self._attached()
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout
+        while True:
+            if self._hub.ended:
+                channel.deliver()  # What was published before the end comes before the end.
+            events = self._collect()
+            if events or self.ended or (deadline is not None and loop.time() >= deadline):
+                return events
+            self._waiter = loop.create_future()
+            timer = None if deadline is None else loop.call_at(deadline, self.resume)
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+                if timer is not None:
+                    timer.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[TaskEvent]:
+        while events := await self.atake():
+            for event in events:
+                yield event
+
+    def resume(self) -> None:
+        """Let a waiting atake() look again. Called in the loop's thread."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # Both
+
+    def close(self) -> None:
+        """Stop reading. Does nothing the second time."""
+        self._hub.detach(self)
+
+    def _attached(self) -> _Channel:
+        if self._channel is None:
+            raise RuntimeError("Use a subscription in a `with` or an `async with` block.")
+        return self._channel
+
+    def _collect(self) -> list[TaskEvent]:
+        changed, self.changed = self.changed, {}
+        events = []
+        for cell in changed:
+            # Unlocked on purpose in an event loop: reading one attribute is atomic, and whatever
+            # was put there later has marked the cell again.
+            event = cell.event
+            if event is None or event.sequence <= self._seen.get(cell, 0):
+                continue
+            self._seen[cell] = event.sequence
+            if event.is_last:
+                self._unfinished.pop(event.id, None)
+            events.append(event)
+        return events
+
+
+class Hub:
+    """
+    Publishes events to subscriptions and keeps the latest of each task.
+
+    All methods may be called from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        # Guards the cells, the channels and the subscriptions. Held for a few dictionary
+        # operations; no callback, wake-up of a loop or code of a user runs inside.
+        self.lock = threading.Lock()
+        self.ended = False
+        self.everything: dict[_Channel, set[Subscription]] = {}
+        self._cells: dict[str, _Cell] = {}
+        self._channels: dict[asyncio.AbstractEventLoop, _Channel] = {}
+        # When the tasks that no backend holds had their last event, the oldest first.
+        self._unheld: OrderedDict[str, float] = OrderedDict()
+
+    def publish(self, event: TaskEvent, *, hold: bool = False) -> bool:
+        """
+        Make `event` the latest of its task and wake whoever reads it.
+
+        Never blocks and never raises into the publisher. An event that is not later than the one
+        that is there is stale, as when two threads race: it is dropped, and the answer is False.
+        With `hold` the task is kept until `release()`, because a backend's store bounds it.
+        """
+        with self.lock:
+            cell = self._cell_locked(event.id)
+            known = cell.event
+            if known is not None and (known.is_last or event.sequence <= known.sequence):
+                return False
+            cell.event = event
+            if hold:
+                cell.held = True
+                self._unheld.pop(event.id, None)
+            if not cell.held:
+                self._bound_unheld_locked(event.id)
+            if not cell.readers and not self.everything:
+                return True
+            channels = {*cell.readers, *self.everything}
+            to_wake = [channel for channel in channels if channel.mark(cell)]
+        for channel in to_wake:
+            channel.wake()
+        return True
+
+    def snapshot(self, result_id: str) -> TaskEvent | None:
+        """Return the latest event of a task, or None."""
+        cell = self._cells.get(result_id)
+        return None if cell is None else cell.event
+
+    def subscribe(self, *result_ids: str) -> Subscription:
+        """
+        Return a subscription to these tasks, or to all tasks when no id is given.
+
+        It starts at its `with` or `async with`. An id that the hub does not know is waited for.
+        """
+        return Subscription(self, result_ids)
+
+    def release(self, result_id: str) -> None:
+        """Forget a task. Who reads it now still finds its last event."""
+        with self.lock:
+            self._cells.pop(result_id, None)
+            self._unheld.pop(result_id, None)
+
+    def end(self) -> None:
+        """End every subscription, present and future: this process is about to exit."""
+        with self.lock:
+            self.ended = True
+            channels = {s for s in self._channels.values() if not s.scheduled}
+            readers = [c for cell in self._cells.values() for c in cell.readers if c.loop is None]
+            channels.update(readers, self.everything)
+        for channel in channels:
+            channel.wake()
+
+    # For subscriptions and channels
+
+    def attach(self, subscription: Subscription, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Start a subscription: the present state of its tasks is its first news."""
+        with self.lock:
+            if subscription._channel is not None:
+                raise RuntimeError("A subscription can be entered once only.")
+            channel = _Channel(self, None) if loop is None else self._channels.get(loop)
+            if channel is None:
+                assert loop is not None
+                channel = self._channels[loop] = _Channel(self, loop)
+            subscription._channel = channel
+            channel.subscriptions.add(subscription)
+            if subscription._everything:
+                self.everything.setdefault(channel, set()).add(subscription)
+                cells = list(self._cells.values())
+            else:
+                cells = [self._cell_locked(result_id) for result_id in subscription._unfinished]
+                subscription._cells = cells
+                for cell in cells:
+                    cell.readers.setdefault(channel, set()).add(subscription)
+            subscription.changed = dict.fromkeys(cells)
+
+    def detach(self, subscription: Subscription) -> None:
+        """End a subscription."""
+        with self.lock:
+            channel = subscription._channel
+            if channel is None or subscription not in channel.subscriptions:
+                return
+            self._detach_locked(subscription, channel)
+
+    def drop_channel(self, channel: _Channel) -> None:
+        """Forget the subscriptions of a loop that was closed."""
+        with self.lock:
+            for subscription in list(channel.subscriptions):
+                self._detach_locked(subscription, channel)
+
+    def _detach_locked(self, subscription: Subscription, channel: _Channel) -> None:
+        channel.subscriptions.discard(subscription)
+        for cell in subscription._cells:
+            with suppress(KeyError):
+                cell.readers[channel].discard(subscription)
+                if not cell.readers[channel]:
+                    del cell.readers[channel]
+            if cell.event is None and not cell.held and not cell.readers:
+                self._cells.pop(cell.task_id, None)
+        subscription._cells = []
+        if subscription._everything and channel in self.everything:
+            self.everything[channel].discard(subscription)
+            if not self.everything[channel]:
+                del self.everything[channel]
+        if channel.loop is not None and not channel.subscriptions:
+            self._channels.pop(channel.loop, None)
+
+    def _cell_locked(self, result_id: str) -> _Cell:
+        cell = self._cells.get(result_id)
+        if cell is None:
+            cell = self._cells[result_id] = _Cell(result_id)
+        return cell
+
+    def _bound_unheld_locked(self, result_id: str) -> None:
+        now = time.monotonic()
+        self._unheld[result_id] = now
+        self._unheld.move_to_end(result_id)
+        for _ in range(len(self._unheld)):
+            oldest, heard_at = next(iter(self._unheld.items()))
+            if len(self._unheld) <= UNHELD_LIMIT and now - heard_at <= UNHELD_AGE:
+                return
+            del self._unheld[oldest]
+            if self._cells[oldest].readers:
+                self._unheld[oldest] = now  # Somebody waits for its next event.
+            else:
+                del self._cells[oldest]
+
+
+hub = Hub()
+
+# A child of fork() has neither the threads nor the loops that read here, and the lock may be held.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=hub._reset)

@@ -1,0 +1,294 @@
+"""
+One pool per backend alias and process. What threads and processes share is written here.
+
+    enqueue()            a worker                         a worker
+    ---------            --------                         --------
+    results.add
+    hub: enqueued        pool.begin(job)                  pool.finish(job, outcome)
+    task_enqueued  --->  results.start  --> the task -->  results.finish
+    pool._submit(job)    hub: started                     hub: finished
+                         task_started                     task_finished
+                                                          results.settle (evicts the oldest)
+
+A subclass says how a job gets to a worker and how a running one is stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from django.core.signals import setting_changed
+from django.dispatch import receiver
+from django.tasks.signals import task_enqueued, task_finished, task_started
+
+from . import shutdown
+from .exceptions import TaskCancelled, TaskLost
+from .execution import Outcome
+from .hub import hub
+from .lifecycle import Publication
+from .results import ResultStore
+
+if TYPE_CHECKING:
+    from django.dispatch import Signal
+    from django.tasks import TaskResult
+
+    from .conf import Options
+    from .events import Progress
+
+    type AnyResult = TaskResult[Any, Any]
+
+logger = logging.getLogger(__name__)
+
+
+class Job:
+    """One unfinished task of a pool: an entry of its queue, or what a worker does now."""
+
+    __slots__ = ("path", "publication", "result_id", "running")
+
+    def __init__(self, task_result: AnyResult) -> None:
+        self.result_id = task_result.id
+        self.path = task_result.task.module_path
+        self.publication = Publication(task_result)
+        # What the pool needs to stop it; set before it begins.
+        self.running: Any = None
+
+
+class Pool[OptionsT: Options](ABC):
+    """
+    The queue, the workers and the results of one backend alias.
+
+    Starts nothing until the first task. Methods may be called from any thread.
+    """
+
+    def __init__(self, sender: type, alias: str, options: OptionsT) -> None:
+        self.sender = sender  # of the signals: the backend's class
+        self.alias = alias
+        self.options = options
+        unfinished = None
+        if options.max_pending is not None:
+            unfinished = options.max_pending + options.max_workers
+        self.results = ResultStore(
+            alias=alias, max_results=options.max_results, max_unfinished=unfinished
+        )
+        # Guards `closed`, so that no task slips in behind close(). The entries of `_jobs` need no
+        # lock: each is put in once and taken out once, which is atomic.
+        self._lock = threading.Lock()
+        self._job_ended = threading.Condition()
+        self._jobs: dict[str, Job] = {}
+        self.closed = False
+
+    # How a job gets to a worker
+
+    @abstractmethod
+    def _submit(self, job: Job) -> None:
+        """Queue a job. Called by enqueue(), in the caller's thread."""
+
+    @abstractmethod
+    def _stop(self, job: Job) -> None:
+        """Stop a job that a worker has begun. Called from any thread."""
+
+    @abstractmethod
+    def _close_workers(self) -> None:
+        """Let idle workers end, and busy ones after their job."""
+
+    # The life of a task
+
+    def enqueue(self, task_result: AnyResult) -> AnyResult:
+        """
+        Store and queue a new task result; return a snapshot of it.
+
+        Raises QueueFull when MAX_PENDING tasks wait, and RuntimeError after close().
+        """
+        job = Job(task_result)
+        with self._lock:
+            if self.closed:
+                raise RuntimeError(
+                    f"The task backend {self.alias!r} is shutting down; "
+                    f"task {job.path} was not enqueued."
+                )
+            self.results.add(task_result)
+            self._jobs[job.result_id] = job
+        shutdown.register(self)
+        job.publication.enqueued(hold=True)
+        try:
+            self._send(task_enqueued, task_result)
+        finally:
+            # Whatever a receiver did, the task is in the store and must run.
+            self._submit(job)
+        return task_result
+
+    def begin(self, job: Job, worker_id: str) -> AnyResult | None:
+        """
+        A worker has taken the job: return the running result, or None if there is nothing to do.
+
+        Called in the worker's thread, or in the thread that speaks for a worker process.
+        """
+        task_result = self.results.start(job.result_id, worker_id)
+        if task_result is not None:
+            job.publication.started(task_result)
+            self._send(task_started, task_result)
+        return task_result
+
+    def finish(
+        self, job: Job, outcome: Outcome, number: int = 0, progress: Progress | None = None
+    ) -> bool:
+        """
+        Record how a job ended, after sample `number` of its progress, which was the last.
+
+        The first outcome counts; False means that there was one already.
+        """
+        task_result = self.results.finish(job.result_id, outcome.return_value, outcome.error)
+        if task_result is None:
+            logger.info(
+                "Task id=%s path=%s had an outcome already; what came later is dropped.",
+                job.result_id,
+                job.path,
+            )
+            return False
+        self._finished(job, task_result, outcome, number, progress)
+        return True
+
+    def cancel(self, result_id: str) -> bool:
+        """
+        Cancel a task; False when it has finished already. See `django_tasks_local.cancel()`.
+
+        Raises TaskResultDoesNotExist.
+        """
+        if self.results.get(result_id).is_finished:
+            return False
+        job = self._jobs.get(result_id)
+        if job is None:  # It has finished in this very moment.
+            return False
+        if self._fail_waiting(job, TaskCancelled("The task was cancelled before it started.")):
+            return True
+        self._stop(job)
+        return True
+
+    def close(self, timeout: float | None = None) -> None:
+        """
+        Refuse new tasks, fail the waiting ones, and give the running ones `timeout` seconds.
+
+        Whatever is unfinished then is FAILED with TaskLost, and named in one log record. Without
+        `timeout` it is the option SHUTDOWN_TIMEOUT. A closed pool stays closed.
+        """
+        self.refuse()
+        self.drain(self.options.shutdown_timeout if timeout is None else timeout)
+
+    def refuse(self) -> None:
+        """Refuse new tasks and fail the waiting ones: the first half of close()."""
+        with self._lock:
+            self.closed = True
+        jobs = list(self._jobs.values())
+        error = TaskLost("The process ended before the task started.")
+        self._log_lost([job for job in jobs if self._fail_waiting(job, error)])
+
+    def drain(self, timeout: float) -> None:
+        """Let running tasks finish, and fail what still runs then: the second half of close()."""
+        deadline = time.monotonic() + timeout
+        with self._job_ended:
+            while self._jobs and (left := deadline - time.monotonic()) > 0:
+                self._job_ended.wait(left)
+        jobs = list(self._jobs.values())
+        error = TaskLost("The process ended before the task finished.")
+        self._log_lost([job for job in jobs if self.finish(job, Outcome.failure(error))])
+        self._close_workers()
+
+    def discard(self) -> None:
+        """Close at once and let the hub forget every task."""
+        self.close(timeout=0)
+        for result_id in self.results.ids():
+            hub.release(result_id)
+
+    def _fail_waiting(self, job: Job, error: BaseException) -> bool:
+        outcome = Outcome.failure(error)
+        assert outcome.error is not None
+        task_result = self.results.fail_waiting(job.result_id, outcome.error)
+        if task_result is None:
+            return False
+        self._finished(job, task_result, outcome)
+        return True
+
+    def _finished(
+        self,
+        job: Job,
+        task_result: AnyResult,
+        outcome: Outcome,
+        number: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        job.publication.finished(task_result, number, progress, outcome.message)
+        self._send_finished(task_result, outcome)
+        for result_id in self.results.settle(job.result_id):
+            hub.release(result_id)
+        del self._jobs[job.result_id]
+        if self.closed:
+            with self._job_ended:
+                self._job_ended.notify_all()
+
+    def _log_lost(self, jobs: list[Job]) -> None:
+        if jobs:
+            logger.warning(
+                "The task backend %r was closed; these tasks are lost: %s",
+                self.alias,
+                ", ".join(f"{job.result_id} ({job.path})" for job in jobs),
+            )
+
+    def _send(self, signal: Signal, task_result: AnyResult) -> None:
+        # A receiver that raises is logged by send_robust(), and harms neither task nor worker.
+        signal.send_robust(sender=self.sender, task_result=task_result)
+
+    def _send_finished(self, task_result: AnyResult, outcome: Outcome) -> None:
+        exception, outcome.exception = outcome.exception, None
+        if exception is None:
+            self._send(task_finished, task_result)
+            return
+        try:
+            # Django's receiver logs sys.exc_info().
+            raise exception
+        except BaseException:  # noqa: BLE001 - it was raised two lines above
+            self._send(task_finished, task_result)
+
+
+_pools: dict[tuple[type, str, Options], Pool[Any]] = {}
+# Guards `_pools`, so that the first tasks of several threads find one pool.
+_pools_lock = threading.Lock()
+
+
+def pool_for(pool_class: type[Pool[Any]], sender: type, alias: str, options: Options) -> Pool[Any]:
+    """Return the pool of a backend alias in this process, made at the first call."""
+    key = (sender, alias, options)
+    pool = _pools.get(key)
+    if pool is None:
+        with _pools_lock:
+            pool = _pools.get(key)
+            if pool is None:
+                pool = _pools[key] = pool_class(sender, alias, options)
+    return pool
+
+
+@receiver(setting_changed, dispatch_uid="django_tasks_local.setting_changed")
+def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
+    """Discard the pools when a test changes TASKS, as Django does with its backends."""
+    if setting == "TASKS":
+        with _pools_lock:
+            pools = list(_pools.values())
+            _pools.clear()
+        for pool in pools:
+            pool.discard()
+            shutdown.unregister(pool)
+
+
+def _start_anew() -> None:
+    """In a child of fork(): the threads, the queue and the tasks are the parent's."""
+    global _pools_lock
+    _pools_lock = threading.Lock()
+    _pools.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)

@@ -1,0 +1,164 @@
+"""
+The one road out of the process: from atexit, and from SIGTERM and SIGINT.
+
+atexit is not enough. A server such as uvicorn waits for its open streams, which wait for their
+tasks; and it ends by raising the signal once more, when atexit does not run. So a handler in
+front of the server's own drains the pools and ends the streams, and then lets the server go on.
+
+What is not covered: SIGKILL, a crash of the interpreter, power.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .hub import hub
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    type Handler = Callable[[int, FrameType | None], Any] | int | None
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Closable(Protocol):
+    """What the drain needs of a pool."""
+
+    alias: str
+    options: Any
+
+    def refuse(self) -> None:
+        """Refuse new tasks and fail the waiting ones."""
+
+    def drain(self, timeout: float) -> None:
+        """Let running tasks finish for `timeout` seconds."""
+
+
+class _Exit:
+    """What is open in this process, and how far its end has come."""
+
+    def __init__(self) -> None:
+        self.pools: set[Any] = set()
+        self.previous: dict[int, Handler] = {}
+        self.at_exit = False
+        self.draining = False
+        self.drained = threading.Event()
+        self.lock = threading.Lock()  # Guards `draining`: one drain a process.
+
+
+_exit = _Exit()
+
+
+def register(pool: Closable) -> None:
+    """Have this pool closed when the process ends. Cheap when it is known already."""
+    if pool not in _exit.pools:
+        _exit.pools.add(pool)
+        if not _exit.at_exit:
+            _exit.at_exit = True
+            atexit.register(drain)
+
+
+def unregister(pool: Closable) -> None:
+    """Forget a pool that was closed."""
+    _exit.pools.discard(pool)
+
+
+def install_signal_handlers() -> None:
+    """
+    Put our handler in front of the present ones; nothing happens outside of the main thread.
+
+    May be called again: a server may have installed its own in the meantime.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in SIGNALS:
+        present = signal.getsignal(number)
+        # None: installed by something that is not Python, which we could not call.
+        if present not in {None, signal.SIG_IGN, _handle}:
+            _exit.previous[number] = present
+            signal.signal(number, _handle)
+
+
+def drain() -> None:
+    """
+    Fail the waiting tasks, end the streams, and let the running tasks finish in their time.
+
+    Called from atexit, or in a thread of its own after a signal; whoever comes second waits.
+    """
+    with _exit.lock:
+        first, _exit.draining = not _exit.draining, True
+    if not first:
+        _exit.drained.wait()
+        return
+    pools = list(_exit.pools)
+    try:
+        for pool in pools:
+            pool.refuse()
+        hub.end()
+        drains = [
+            threading.Thread(
+                target=pool.drain,
+                args=(pool.options.shutdown_timeout,),
+                name=f"django-tasks-drain-{pool.alias}",
+                daemon=True,
+            )
+            for pool in pools[1:]
+        ]
+        for thread in drains:
+            thread.start()
+        for pool in pools[:1]:
+            pool.drain(pool.options.shutdown_timeout)
+        for thread in drains:
+            thread.join()
+    except Exception:
+        logger.exception("The task backends could not be closed in good order.")
+    finally:
+        _exit.drained.set()
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    """Handle a signal. Runs in the main thread, between any two instructions of it."""
+    if _exit.draining:
+        # The drain is over, or somebody is impatient and has sent the signal again.
+        _chain(number, frame)
+    else:
+        # In a thread, because the main thread may hold any lock just now, and must go on to
+        # serve the streams that are about to end.
+        threading.Thread(
+            target=_drain_and_raise, args=(number,), name="django-tasks-drain", daemon=True
+        ).start()
+
+
+def _drain_and_raise(number: int) -> None:
+    drain()
+    os.kill(os.getpid(), number)
+
+
+def _chain(number: int, frame: FrameType | None) -> None:
+    previous = _exit.previous[number]
+    if callable(previous):
+        previous(number, frame)
+    else:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def _start_anew() -> None:
+    """In a child of fork(): nothing is open, but the parent's handlers are still installed."""
+    global _exit
+    previous, at_exit = _exit.previous, _exit.at_exit
+    _exit = _Exit()
+    _exit.previous, _exit.at_exit = previous, at_exit
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
