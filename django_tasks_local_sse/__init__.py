@@ -1,0 +1,1 @@
+"""Live progress of Django tasks in the browser, over server-sent events."""

@@ -1,0 +1,162 @@
+"""
+Signed links: who may see which task, and who may cancel it.
+
+A token is `<result id>.<backend alias>.<time>.<signature>`, its first two parts percent-encoded.
+It is bound to the user it was made for; made for an anonymous user it is a bearer link, good for
+whoever has it. A token to watch a task does not allow to cancel it: they are signed with
+different salts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote, urlencode
+
+from asgiref.sync import sync_to_async
+from django.core.signing import BadSignature, TimestampSigner
+from django.tasks import TaskResult
+from django.urls import reverse
+
+from .channels import allowed_by_channel_manager
+from .conf import sse_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from django.http import HttpRequest
+
+    type AnyResult = TaskResult[Any, Any]
+
+WATCH = "django_tasks_local_sse.watch"
+CANCEL = "django_tasks_local_sse.cancel"
+
+MAX_TOKEN_LENGTH = 1000  # characters; more is nobody's id and alias
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRef:
+    """A task that a request names: its id, and its backend's alias if the link is good."""
+
+    id: str
+    alias: str | None
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the request may have what it asks for."""
+        return self.alias is not None
+
+
+def events_url(request: HttpRequest, *results: AnyResult) -> str:
+    """
+    Return the URL of one event stream for these tasks, for the user of this request.
+
+    Raises TypeError for what is not a TaskResult, and ValueError when there is none.
+    """
+    return _events_url(_user(request), results)
+
+
+async def aevents_url(request: HttpRequest, *results: AnyResult) -> str:
+    """See events_url()."""
+    return _events_url(await _auser(request), results)
+
+
+def cancel_token(request: HttpRequest, result: AnyResult) -> str:
+    """Return the token that lets the user of this request cancel a task, by POST to `cancel/`."""
+    return _make_token(CANCEL, _user(request), result)
+
+
+async def acancel_token(request: HttpRequest, result: AnyResult) -> str:
+    """See cancel_token()."""
+    return _make_token(CANCEL, await _auser(request), result)
+
+
+async def watched_tasks(request: HttpRequest) -> list[TaskRef]:
+    """
+    Return the tasks that a request names, each of them once.
+
+    They are not allowed if the token is forged, too old or somebody else's, or if the
+    application's channel manager says no.
+    """
+    user = await _auser(request)
+    refs: dict[str, TaskRef] = {}
+    for token in dict.fromkeys(request.GET.getlist("task")):
+        ref = _read_token(WATCH, user, token)
+        if ref.allowed or ref.id not in refs:
+            refs[ref.id] = ref
+    good = [ref.id for ref in refs.values() if ref.allowed]
+    allowed = await sync_to_async(allowed_by_channel_manager)(user, good) if good else set()
+    return [ref if ref.id in allowed else TaskRef(ref.id, None) for ref in refs.values()]
+
+
+def cancelled_task(request: HttpRequest) -> TaskRef:
+    """Return the task that a POST request wants to cancel. Not for the event loop's thread."""
+    user = _user(request)
+    ref = _read_token(CANCEL, user, request.POST.get("task", ""))
+    if ref.allowed and ref.id in allowed_by_channel_manager(user, [ref.id]):
+        return ref
+    return TaskRef(ref.id, None)
+
+
+def claimed_ids(request: HttpRequest) -> list[str]:
+    """Return the ids that a request names, whether or not it may."""
+    return sorted({_claimed_id(token) for token in request.GET.getlist("task")})
+
+
+def _events_url(user: Any, results: Iterable[AnyResult]) -> str:
+    tokens = [_make_token(WATCH, user, result) for result in results]
+    if not tokens:
+        raise ValueError("events_url() needs at least one TaskResult.")
+    query = urlencode([("task", token) for token in tokens])
+    return f"{reverse('django_tasks_local_sse:events')}?{query}"
+
+
+def _user(request: HttpRequest) -> Any:
+    """Return the logged-in user, or None, as django-eventstream has it."""
+    user = getattr(request, "user", None)
+    return user if user is not None and user.is_authenticated else None
+
+
+async def _auser(request: HttpRequest) -> Any:
+    """See _user(). Without Django's AuthenticationMiddleware everybody is anonymous."""
+    if not hasattr(request, "auser"):
+        return None
+    user = await request.auser()
+    return user if user.is_authenticated else None
+
+
+def _signer(salt: str, user: Any) -> TimestampSigner:
+    bound_salt = salt if user is None else f"{salt}:{user.pk}"
+    return TimestampSigner(sep=".", salt=bound_salt)
+
+
+def _make_token(salt: str, user: Any, result: AnyResult) -> str:
+    if not isinstance(result, TaskResult):
+        raise TypeError(
+            f"A link to a task needs the TaskResult that enqueue() or get_result() returned, "
+            f"not {result!r:.200}."
+        )
+    return _signer(salt, user).sign(f"{_quote(result.id)}.{_quote(result.backend)}")
+
+
+def _read_token(salt: str, user: Any, token: str) -> TaskRef:
+    if len(token) <= MAX_TOKEN_LENGTH:
+        max_age = timedelta(seconds=sse_settings().token_max_age)
+        # A logged-in user may also hold a bearer link, from before the login.
+        for bound_to in (user, None) if user is not None else (None,):
+            try:
+                value = _signer(salt, bound_to).unsign(token, max_age=max_age)
+            except BadSignature:
+                continue
+            result_id, _, alias = value.partition(".")
+            return TaskRef(unquote(result_id), unquote(alias))
+    return TaskRef(_claimed_id(token), None)
+
+
+def _claimed_id(token: str) -> str:
+    return unquote(token[:MAX_TOKEN_LENGTH].partition(".")[0])
+
+
+def _quote(part: str) -> str:
+    return quote(part, safe="").replace(".", "%2E")

@@ -1,0 +1,33 @@
+"""What django-eventstream contributes: the application's rules for channels, CORS, headers."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from django_eventstream.utils import add_default_headers, get_channelmanager
+
+
+def channel(result_id: str) -> str:
+    """Return the name of a task's channel."""
+    return f"task-{result_id}"
+
+
+def allowed_by_channel_manager(user: Any, result_ids: Iterable[str]) -> set[str]:
+    """
+    Ask the application's channel manager which of these tasks `user` may see.
+
+    `user` is None for an anonymous one, as django-eventstream has it. May use the ORM, so it is not
+    for the event loop's thread. Source: django-eventstream's README, "Authorization".
+    """
+    manager = get_channelmanager()
+    return {
+        result_id for result_id in result_ids if manager.can_read_channel(user, channel(result_id))
+    }
+
+
+def set_headers(response: HttpResponseBase, request: HttpRequest) -> None:
+    """Set django-eventstream's headers: CORS as its settings say, and nothing buffered."""
+    add_default_headers(response, request=request)
+    # no-transform: a proxy that compresses a stream collects it first (RFC 9111, section 5.2.2.6).
+    response["Cache-Control"] = "no-cache, no-transform"

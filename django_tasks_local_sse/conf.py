@@ -1,0 +1,85 @@
+"""The setting TASKS_SSE -> a frozen dataclass."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in {int, float} and math.isfinite(value) and value >= 0
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _key(default: Any, check: Callable[[Any], bool], wanted: str) -> Any:
+    return field(default=default, metadata={"check": check, "wanted": wanted})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SSESettings:
+    """What TASKS_SSE may say."""
+
+    # How long a link to a task is good for, in seconds.
+    token_max_age: float = _key(86_400, _is_positive, "a number of seconds above 0")
+    # Whether return values may leave the server.
+    expose_results: bool = _key(False, _is_bool, "True or False")
+    # Whether the type and the text of an error may; the default is DEBUG.
+    expose_errors: bool = _key(False, _is_bool, "True or False")
+    # A comment is sent after so many seconds of silence, for proxies that close idle connections.
+    keepalive: float = _key(15, _is_positive, "a number of seconds above 0")
+    # How long a browser waits before it connects again, in milliseconds.
+    retry: int = _key(1000, lambda value: type(value) is int and value > 0, "an integer above 0")
+    # How long a stream may occupy a worker under WSGI, in seconds.
+    wsgi_hold: float = _key(0, _is_number, "a number of seconds, 0 or more")
+
+
+_FIELDS = {option.name.upper(): option for option in fields(SSESettings)}
+
+
+def sse_settings() -> SSESettings:
+    """Return the present settings; a key that check_settings() complains of counts as not set."""
+    given = getattr(settings, "TASKS_SSE", None)
+    values: dict[str, Any] = {"expose_errors": bool(settings.DEBUG)}
+    if isinstance(given, dict):
+        for key, value in given.items():
+            option = _FIELDS.get(key)
+            if option is not None and option.metadata["check"](value):
+                values[option.name] = value
+    return SSESettings(**values)
+
+
+def check_settings(**kwargs: Any) -> list[CheckMessage]:
+    """Complain of what TASKS_SSE says and cannot mean. A system check."""
+    given = getattr(settings, "TASKS_SSE", {})
+    if not isinstance(given, dict):
+        return [
+            Error(f"TASKS_SSE must be a dict, not {given!r}.", id="django_tasks_local_sse.E001")
+        ]
+    problems: list[CheckMessage] = []
+    for key, value in given.items():
+        if key not in _FIELDS:
+            problems.append(
+                Error(
+                    f"TASKS_SSE has the unknown key {key!r}.",
+                    hint=f"Valid keys: {', '.join(sorted(_FIELDS))}.",
+                    id="django_tasks_local_sse.E001",
+                )
+            )
+        elif not _FIELDS[key].metadata["check"](value):
+            problems.append(
+                Error(
+                    f"TASKS_SSE[{key!r}] must be {_FIELDS[key].metadata['wanted']}, not {value!r}.",
+                    id="django_tasks_local_sse.E002",
+                )
+            )
+    return problems

@@ -1,0 +1,139 @@
+"""TaskEvent -> JSON payload -> the bytes of a server-sent event. No I/O, no state."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from django.utils import timezone
+from django_eventstream.utils import sse_encode_event
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import datetime
+
+    from django_tasks_local.events import Progress, TaskEvent, TaskFailure
+
+type Payload = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+UNKNOWN = "unknown"
+KEEPALIVE = b":\n\n"  # A comment line: WHATWG HTML, section 9.2.7, "Authoring notes".
+
+
+def payload(event: TaskEvent, *, expose_results: bool, expose_errors: bool) -> Payload:
+    """Return what a client may know of an event."""
+    return {
+        "id": event.id,
+        "sequence": event.sequence,
+        "kind": event.kind,
+        "status": event.status,
+        "name": event.name,
+        "position": event.position,
+        "progress": event.progress and _progress(event.progress),
+        "enqueued_at": _time(event.enqueued_at),
+        "started_at": _time(event.started_at),
+        "finished_at": _time(event.finished_at),
+        "error": event.error and _error(event.error, expose_errors),
+        "result": _json_value(event.id, event.return_value) if expose_results else None,
+    }
+
+
+def unknown_payload(result_id: str) -> Payload:
+    """Return the payload for a task that is not here or not for this client, which look alike."""
+    return {
+        "id": result_id,
+        "sequence": 0,
+        "kind": UNKNOWN,
+        "status": None,
+        "name": None,
+        "position": None,
+        "progress": None,
+        "enqueued_at": None,
+        "started_at": None,
+        "finished_at": None,
+        "error": None,
+        "result": None,
+    }
+
+
+# Events are compared by identity, so this remembers what was encoded for the stream before: an
+# event is encoded once, not once per listener.
+@lru_cache(maxsize=64)
+def encode(event: TaskEvent, *, expose_results: bool, expose_errors: bool) -> bytes:
+    """Return a server-sent event without an id, which depends on the stream."""
+    content = payload(event, expose_results=expose_results, expose_errors=expose_errors)
+    return _encode(event.kind, content)
+
+
+def encode_unknown(result_id: str) -> bytes:
+    """See encode()."""
+    return _encode(UNKNOWN, unknown_payload(result_id))
+
+
+def with_id(event_id: str, message: bytes) -> bytes:
+    """Return an encoded event with its id."""
+    return b"id: " + event_id.encode("ascii") + b"\n" + message
+
+
+def state_digest(sequences: Mapping[str, int]) -> str:
+    """Return what stands for the present state of a set of tasks."""
+    return _digest(f"{result_id}:{sequence}" for result_id, sequence in sequences.items())
+
+
+def end_id(result_ids: Iterable[str]) -> str:
+    """Return the id of the last event of a stream of these tasks."""
+    return f"end-{_digest(result_ids)}"
+
+
+def _digest(parts: Iterable[str]) -> str:
+    text = "\n".join(sorted(parts))
+    return hashlib.blake2s(text.encode("utf-8", "replace"), digest_size=12).hexdigest()
+
+
+def _encode(kind: str, content: Payload) -> bytes:
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    # "replace": a lone surrogate in a message is no UTF-8, and must not end the stream.
+    encoded: bytes = sse_encode_event(kind, text).encode("utf-8", "replace")
+    return encoded
+
+
+def _progress(progress: Progress) -> Payload:
+    return {
+        "current": progress.current,
+        "total": progress.total,
+        "percent": progress.percent,
+        "message": progress.message,
+        "data": progress.data,
+        "rate": progress.rate,
+        "eta": progress.eta,
+    }
+
+
+def _error(error: TaskFailure, expose: bool) -> Payload:
+    return {
+        "reason": error.reason,
+        "type": error.type if expose else None,
+        "message": error.message if expose else None,
+    }
+
+
+def _time(moment: datetime | None) -> str | None:
+    if moment is None:
+        return None
+    if timezone.is_naive(moment):  # USE_TZ is off; a browser would take it for its own time.
+        moment = timezone.make_aware(moment)
+    return moment.isoformat()
+
+
+def _json_value(result_id: str, value: Any) -> Any:
+    """Return a value with null for NaN and infinity, which Django lets pass and JSON does not."""
+    try:
+        return json.loads(json.dumps(value), parse_constant=lambda constant: None)
+    except (TypeError, ValueError) as error:
+        logger.warning("Task id=%s: its return value is not shown: %s", result_id, error)
+        return None

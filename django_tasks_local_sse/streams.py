@@ -1,0 +1,190 @@
+"""
+What one connection is told, and the two loops that tell it: async under ASGI, sync under WSGI.
+
+Every connection begins with the state of every task, so nothing depends on history.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from asgiref.sync import SyncToAsync, sync_to_async
+from django.db import connections
+from django.tasks import task_backends
+from django.tasks.exceptions import InvalidTaskBackend, TaskResultDoesNotExist
+
+from django_tasks_local.backends import LocalBackend
+from django_tasks_local.hub import hub
+from django_tasks_local.lifecycle import event_from_result
+
+from . import encoding
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Iterator
+
+    from django_tasks_local.events import TaskEvent
+
+    from .access import TaskRef
+    from .conf import SSESettings
+
+
+async def find_events(refs: Iterable[TaskRef]) -> dict[str, TaskEvent]:
+    """Return the present state of those of the tasks that may be seen and are known."""
+    found = {}
+    for ref in refs:
+        if ref.alias is not None:
+            event = await _find_event(ref.id, ref.alias)
+            if event is not None:
+                found[ref.id] = event
+    return found
+
+
+async def _find_event(result_id: str, alias: str) -> TaskEvent | None:
+    event = hub.snapshot(result_id)
+    if event is not None and event.is_last:
+        return event
+    try:
+        backend = task_backends[alias]
+        if isinstance(backend, LocalBackend) or not backend.supports_get_result:
+            return event
+        # The task may run in another process, and this one has heard nothing since `enqueued`.
+        stored = event_from_result(await backend.aget_result(result_id))
+    except (InvalidTaskBackend, TaskResultDoesNotExist):
+        return event
+    return stored if event is None or stored.sequence > event.sequence else event
+
+
+class Conversation:
+    """
+    What one client has been told so far.
+
+    `found` are the states that the view has found; a task that was not found is unknown.
+    """
+
+    def __init__(
+        self,
+        refs: Iterable[TaskRef],
+        found: dict[str, TaskEvent],
+        last_event_id: str,
+        settings: SSESettings,
+    ) -> None:
+        self.settings = settings
+        self.found = found
+        self._refs = {ref.id: ref for ref in refs}
+        self._open = set(self._refs)  # neither finished nor unknown
+        self._last_event_id = last_event_id
+        self._sequences = dict.fromkeys(self._refs, 0)
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing more to tell."""
+        return not self._open
+
+    @property
+    def open_refs(self) -> list[TaskRef]:
+        """The tasks of which there is more to tell."""
+        return [self._refs[result_id] for result_id in self._open]
+
+    def opening(self, events: Iterable[TaskEvent] = ()) -> bytes:
+        """Return the state of every task. `events` come from the hub, after `found`."""
+        states = self.found | {event.id: event for event in events}
+        message = f"retry: {self.settings.retry}\n\n".encode()
+        told = self._tell(states.values(), [id for id in self._refs if id not in states])
+        if self._open and self._last_event_id == encoding.state_digest(self._sequences):
+            return message  # The client has all of this.
+        return message + told
+
+    def news(self, events: Iterable[TaskEvent], unknown: Iterable[str] = ()) -> bytes:
+        """Return what has changed, or a comment that keeps the connection alive."""
+        later = [event for event in events if event.sequence > self._sequences[event.id]]
+        return self._tell(later, unknown) or encoding.KEEPALIVE
+
+    def _tell(self, events: Iterable[TaskEvent], unknown: Iterable[str]) -> bytes:
+        messages = [encoding.encode_unknown(result_id) for result_id in unknown]
+        self._open.difference_update(unknown)
+        for event in events:
+            messages.append(
+                encoding.encode(
+                    event,
+                    expose_results=self.settings.expose_results,
+                    expose_errors=self.settings.expose_errors,
+                )
+            )
+            self._sequences[event.id] = event.sequence
+            if event.is_last:
+                self._open.discard(event.id)
+        if messages:
+            # Only the last one carries the id, so that a client which lost the connection in
+            # between is told all of it again.
+            messages[-1] = encoding.with_id(self._event_id(), messages[-1])
+        return b"".join(messages)
+
+    def _event_id(self) -> str:
+        if self.ended:
+            return encoding.end_id(self._refs)
+        return encoding.state_digest(self._sequences)
+
+
+async def stream_async(conversation: Conversation) -> AsyncIterator[bytes]:
+    """Tell a client the states, and what changes, until all is finished. Holds no thread."""
+    await release_request_thread()
+    if not conversation.found:  # Without ids, subscribe() would mean every task.
+        yield conversation.opening()
+        return
+    async with hub.subscribe(*conversation.found) as subscription:
+        yield conversation.opening(await subscription.atake(timeout=0))
+        while not conversation.ended:
+            events = await subscription.atake(timeout=conversation.settings.keepalive)
+            if events:
+                yield conversation.news(events)
+            elif subscription.ended:
+                return  # This process is about to exit; the client will connect to the next.
+            else:
+                yield await _silence(conversation)
+
+
+async def _silence(conversation: Conversation) -> bytes:
+    """Look whether the silence is one of tasks that run elsewhere, or are gone."""
+    found = await find_events(conversation.open_refs)
+    await release_request_thread()
+    gone = [ref.id for ref in conversation.open_refs if ref.id not in found]
+    return conversation.news(found.values(), gone)
+
+
+def stream_sync(conversation: Conversation, hold: float) -> Iterator[bytes]:
+    """
+    Tell a client the states, and what changes in the next `hold` seconds.
+
+    Under WSGI a stream occupies a worker, so it ends early, and EventSource connects again: that is
+    polling, with the same client and the same URL.
+    """
+    if not conversation.found:
+        yield conversation.opening()
+        return
+    deadline = time.monotonic() + hold
+    with hub.subscribe(*conversation.found) as subscription:
+        yield conversation.opening(subscription.take(timeout=0))
+        while not conversation.ended and (left := deadline - time.monotonic()) > 0:
+            events = subscription.take(timeout=min(left, conversation.settings.keepalive))
+            if not events and subscription.ended:
+                return
+            yield conversation.news(events)
+
+
+async def release_request_thread() -> None:
+    """
+    Give back the thread that Django holds for this request, and its database connections.
+
+    Django's ASGI handler gives each request an executor with one thread and keeps it until the
+    response ends, which for a stream is long. Whatever needs a thread later gets a new one by
+    itself. Outside of such a request, as under Django's AsyncClient, nothing is done: connections
+    there belong to somebody else.
+    """
+    context = SyncToAsync.thread_sensitive_context.get(None)
+    if context is None or context not in SyncToAsync.context_to_thread_executor:
+        return
+    await sync_to_async(connections.close_all)()
+    executor = SyncToAsync.context_to_thread_executor.pop(context, None)
+    if executor is not None:
+        executor.shutdown(wait=False)

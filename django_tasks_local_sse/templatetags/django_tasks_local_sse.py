@@ -1,0 +1,39 @@
+"""`{% task_progress result %}` and `{% task_progress_media %}`, thin over `rendering`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django import template
+from django.templatetags.static import static
+from django.utils.html import format_html
+
+from django_tasks_local_sse.rendering import widget_context
+
+if TYPE_CHECKING:
+    from django.utils.safestring import SafeString
+
+register = template.Library()
+
+
+@register.inclusion_tag("django_tasks_local_sse/task_progress.html", takes_context=True)
+def task_progress(
+    context: template.Context, result: Any, *, href: str | None = None, label: str | None = None
+) -> dict[str, Any]:
+    """
+    Show the live progress of a task.
+
+    `result` is the TaskResult; `href` is where the browser goes when the task succeeds; `label`
+    stands before the bar instead of the task's name. Needs `request` in the context.
+    """
+    return widget_context(context.get("request"), result, href=href, label=label)
+
+
+@register.simple_tag
+def task_progress_media() -> SafeString:
+    """Link the widget's style sheet and its module; once a page, in its head."""
+    return format_html(
+        '<link rel="stylesheet" href="{}">\n<script type="module" src="{}"></script>',
+        static("django_tasks_local_sse/task-progress.css"),
+        static("django_tasks_local_sse/task-progress.js"),
+    )

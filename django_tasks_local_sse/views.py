@@ -1,0 +1,119 @@
+"""The three views. Thin: who may is in `access`, what is told in `streams`."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from django.core.handlers.asgi import ASGIRequest
+from django.http import (
+    HttpRequest,
+    HttpResponse,
+    HttpResponseForbidden,
+    JsonResponse,
+    StreamingHttpResponse,
+)
+from django.http.response import HttpResponseBase
+from django.tasks.exceptions import TaskResultDoesNotExist
+from django.views.decorators.csrf import csrf_protect
+from django.views.decorators.http import require_POST, require_safe
+
+from django_tasks_local import cancel as cancel_task
+from django_tasks_local import shutdown
+
+from . import access, encoding
+from .channels import set_headers
+from .conf import SSESettings, sse_settings
+from .streams import Conversation, find_events, stream_async, stream_sync
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+FORBIDDEN = (
+    "No task that you may see: the link is missing, was changed, is too old, or was made for "
+    "somebody else. Reload the page that it comes from."
+)
+
+
+@require_safe
+async def events(request: HttpRequest) -> HttpResponseBase:
+    """
+    Stream the events of the tasks that the tokens `task=...` name, until all are finished.
+
+    Source: WHATWG HTML, section 9.2, "Server-sent events".
+    """
+    last_event_id = request.headers.get("Last-Event-ID", "")
+    if last_event_id == encoding.end_id(access.claimed_ids(request)):
+        # The client has seen the end. 204 is how EventSource is told not to connect again.
+        return _finish(HttpResponse(status=204), request)
+    refs = await access.watched_tasks(request)
+    if not any(ref.allowed for ref in refs):
+        return _finish(HttpResponseForbidden(FORBIDDEN, content_type="text/plain"), request)
+    shutdown.install_signal_handlers()
+    settings = sse_settings()
+    conversation = Conversation(refs, await find_events(refs), last_event_id, settings)
+    content: AsyncIterator[bytes] | Iterator[bytes] = iter(())
+    if request.method == "GET":
+        if isinstance(request, ASGIRequest):
+            content = stream_async(conversation)
+        else:
+            content = stream_sync(conversation, _hold(request, settings))
+    # A middleware that compresses would collect events before it lets any of them go. It asks the
+    # request whether it may.
+    request.META.pop("HTTP_ACCEPT_ENCODING", None)
+    return _finish(StreamingHttpResponse(content, content_type="text/event-stream"), request)
+
+
+@require_safe
+async def status(request: HttpRequest) -> HttpResponseBase:
+    """Return the payloads of the tasks that the tokens `task=...` name, as a JSON array."""
+    refs = await access.watched_tasks(request)
+    if not any(ref.allowed for ref in refs):
+        return _finish(HttpResponseForbidden(FORBIDDEN, content_type="text/plain"), request)
+    settings = sse_settings()
+    found = await find_events(refs)
+    payloads = [
+        encoding.payload(
+            found[ref.id],
+            expose_results=settings.expose_results,
+            expose_errors=settings.expose_errors,
+        )
+        if ref.id in found
+        else encoding.unknown_payload(ref.id)
+        for ref in refs
+    ]
+    return _finish(JsonResponse(payloads, safe=False), request)
+
+
+@require_POST
+@csrf_protect
+def cancel(request: HttpRequest) -> HttpResponse:
+    """
+    Cancel the task that the token `task` names; it must have been made by cancel_token().
+
+    Answers {"cancelled": true}, or false when the task has finished already; 403 for a token that
+    is no good, 404 for an unknown task, 501 for a backend that cannot cancel.
+    """
+    ref = access.cancelled_task(request)
+    if ref.alias is None:
+        return HttpResponseForbidden(FORBIDDEN, content_type="text/plain")
+    try:
+        cancelled = cancel_task(ref.id, backend=ref.alias)
+    except TaskResultDoesNotExist as error:
+        return HttpResponse(str(error), status=404, content_type="text/plain")
+    except NotImplementedError as error:
+        return HttpResponse(str(error), status=501, content_type="text/plain")
+    return JsonResponse({"cancelled": cancelled})
+
+
+def _finish(response: HttpResponseBase, request: HttpRequest) -> HttpResponseBase:
+    set_headers(response, request)
+    return response
+
+
+def _hold(request: HttpRequest, settings: SSESettings) -> float:
+    # Django's threaded development server has a thread for every connection.
+    is_development_server = request.META.get("SERVER_SOFTWARE", "").startswith("WSGIServer/")
+    if is_development_server and request.META.get("wsgi.multithread"):
+        return math.inf
+    return settings.wsgi_hold
