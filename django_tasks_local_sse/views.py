@@ -13,7 +13,6 @@ from django.http import (
     JsonResponse,
     StreamingHttpResponse,
 )
-from django.http.response import HttpResponseBase
 from django.tasks.exceptions import TaskResultDoesNotExist
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.http import require_POST, require_safe
@@ -28,6 +27,8 @@ from .streams import Conversation, find_events, stream_async, stream_sync
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    from django.http.response import HttpResponseBase
 
 FORBIDDEN = (
     "No task that you may see: the link is missing, was changed, is too old, or was made for "
