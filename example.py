@@ -197,8 +197,9 @@ h1 { margin: 0; font-size: 1.75rem; letter-spacing: -.02em; }
 .lead { margin: .25rem 0 2rem; color: var(--soft); }
 .actions { display: grid; gap: .75rem;
   grid-template-columns: repeat(auto-fit, minmax(7.8rem, 1fr)); }
-.actions button { display: flex; flex-direction: column; padding: .7rem .85rem; text-align: start; font: inherit; color: inherit;
-  cursor: pointer; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
+.actions button { display: flex; flex-direction: column; padding: .7rem .85rem;
+  text-align: start; font: inherit; color: inherit; cursor: pointer;
+  background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
 .actions button:hover { border-color: var(--accent); }
 .actions button:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 .actions small { line-height: 1.35; color: var(--soft); }

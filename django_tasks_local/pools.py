@@ -20,7 +20,7 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from django.core.signals import setting_changed
 from django.dispatch import receiver
@@ -45,16 +45,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+class ProgressSource(Protocol):
+    """Where the samples of a job's progress come from; a Reporter is one."""
+
+    def close(self) -> tuple[int, Progress | None]:
+        """Publish nothing any more; return the last sample's number and the final state."""
+
+
 class Job:
     """One unfinished task of a pool: an entry of its queue, or what a worker does now."""
 
-    __slots__ = ("path", "publication", "result_id", "running")
+    __slots__ = ("path", "publication", "reporter", "result_id", "running")
 
     def __init__(self, task_result: AnyResult) -> None:
         self.result_id = task_result.id
         self.path = task_result.task.module_path
         self.publication = Publication(task_result)
-        # What the pool needs to stop it; set before it begins.
+        # Set before it begins: what closes its progress, and what the pool needs to stop it.
+        self.reporter: ProgressSource | None = None
         self.running: Any = None
 
 
@@ -116,7 +124,8 @@ class Pool[OptionsT: Options](ABC):
         shutdown.register(self)
         job.publication.enqueued(hold=True)
         try:
-            self._send(task_enqueued, task_result)
+            # A receiver that raises is logged by send_robust(), and harms nobody.
+            task_enqueued.send_robust(sender=self.sender, task_result=task_result)
         finally:
             # Whatever a receiver did, the task is in the store and must run.
             self._submit(job)
@@ -134,14 +143,8 @@ class Pool[OptionsT: Options](ABC):
             self._send(task_started, task_result)
         return task_result
 
-    def finish(
-        self, job: Job, outcome: Outcome, number: int = 0, progress: Progress | None = None
-    ) -> bool:
-        """
-        Record how a job ended, after sample `number` of its progress, which was the last.
-
-        The first outcome counts; False means that there was one already.
-        """
+    def finish(self, job: Job, outcome: Outcome) -> bool:
+        """Record how a job ended. The first outcome counts; False: there was one already."""
         task_result = self.results.finish(job.result_id, outcome.return_value, outcome.error)
         if task_result is None:
             logger.info(
@@ -150,7 +153,7 @@ class Pool[OptionsT: Options](ABC):
                 job.path,
             )
             return False
-        self._finished(job, task_result, outcome, number, progress)
+        self._finished(job, task_result, outcome)
         return True
 
     def cancel(self, result_id: str) -> bool:
@@ -184,8 +187,8 @@ class Pool[OptionsT: Options](ABC):
         with self._lock:
             self.closed = True
         jobs = list(self._jobs.values())
-        error = TaskLost("The process ended before the task started.")
-        self._log_lost([job for job in jobs if self._fail_waiting(job, error)])
+        message = "The process ended before the task started."
+        self._log_lost([job for job in jobs if self._fail_waiting(job, TaskLost(message))])
 
     def drain(self, timeout: float) -> None:
         """Let running tasks finish, and fail what still runs then: the second half of close()."""
@@ -194,8 +197,10 @@ class Pool[OptionsT: Options](ABC):
             while self._jobs and (left := deadline - time.monotonic()) > 0:
                 self._job_ended.wait(left)
         jobs = list(self._jobs.values())
-        error = TaskLost("The process ended before the task finished.")
-        self._log_lost([job for job in jobs if self.finish(job, Outcome.failure(error))])
+        message = "The process ended before the task finished."
+        self._log_lost(
+            [job for job in jobs if self.finish(job, Outcome.failure(TaskLost(message)))]
+        )
         self._close_workers()
 
     def discard(self) -> None:
@@ -213,14 +218,8 @@ class Pool[OptionsT: Options](ABC):
         self._finished(job, task_result, outcome)
         return True
 
-    def _finished(
-        self,
-        job: Job,
-        task_result: AnyResult,
-        outcome: Outcome,
-        number: int = 0,
-        progress: Progress | None = None,
-    ) -> None:
+    def _finished(self, job: Job, task_result: AnyResult, outcome: Outcome) -> None:
+        number, progress = (0, None) if job.reporter is None else job.reporter.close()
         job.publication.finished(task_result, number, progress, outcome.message)
         self._send_finished(task_result, outcome)
         for result_id in self.results.settle(job.result_id):
@@ -239,8 +238,11 @@ class Pool[OptionsT: Options](ABC):
             )
 
     def _send(self, signal: Signal, task_result: AnyResult) -> None:
-        # A receiver that raises is logged by send_robust(), and harms neither task nor worker.
-        signal.send_robust(sender=self.sender, task_result=task_result)
+        try:
+            signal.send_robust(sender=self.sender, task_result=task_result)
+        except BaseException:
+            # send_robust() logs every Exception; a SystemExit must not end a worker either.
+            logger.exception("A receiver failed for task id=%s.", task_result.id)
 
     def _send_finished(self, task_result: AnyResult, outcome: Outcome) -> None:
         exception, outcome.exception = outcome.exception, None

@@ -63,8 +63,8 @@ class ThreadPool(Pool[ThreadOptions]):
                 # A fresh context for every task: nothing leaks from one into the next.
                 Context().run(self._run, job, worker_id)
             except BaseException:
-                # Not from the task, whose errors are in its result: a receiver raised SystemExit,
-                # or there is a mistake of ours. The worker lives on.
+                # Not from the task, whose errors are in its result: a mistake of ours. The worker
+                # lives on.
                 logger.exception("Task id=%s path=%s", job.result_id, job.path)
             del job  # It would live on while this thread waits.
 
@@ -80,10 +80,10 @@ class ThreadPool(Pool[ThreadOptions]):
 
     def _run(self, job: Job, worker_id: str) -> None:
         reporter = Reporter(job.publication.progress, self.options.progress_interval)
+        job.reporter = reporter
         job.running = Cancellation(reporter)
         task_result = self.begin(job, worker_id)
         if task_result is None:
             return  # It was cancelled while it waited.
-        outcome = execute(task_result, reporter, job.running)
-        self.finish(job, outcome, *reporter.close())
+        self.finish(job, execute(task_result, reporter, job.running))
         tidy()  # after the receivers of task_finished

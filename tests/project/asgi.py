@@ -1,0 +1,9 @@
+"""The tests' project for ASGI servers."""
+
+import os
+
+from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.project.settings")
+application = ASGIStaticFilesHandler(get_asgi_application())

@@ -1,0 +1,11 @@
+"""What the tests' project serves."""
+
+from django.urls import include, path
+
+from . import views
+
+urlpatterns = [
+    path("", views.page, name="page"),
+    path("login/<str:username>/", views.login_as, name="login"),
+    path("tasks/", include("django_tasks_local_sse.urls")),
+]
