@@ -21,6 +21,8 @@ type Payload = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
+_LINE_ENDS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
 UNKNOWN = "unknown"
 KEEPALIVE = b":\n\n"  # A comment line: WHATWG HTML, section 9.2.7, "Authoring notes".
 
@@ -97,6 +99,9 @@ def _digest(parts: Iterable[str]) -> str:
 
 def _encode(kind: str, content: Payload) -> bytes:
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    # No line ends for server-sent events, but for str.splitlines() and the clients that use it.
+    for character, escape in _LINE_ENDS.items():
+        text = text.replace(character, escape)
     # "replace": a lone surrogate in a message is no UTF-8, and must not end the stream.
     encoded: bytes = sse_encode_event(kind, text).encode("utf-8", "replace")
     return encoded

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.tasks import TaskResultStatus
-from django.utils.formats import number_format
 
 from django_tasks_local.events import FailureReason
 from django_tasks_local.hub import hub
 from django_tasks_local.lifecycle import event_from_result
 
 from .access import events_url
+from .conf import sse_settings
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
@@ -28,7 +29,17 @@ _STATES = {
     TaskResultStatus.SUCCESSFUL: "done",
     TaskResultStatus.FAILED: "failed",
 }
-_WORDS = {"waiting": "Waiting", "done": "Done", "failed": "Failed", "cancelled": "Cancelled"}
+# The words of task-progress.js, so that the widget takes over without a visible change.
+_WORDS = {
+    "waiting": "Waiting",
+    "running": "Running",
+    "done": "Done",
+    FailureReason.FAILED: "Failed",
+    FailureReason.CANCELLED: "Cancelled",
+    FailureReason.LOST: "Lost",
+    FailureReason.DIED: "Crashed",
+    FailureReason.TIMEOUT: "Timed out",
+}
 
 
 def widget_context(
@@ -46,32 +57,48 @@ def widget_context(
         )
     src = events_url(request, result)
     event = hub.snapshot(result.id) or event_from_result(result)
-    progress = event.progress
     return {
         "src": src,
         "href": href,
         "label": label,
         "name": event.name,
         "state": state(event),
-        "percent": progress and progress.percent,
-        "message": progress.message if progress else "",
+        "percent": event.progress and event.progress.percent,
+        "message": message(event, expose_errors=sse_settings().expose_errors),
         "detail": detail(event),
     }
 
 
 def state(event: TaskEvent) -> str:
     """Return the widget's name for the state of a task."""
-    if event.error is not None and event.error.reason == FailureReason.CANCELLED:
+    if event.error is not None and event.error.reason is FailureReason.CANCELLED:
         return "cancelled"
     return _STATES[event.status]
 
 
+def message(event: TaskEvent, *, expose_errors: bool) -> str:
+    """Return what the task said last, or why it failed, if that may be told."""
+    error = event.error
+    if error is not None and expose_errors and state(event) == "failed":
+        return ": ".join(filter(None, (error.type.rpartition(".")[2], error.message)))
+    return event.progress.message if event.progress else ""
+
+
 def detail(event: TaskEvent) -> str:
     """Return what stands at the end of the bar: a word, a percentage or a count."""
-    word = _WORDS.get(state(event))
     progress = event.progress
-    if word is not None or progress is None or progress.current is None:
-        return word or ""
-    if progress.percent is not None:
-        return f"{int(progress.percent)} %"
-    return number_format(progress.current, use_l10n=True, force_grouping=True)
+    if state(event) == "running" and progress is not None and progress.current is not None:
+        if progress.percent is None:
+            return f"{progress.current:,}"
+        return f"{math.floor(progress.percent)} %{_time_left(progress.eta)}"
+    return _WORDS[event.error.reason if event.error else state(event)]
+
+
+def _time_left(seconds: float | None) -> str:
+    if seconds is None or seconds <= 1:
+        return ""
+    if seconds < 90:
+        return f" · {seconds:.0f} s left"
+    if seconds < 5400:
+        return f" · {seconds / 60:.0f} min left"
+    return f" · {seconds / 3600:.1f} h left"

@@ -1,0 +1,79 @@
+"""A real Chromium for tests, driven through Playwright.
+
+``tests/conftest.py`` imports the fixtures ``browser`` and ``page`` from here.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator
+from weakref import WeakKeyDictionary
+
+import pytest
+from playwright.async_api import Browser, ConsoleMessage, Error, Page, async_playwright
+
+PROGRAMS = ("chromium", "google-chrome", "chromium-browser")
+
+ARGUMENTS = (
+    "--no-sandbox",  # containers run tests as root
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+# A test may stop its server before its page, in whatever order the fixtures go.
+ALWAYS_ALLOWED = re.compile("net::ERR_(CONNECTION|EMPTY|INCOMPLETE|SOCKET)_")
+
+_allowed: WeakKeyDictionary[Page, list[re.Pattern[str]]] = WeakKeyDictionary()
+
+
+def allow_errors(page: Page, pattern: str) -> None:
+    """Expect errors in this page's console, or thrown by its scripts, that match ``pattern``."""
+    _allowed.setdefault(page, []).append(re.compile(pattern))
+
+
+def _chromium() -> str:
+    for program in PROGRAMS:
+        if path := shutil.which(program):
+            return path
+    message = f"browser tests need one of these programs: {', '.join(PROGRAMS)}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+async def browser() -> AsyncIterator[Browser]:
+    executable = _chromium()
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=executable, args=ARGUMENTS, headless=True
+        )
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture
+async def page(browser: Browser) -> AsyncIterator[Page]:
+    """A page with cookies and storage of its own; an unexpected error in it fails the test."""
+    context = await browser.new_context()
+    page = await context.new_page()
+    errors: list[str] = []
+
+    def on_console(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            errors.append(message.text)
+
+    def on_page_error(error: Error) -> None:
+        errors.append(str(error))
+
+    page.on("console", on_console)
+    page.on("pageerror", on_page_error)
+    yield page
+    allowed = [ALWAYS_ALLOWED, *_allowed.pop(page, [])]
+    await context.close()
+    unexpected = [e for e in errors if not any(pattern.search(e) for pattern in allowed)]
+    assert not unexpected, f"errors in the page: {unexpected}"

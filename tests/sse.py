@@ -1,0 +1,65 @@
+"""A client of server-sent events that reads bytes, as the WHATWG HTML standard says to."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from tests.project.tasks import LIMIT
+
+
+@dataclass
+class Message:
+    """One dispatched event, or the comments and fields of a block that dispatches none."""
+
+    event: str = "message"
+    data: list[str] = field(default_factory=list)
+    last_event_id: str = ""
+    retry: int | None = None
+    comments: int = 0
+
+    @property
+    def payload(self) -> Any:
+        return json.loads("\n".join(self.data))
+
+
+def messages(lines: Iterator[str]) -> Iterator[Message]:
+    """Parse a stream: HTML, section 9.2.6, "Interpreting an event stream"."""
+    message, last_event_id = Message(), ""
+    for line in lines:
+        if line == "":
+            message.last_event_id = last_event_id
+            yield message
+            message = Message()
+            continue
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        match name:
+            case "":
+                message.comments += 1
+            case "event":
+                message.event = value
+            case "data":
+                message.data.append(value)
+            case "id":
+                last_event_id = value
+            case "retry":
+                message.retry = int(value)
+
+
+@contextmanager
+def stream(url: str, **kwargs: Any) -> Iterator[Iterator[Message]]:
+    """Open a stream and check that it is one."""
+    with httpx.Client(timeout=LIMIT) as client, client.stream("GET", url, **kwargs) as response:
+        assert response.status_code == 200, response.read()
+        assert response.headers["Content-Type"] == "text/event-stream"
+        yield messages(response.iter_lines())
+
+
+def read_all(url: str, **kwargs: Any) -> list[Message]:
+    """Read a stream to its end and return what has data."""
+    with stream(url, **kwargs) as received:
+        return [message for message in received if message.data]

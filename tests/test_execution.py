@@ -1,0 +1,103 @@
+"""What surrounds a task: its context, its database connections."""
+
+import sqlite3
+
+import pytest
+from django.db import connection, connections
+from django.tasks.signals import task_finished, task_started
+from django.test import override_settings
+
+from django_tasks_local import execution
+from tests.conftest import finished, wait_until
+from tests.project import tasks
+
+ONE_WORKER = {
+    "default": {"BACKEND": "django_tasks_local.ThreadPoolBackend", "OPTIONS": {"MAX_WORKERS": 1}}
+}
+
+
+def test_nothing_leaks_from_one_task_into_the_next(gate: str) -> None:
+    tasks.marker.set("from the request")
+    with override_settings(TASKS=ONE_WORKER, LANGUAGE_CODE="en", TIME_ZONE="UTC"):
+        for _ in range(3):
+            finished(tasks.leave_traces.enqueue(gate))
+    assert tasks.notes[gate] == [(None, "en", "UTC")] * 3
+    assert tasks.marker.get() == "from the request"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_no_connection_stays_open(gate: str) -> None:
+    with override_settings(TASKS=ONE_WORKER):
+        for _ in range(3):
+            assert finished(tasks.query.enqueue(gate)).return_value == 0
+            # It is closed before anybody can see that the task has finished.
+            assert all(is_closed(opened) for opened in tasks.notes[gate])
+    assert len(tasks.notes[gate]) == 3
+
+
+def is_closed(opened: object) -> bool:
+    try:
+        opened.execute("SELECT 1")  # type: ignore[attr-defined]
+    except sqlite3.ProgrammingError as error:
+        return "closed" in str(error)
+    return False
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_connection_of_a_receiver_is_closed(gate: str) -> None:
+    seen = []
+
+    def receive(**kwargs: object) -> None:
+        with connections["default"].cursor() as cursor:
+            cursor.execute("SELECT 1")
+        seen.append(connections["default"].connection)
+
+    for signal in (task_started, task_finished):
+        signal.connect(receive)
+    try:
+        with override_settings(TASKS=ONE_WORKER):
+            finished(tasks.noop.enqueue())
+            finished(tasks.noop.enqueue())
+            wait_until(lambda: len(seen) == 4, "a receiver was not called")
+            wait_until(lambda: all(map(is_closed, seen)), "a connection stays open")
+    finally:
+        for signal in (task_started, task_finished):
+            signal.disconnect(receive)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_coroutine_may_use_the_orm(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    tidy = execution.tidy
+
+    def note_and_tidy() -> None:
+        if connections["default"].connection is not None:
+            opened.append(connections["default"].connection)
+        tidy()
+
+    monkeypatch.setattr(execution, "tidy", note_and_tidy)
+    assert finished(tasks.query_async.enqueue()).return_value == 0
+    # Its thread was another one, and its connection was closed there.
+    assert len(opened) == 1
+    assert is_closed(opened[0])
+
+
+def test_tidying_that_fails_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise OSError("the cache is gone")
+
+    monkeypatch.setattr(execution, "close_caches", fail)
+    fail.__name__ = "close_caches"
+    assert finished(tasks.add.enqueue(1)).return_value == 2
+    assert "close_caches() failed around a task." in caplog.text
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_callers_connection_is_left_alone() -> None:
+    connection.ensure_connection()
+    mine = connection.connection
+    finished(tasks.noop.enqueue())
+    assert connection.connection is mine
+    assert not is_closed(mine)

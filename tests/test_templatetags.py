@@ -1,0 +1,181 @@
+"""`{% task_progress %}` and `{% task_progress_media %}`, as the server renders them."""
+
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.tasks import TaskResultStatus
+from django.template import Context, Template
+from django.test import RequestFactory
+from django.utils import translation
+
+from django_tasks_local import cancel
+from django_tasks_local.events import (
+    EventKind,
+    FailureReason,
+    Progress,
+    TaskEvent,
+    TaskFailure,
+)
+from django_tasks_local.hub import hub
+from django_tasks_local_sse import rendering
+from tests.conftest import AnyResult, finished, running, wait_for_event
+from tests.project import tasks
+
+
+def render(result: Any, arguments: str = "") -> str:
+    template = Template(
+        "{% load django_tasks_local_sse %}{% task_progress result " + arguments + " %}"
+    )
+    return template.render(Context({"result": result, "request": RequestFactory().get("/")}))
+
+
+class Page(HTMLParser):
+    """The elements of a page, by name, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: dict[str, dict[str, str | None]] = {}
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements[tag] = dict(attrs)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def state(result: AnyResult) -> tuple[str | None, str | None, Page]:
+    page = Page(render(result))
+    return (
+        page.elements["task-progress"]["data-state"],
+        page.elements["progress"].get("value"),
+        page,
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "fields", "expected"),
+    [
+        ("READY", {}, "Waiting"),
+        ("RUNNING", {}, "Running"),
+        ("RUNNING", {"current": 1500, "total": None}, "1,500"),
+        ("RUNNING", {"current": 99.9, "percent": 99.9, "eta": 0.5}, "99 %"),
+        ("RUNNING", {"current": 1, "percent": 1.0, "eta": 8.0}, "1 % · 8 s left"),
+        ("RUNNING", {"current": 1, "percent": 1.0, "eta": 240.0}, "1 % · 4 min left"),
+        ("RUNNING", {"current": 1, "percent": 1.0, "eta": 9000.0}, "1 % · 2.5 h left"),
+        ("FAILED", "lost", "Lost"),
+        ("FAILED", "died", "Crashed"),
+        ("FAILED", "timeout", "Timed out"),
+    ],
+)
+def test_the_words_are_those_of_the_widget(status: str, fields: Any, expected: str) -> None:
+    error = None
+    if isinstance(fields, str):
+        error = TaskFailure(reason=FailureReason(fields), type="a.Error", message="because")
+        fields = {}
+    event = TaskEvent(
+        id="id",
+        sequence=1,
+        kind=EventKind.PROGRESS,
+        status=TaskResultStatus(status),
+        name="task",
+        backend="default",
+        progress=Progress(**fields) if fields else None,
+        error=error,
+    )
+    assert rendering.detail(event) == expected
+    assert rendering.message(event, expose_errors=False) == ""
+    assert rendering.message(event, expose_errors=True) == ("Error: because" if error else "")
+
+
+def test_a_running_task(gate: str) -> None:
+    result = running(tasks.gated.enqueue(gate))
+    data_state, value, page = state(result)
+    assert (data_state, value) == ("running", "10.0")
+    assert page.elements["task-progress"]["src"].startswith(
+        f"/tasks/events/?task={result.id}.default."
+    )
+    assert page.elements["progress"]["max"] == "100"
+    for text in ("gated", "10 %", "waiting for the test"):
+        assert text in page.text
+
+
+def test_every_other_state(gate: str) -> None:
+    waiting = tasks.noop.using(backend="dummy").enqueue()
+    assert state(waiting)[:2] == ("waiting", "0")
+    assert "Waiting" in state(waiting)[2].text
+    done = finished(tasks.add.enqueue(1))
+    assert state(done)[:2] == ("done", "100")
+    failed = finished(tasks.fail.enqueue())
+    assert state(failed)[0] == "failed"
+    assert "bad value" not in render(failed), "the text of an error stays on the server"
+    cancelled = running(tasks.until_cancelled.enqueue(gate))
+    cancel(cancelled.id)
+    assert state(finished(cancelled))[0] == "cancelled"
+
+
+def test_of_unknown_length(gate: str) -> None:
+    result = running(tasks.report.enqueue([1234567, None], {}, gate))
+    data_state, value, page = state(result)
+    assert (data_state, value) == ("running", None)
+    assert "1,234,567" in page.text
+
+
+def test_a_fraction_keeps_its_point_in_every_language(gate: str) -> None:
+    result = running(tasks.report.enqueue([1, 3], {}, gate))
+    with translation.override("de"):
+        _, value, page = state(result)
+    assert value == "33.333333333333336"
+    assert "33 %" in page.text
+
+
+def test_markup_in_a_message_is_text(gate: str) -> None:
+    result = running(tasks.report.enqueue([1, 2, "<script>alert(1)</script>"], {}, gate))
+    html = render(result, "label=result.args.0.2")
+    assert "<script>" not in html
+    assert "<script>alert(1)</script>" in Page(html).text
+
+
+def test_arguments() -> None:
+    html = render(finished(tasks.noop.enqueue()), 'href="/done/?a=1&b=2" label="Import"')
+    elements = Page(html).elements
+    assert elements["task-progress"]["href"] == "/done/?a=1&b=2"
+    assert elements["task-progress"]["label"] == "Import"
+    assert "href" not in Page(render(finished(tasks.noop.enqueue()))).elements["task-progress"]
+
+
+def test_a_result_that_the_hub_has_forgotten() -> None:
+    result = finished(tasks.noop.enqueue())
+    hub.release(result.id)
+    assert state(result)[0] == "done"
+
+
+@pytest.mark.parametrize("wrong", [None, "", "an id", 7, [1]])
+def test_what_is_not_a_result(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="TaskResult that enqueue"):
+        render(wrong)
+
+
+def test_without_a_request() -> None:
+    template = Template("{% load django_tasks_local_sse %}{% task_progress result %}")
+    with pytest.raises(ImproperlyConfigured, match=r"context_processors\.request"):
+        template.render(Context({"result": finished(tasks.noop.enqueue())}))
+
+
+def test_media() -> None:
+    html = Template("{% load django_tasks_local_sse %}{% task_progress_media %}").render(Context())
+    elements = Page(html).elements
+    assert elements["link"]["href"] == "/static/django_tasks_local_sse/task-progress.css"
+    assert elements["script"] == {
+        "type": "module",
+        "src": "/static/django_tasks_local_sse/task-progress.js",
+    }
+
+
+def test_progress_moves_on_between_two_renderings(gate: str) -> None:
+    result = tasks.tracked.enqueue(10, gate)
+    wait_for_event(result.id, lambda event: event.progress and event.progress.message == "half-way")
+    assert state(result)[1] == "50.0"
