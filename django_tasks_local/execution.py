@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from inspect import iscoroutinefunction
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any, Self
@@ -13,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Self
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
 from django.core.cache import close_caches
 from django.db import close_old_connections
+from django.db.backends.signals import connection_created
+from django.dispatch import receiver
 from django.tasks import TaskContext
 from django.tasks.base import TaskError
 from django.utils.json import normalize_json
@@ -96,11 +100,26 @@ def execute(task_result: AnyResult, reporter: Reporter, cancellation: Cancellati
     current_result_id.set(task_result.id)
     current_reporter.set(reporter)
     try:
-        return Outcome(return_value=normalize_json(_call(task_result, cancellation)))
+        return_value = _call(task_result, cancellation)
+        return Outcome(return_value if return_value is None else normalize_json(return_value))
     except BaseException as exception:  # noqa: BLE001 - SystemExit too is the task's, not ours
         return Outcome.failure(exception)
     finally:
         tidy()
+
+
+class _Thread(threading.local):
+    """What is known of the calling thread."""
+
+    has_connected = False  # to a database, ever
+
+
+_thread = _Thread()
+
+
+@receiver(connection_created, dispatch_uid="django_tasks_local.connection_created")
+def _on_connection_created(**kwargs: Any) -> None:
+    _thread.has_connected = True
 
 
 def tidy() -> None:
@@ -109,11 +128,12 @@ def tidy() -> None:
 
     Both belong to the calling thread. An error is logged: it must not hide how the task ended.
     """
-    for close in (close_old_connections, close_caches):
-        try:
-            close()
-        except Exception:
-            logger.exception("%s() failed around a task.", close.__name__)
+    try:
+        if _thread.has_connected:  # Asking each alias costs as much as all the rest of an end.
+            close_old_connections()
+        close_caches()
+    except Exception:
+        logger.exception("The connections of a task could not be closed.")
 
 
 def _call(task_result: AnyResult, cancellation: Cancellation) -> Any:
@@ -123,11 +143,14 @@ def _call(task_result: AnyResult, cancellation: Cancellation) -> Any:
     kwargs: dict[str, Any] = _copy(task_result.kwargs)
     if task.takes_context:
         args.insert(0, TaskContext(task_result=task_result))
-    if iscoroutinefunction(task.func):
+    if _is_coroutine_function(task.func):
         # Not async_to_sync(): that runs the loop in a thread which the interpreter waits for at
         # exit, however long the task takes. This thread is a daemon.
         return asyncio.run(_run_coroutine(cancellation, task.func, args, kwargs))
-    return task.call(*args, **kwargs)
+    return task.func(*args, **kwargs)
+
+
+_is_coroutine_function = lru_cache(iscoroutinefunction)
 
 
 def _copy(arguments: Any) -> Any:

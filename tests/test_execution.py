@@ -89,9 +89,8 @@ def test_tidying_that_fails_is_logged(
         raise OSError("the cache is gone")
 
     monkeypatch.setattr(execution, "close_caches", fail)
-    fail.__name__ = "close_caches"
     assert finished(tasks.add.enqueue(1)).return_value == 2
-    assert "close_caches() failed around a task." in caplog.text
+    assert "the cache is gone" in caplog.text
 
 
 @pytest.mark.django_db(transaction=True)
