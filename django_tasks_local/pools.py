@@ -63,7 +63,8 @@ class Job:
         self.result_id = task_result.id
         self.path = task_result.task.module_path
         self.publication = Publication(task_result)
-        # Set before it begins: what closes its progress, and what the pool needs to run and stop it.
+        # Set before it begins: what closes its progress, and what the pool needs to run and to
+        # stop it.
         self.reporter: ProgressSource | None = None
         self.running = running
 
@@ -94,7 +95,7 @@ class Pool[OptionsT: Options](ABC):
 
     # How a job gets to a worker
 
-    def _prepare(self, task_result: AnyResult) -> Any:
+    def _prepare(self, task_result: AnyResult) -> Any:  # noqa: B027 - it may have nothing to do
         """
         Return what `Job.running` starts as. Called by enqueue(), in the caller's thread.
 
