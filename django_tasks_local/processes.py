@@ -167,12 +167,16 @@ class ProcessPool(Pool[ProcessOptions]):
     def _submit(self, job: Job) -> None:
         job.reporter = job.running
         self.queue.append(job)
-        if self._dispatcher is None:
-            with self._dispatcher_lock:
-                if self._dispatcher is None and not self.closed:
-                    self._dispatcher = Dispatcher(self)
-        if self._dispatcher is not None:
-            self._dispatcher.job_added()
+        dispatcher = self._dispatcher or self._start_dispatcher()
+        if dispatcher is not None:
+            dispatcher.job_added()
+
+    def _start_dispatcher(self) -> Dispatcher | None:
+        with self._dispatcher_lock:
+            # After close() there is none any more, and the job was failed.
+            if self._dispatcher is None and not self.closed:
+                self._dispatcher = Dispatcher(self)
+            return self._dispatcher
 
     def _fail_waiting(self, job: Job, error: BaseException) -> bool:
         # What was sent to a worker may have started there, though it has not said so yet.
@@ -265,6 +269,8 @@ class Dispatcher:
         self._pool = pool
         self._options = pool.options
         self._context: Any = multiprocessing.get_context(self._options.start_method)
+        if self._options.start_method == "forkserver":
+            _preload()
         self._workers: set[WorkerProcess] = set()
         self._idle: list[WorkerProcess] = []
         self._size = 0  # how many workers there should be: the most that were needed so far
@@ -672,6 +678,19 @@ class Dispatcher:
         self._closing = True
         for worker_process in list(self._workers):
             self._stop(worker_process, None)
+
+
+def _preload() -> None:
+    """
+    Have the fork server import Django, once for all workers: they start three times as fast.
+
+    Only if nobody else has said what it shall import. It imports, and does no more: setting Django
+    up there would start what an app starts, and workers are to be forked from a single thread.
+    """
+    from multiprocessing import forkserver  # not on Windows
+
+    if forkserver._forkserver._preload_modules == ["__main__"]:  # type: ignore[attr-defined]
+        forkserver.set_forkserver_preload(["__main__", worker.__name__])
 
 
 def _message(body: memoryview) -> Any:
