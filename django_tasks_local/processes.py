@@ -37,6 +37,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from contextvars import Context
+from datetime import datetime
 from enum import Enum
 from functools import partial
 from itertools import count
@@ -59,7 +60,6 @@ from .pools import Job, Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
     from types import ModuleType
@@ -485,17 +485,14 @@ class Dispatcher:
     def _on_broken(self, worker_process: WorkerProcess, error: str) -> None:
         worker_process.error = error
 
-    def _on_started(
-        self, worker_process: WorkerProcess, result_id: str, started_at: datetime
-    ) -> None:
+    def _on_started(self, worker_process: WorkerProcess, result_id: str, started_at: str) -> None:
         job = worker_process.job
         assert job is not None
         worker_process.job_started = True
         job.running.frame = b""  # It will not be sent again.
         if self._options.timeout is not None and worker_process.state is State.BUSY:
             worker_process.deadline = time.monotonic() + self._options.timeout
-        self._pool.begin(job, worker_process.worker_id, started_at)
-        tidy()  # after the receivers of task_started
+        self._pool.begin(job, worker_process.worker_id, datetime.fromisoformat(started_at))
 
     def _on_progress(
         self, worker_process: WorkerProcess, result_id: str, number: int, progress: Progress
@@ -731,22 +728,17 @@ def _how_it_ended(process: BaseProcess) -> str:
 
 def _order_frame(task_result: AnyResult) -> bytes:
     task = task_result.task
+    assert task_result.enqueued_at is not None
     order = worker.Order(
         result_id=task_result.id,
         path=task.module_path,
-        options={
-            "priority": task.priority,
-            "backend": task.backend,
-            "queue_name": task.queue_name,
-            "run_after": task.run_after,
-            "takes_context": task.takes_context,
-        },
+        options=worker.task_options(task),
         args=task_result.args,
         kwargs=task_result.kwargs,
-        enqueued_at=task_result.enqueued_at,
+        enqueued_at=task_result.enqueued_at.isoformat(),
     )
     try:
-        return worker.frame(order)
+        return worker.frame(tuple(order))
     except Exception as error:
         raise ValueError(f"The arguments of a task must be pickleable: {error}") from error
 

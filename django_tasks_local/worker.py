@@ -26,9 +26,10 @@ import time
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache, partial
 from traceback import format_exc
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import django
 from django.conf import settings
@@ -43,12 +44,12 @@ from .progress import Reporter
 
 if TYPE_CHECKING:
     import socket
-    from datetime import datetime
     from multiprocessing.connection import Connection
     from types import FrameType
 
     from .events import Progress
 
+    type TaskOptions = tuple[int, str, str, datetime | None, bool]
     type AnyTask = Task[Any, Any]
     type AnyResult = TaskResult[Any, Any]
 
@@ -84,16 +85,19 @@ class Setup:
     databases: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """A task to run."""
+class Order(NamedTuple):
+    """
+    A task to run. It goes through the socket as a plain tuple, and its time as text.
+
+    That matters: pickle needs 9 µs for a dataclass with a datetime, and 1 µs for this.
+    """
 
     result_id: str
     path: str
-    options: dict[str, Any]
+    options: TaskOptions
     args: list[Any]
     kwargs: dict[str, Any]
-    enqueued_at: datetime | None
+    enqueued_at: str
 
 
 def frame(message: object) -> bytes:
@@ -208,14 +212,14 @@ class Worker:
         if len(header) < HEADER.size:
             return None
         (length,) = HEADER.unpack(header)
-        order: Order = pickle.loads(self._incoming.read(length))  # noqa: S301
+        order = Order._make(pickle.loads(self._incoming.read(length)))  # noqa: S301
         if time.monotonic() - waiting_since > CONNECTION_IDLE:
             tidy()  # A connection may have become too old in the meantime.
         return order
 
     def _do(self, order: Order) -> None:
         started_at = timezone.now()
-        self.say(STARTED, order.result_id, started_at)
+        self.say(STARTED, order.result_id, started_at.isoformat())
         publish = partial(self.say, PROGRESS, order.result_id)
         reporter = Reporter(publish, self._setup.progress_interval)
         outcome = self._run(order, started_at, reporter)
@@ -227,7 +231,7 @@ class Worker:
 
     def _run(self, order: Order, started_at: datetime, reporter: Reporter) -> Outcome:
         try:
-            task = _task(order.path, **order.options)
+            task = _task(order.path, order.options)
             task_result = self._task_result(task, order, started_at)
         except BaseException as exception:  # noqa: BLE001 - importing the task's module failed
             return Outcome.failure(exception)
@@ -244,7 +248,7 @@ class Worker:
             task=task,
             id=order.result_id,
             status=TaskResultStatus.RUNNING,
-            enqueued_at=order.enqueued_at,
+            enqueued_at=datetime.fromisoformat(order.enqueued_at),
             started_at=started_at,
             finished_at=None,
             last_attempted_at=started_at,
@@ -278,12 +282,24 @@ def _die_of_sigterm() -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
+def task_options(task: AnyTask) -> TaskOptions:
+    """Return the fields of a task that `Task.using()` may have changed, and `takes_context`."""
+    return (task.priority, task.backend, task.queue_name, task.run_after, task.takes_context)
+
+
 @cache
-def _task(path: str, **options: Any) -> AnyTask:
-    """Return the task at a path, with options that `Task.using()` may have changed."""
+def _task(path: str, options: TaskOptions) -> AnyTask:
+    """Return the task with a function and such options."""
     found = import_string(path)
-    func = getattr(found, "func", found)
-    task: AnyTask = task_backends[options["backend"]].task_class(func=func, **options)
+    priority, backend, queue_name, run_after, takes_context = options
+    task: AnyTask = task_backends[backend].task_class(
+        func=getattr(found, "func", found),
+        priority=priority,
+        backend=backend,
+        queue_name=queue_name,
+        run_after=run_after,
+        takes_context=takes_context,
+    )
     return task
 
 
