@@ -23,6 +23,7 @@ import struct
 import sys
 import threading
 import time
+import warnings
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -168,8 +169,9 @@ def start_django(setup: Setup) -> None:
                 f'happens when the script is imported, outside of `if __name__ == "__main__"`.'
             )
         settings.configure()
-    for name, value in setup.overrides.items():
-        setattr(settings, name, pickle.loads(value))  # noqa: S301 - from our own parent
+    with warnings.catch_warnings(action="ignore"):  # The parent has seen them.
+        for name, value in setup.overrides.items():
+            setattr(settings, name, pickle.loads(value))  # noqa: S301 - from our own parent
     for alias, database in setup.databases.items():
         settings.DATABASES[alias]["NAME"] = database
     django.setup()
@@ -183,10 +185,14 @@ class Worker:
         self._incoming = channel.makefile("rb")
         self._setup = setup
         self._pid = os.getpid()
+        self._thread = threading.get_ident()
         # Guards the socket: the sampler's thread sends as well, and a frame must stay whole.
         self._sending = threading.Lock()
         self._cancellation: Cancellation | None = None  # of the task that runs
+        # Of SIGTERM. It must wait while the main thread, where it is handled, is in a frame.
         self._terminated = False
+        self._in_frame = False
+        self._deferred = False
 
     def serve(self) -> None:
         """Do tasks until the parent closes its side."""
@@ -203,8 +209,19 @@ class Worker:
         self._send(frame(message))
 
     def _send(self, data: bytes) -> None:
-        with self._sending:
-            self._channel.sendall(data)
+        if threading.get_ident() != self._thread:
+            with self._sending:
+                self._channel.sendall(data)
+            return
+        self._in_frame = True
+        try:
+            with self._sending:
+                self._channel.sendall(data)
+        finally:
+            self._in_frame = False
+        if self._deferred:
+            self._deferred = False
+            self._end_task()
 
     def _next_order(self) -> Order | None:
         waiting_since = time.monotonic()
@@ -266,14 +283,16 @@ class Worker:
         Runs in the main thread, between any two instructions of it.
         """
         self._terminated = True
-        if self._sending.locked():
-            # Perhaps we are in the midst of a frame. The next report will raise.
-            if self._cancellation is not None:
-                self._cancellation.request()
-        elif self._cancellation is not None:
-            self._cancellation.interrupt()
+        if self._in_frame:
+            self._deferred = True
         else:
+            self._end_task()
+
+    def _end_task(self) -> None:
+        if self._cancellation is None:
             _die_of_sigterm()
+        else:
+            self._cancellation.interrupt()
 
 
 def _die_of_sigterm() -> None:
