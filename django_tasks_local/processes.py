@@ -656,8 +656,8 @@ class Dispatcher:
     def _start_failed(self, error: str, limit: int) -> None:
         """Try again, up to a limit; then say so once, and wait for a while."""
         self._failed_starts += 1
-        if self._failed_starts < limit:
-            return
+        if self._failed_starts < limit or not self._may_start():
+            return  # or another one has said it already
         logger.error(
             "The task backend %r cannot start worker processes:\n%s", self._pool.alias, error
         )

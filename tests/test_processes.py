@@ -494,6 +494,7 @@ def test_nothing_leaks() -> None:
     with processes(MAX_WORKERS=2):
         for result in [tasks.noop.enqueue() for _ in range(100)]:
             finished(result)
+        wait_until(lambda: sum(w.was_ready for w in workers()) == 2, "two workers")
         before = open_files(), threading.active_count()
         for _ in range(4):
             died = [tasks.die.enqueue("exit") for _ in range(2)]

@@ -4,7 +4,6 @@ import os
 
 SECRET_KEY = "only for tests"
 ALLOWED_HOSTS = ["*"]
-DEBUG = True
 USE_TZ = True
 ROOT_URLCONF = "tests.process_project.urls"
 WSGI_APPLICATION = "tests.process_project.wsgi.application"
