@@ -274,6 +274,7 @@ class Dispatcher:
         self._workers: set[WorkerProcess] = set()
         self._idle: list[WorkerProcess] = []
         self._size = 0  # how many workers there should be: the most that were needed so far
+        self._serving = 0  # how many there are, without those that end
         self._numbers = count()
         self._failed_starts = 0
         self._no_start_before = 0.0  # time.monotonic(), after workers could not start
@@ -398,18 +399,16 @@ class Dispatcher:
             job = queue.popleft()
             if job.running.claim():
                 self._give(self._idle.pop(), job)
-        if queue:
+        most = self._options.max_workers
+        if queue and self._size < most:
             starting = sum(w.state is State.STARTING for w in self._workers)
             missing = len(queue) - starting
-            self._size = min(self._options.max_workers, max(self._size, self._count() + missing))
-        while self._count() < self._size and self._may_start():
+            self._size = min(most, max(self._size, self._serving + missing))
+        while self._serving < self._size and self._may_start():
             self._start_worker()
 
     def _may_start(self) -> bool:
         return not self._closing and time.monotonic() >= self._no_start_before
-
-    def _count(self) -> int:
-        return sum(w.state is not State.ENDING for w in self._workers)
 
     def _give(self, to: WorkerProcess, job: Job) -> None:
         parcel: Parcel = job.running
@@ -572,6 +571,7 @@ class Dispatcher:
         ours.setblocking(False)
         new = WorkerProcess(f"{name}@{process.pid}", process, ours, our_life)
         self._workers.add(new)
+        self._serving += 1
         self._selector.register(ours, selectors.EVENT_READ, partial(self._on_channel, new))
         if sys.platform != "win32":
             self._selector.register(
@@ -585,7 +585,9 @@ class Dispatcher:
     def _set_ending(self, worker_process: WorkerProcess, seconds: float) -> None:
         if worker_process.state is State.IDLE:
             self._idle.remove(worker_process)
-        worker_process.state = State.ENDING
+        if worker_process.state is not State.ENDING:
+            worker_process.state = State.ENDING
+            self._serving -= 1
         worker_process.deadline = time.monotonic() + seconds
 
     def _retire(self, worker_process: WorkerProcess) -> None:
@@ -633,9 +635,8 @@ class Dispatcher:
 
     def _bury(self, dead: WorkerProcess) -> None:
         """Forget a dead worker, and settle what becomes of its job."""
+        self._set_ending(dead, 0)
         self._workers.discard(dead)
-        if dead.state is State.IDLE:
-            self._idle.remove(dead)
         with suppress(KeyError):
             self._selector.unregister(dead.channel)
         dead.close()

@@ -1,4 +1,4 @@
-"""How a worker process begins and ends, under every way to run Django: in processes of their own."""
+"""How a worker process begins and ends, under every way to run Django."""
 
 import json
 import os
