@@ -76,8 +76,9 @@ class TaskFailure(_PayloadNames):
     message: str
 
 
-# Compared by identity: two events are never "equal", one of them is later.
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+# Compared by identity: two events are never "equal", one of them is later. Weakly referenced by
+# whoever keeps something about an event for as long as it lives.
+@dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False)
 class TaskEvent:
     """
     The whole state of one task at one moment.

@@ -64,6 +64,7 @@ def register(pool: Closable) -> None:
     """Have this pool closed when the process ends. Cheap when it is known already."""
     if pool not in _exit.pools:
         _exit.pools.add(pool)
+        install_signal_handlers()
         if not _exit.at_exit:
             _exit.at_exit = True
             atexit.register(drain)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from django.utils import timezone
 from django_eventstream.utils import sse_encode_event
@@ -63,13 +63,18 @@ def unknown_payload(result_id: str) -> Payload:
     }
 
 
-# Events are compared by identity, so this remembers what was encoded for the stream before: an
-# event is encoded once, not once per listener.
-@lru_cache(maxsize=64)
+# An event is encoded once, not once per listener, and its encoding lives as long as the event.
+_encoded: WeakKeyDictionary[TaskEvent, dict[tuple[bool, bool], bytes]] = WeakKeyDictionary()
+
+
 def encode(event: TaskEvent, *, expose_results: bool, expose_errors: bool) -> bytes:
     """Return a server-sent event without an id, which depends on the stream."""
-    content = payload(event, expose_results=expose_results, expose_errors=expose_errors)
-    return _encode(event.kind, content)
+    variants = _encoded.setdefault(event, {})
+    message = variants.get((expose_results, expose_errors))
+    if message is None:
+        content = payload(event, expose_results=expose_results, expose_errors=expose_errors)
+        message = variants[expose_results, expose_errors] = _encode(event.kind, content)
+    return message
 
 
 def encode_unknown(result_id: str) -> bytes:

@@ -7,6 +7,7 @@ from django.template import engines
 
 PAGE = """\
 {% load django_tasks_local_sse %}<!doctype html><html lang="en"><head><title>Tasks</title>
+<link rel="icon" href="data:,">
 {% task_progress_media %}</head><body>
 {% for result in results %}{% task_progress result %}{% endfor %}
 </body></html>"""

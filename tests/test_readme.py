@@ -1,0 +1,117 @@
+"""Every code block of the README runs; every option and every public name is in it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import django_tasks_local
+from django_tasks_local.conf import ThreadOptions
+from django_tasks_local_sse.conf import _FIELDS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+# What a project has besides what the README shows.
+REST_OF_SETTINGS = """
+SECRET_KEY = "only for this test"
+ALLOWED_HOSTS = ["testserver"]
+ROOT_URLCONF = "urls"
+STATIC_URL = "static/"
+TEMPLATES = [{
+    "BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True,
+    "OPTIONS": {"context_processors": ["django.template.context_processors.request"]},
+}]
+"""
+
+DRIVER = """
+import re
+import django
+django.setup()
+from django.core.management import call_command
+from django.test import Client
+call_command("check", fail_level="WARNING")
+
+page = Client().get("/report/").content.decode()
+url = re.search(r'<task-progress src="([^"]+)"', page)[1].replace("&amp;", "&")
+assert "/static/django_tasks_local_sse/task-progress.js" in page
+
+from reports.cancelling import stop
+from reports.current import my_task
+from reports.progress import every_way
+from reports.watching import wait_for
+
+result = my_task.enqueue()
+assert wait_for(result)[0] == "SUCCESSFUL"
+result.refresh()
+assert result.return_value == result.id
+assert stop(result) is False
+
+result = every_way.enqueue(["a", "b", "c"])
+status, progress = wait_for(result)
+assert status == "SUCCESSFUL"
+assert (progress.current, progress.total, progress.message) == (3, 3, "Row c")
+assert progress.data == {"stage": "upload"}
+
+body = ""
+while "event: finished" not in body:
+    body = b"".join(Client().get(url).streaming_content).decode()
+assert '"message":"Page 20"' in body
+"""
+
+
+def test_the_code_blocks(tmp_path: Path) -> None:
+    files: dict[str, str] = {"settings.py": REST_OF_SETTINGS}
+    for language, block in BLOCKS:
+        if language in {"python", "html"}:
+            name = re.match(r"(?:# |<!-- )(\S+)", block)
+            assert name is not None, f"a block does not name its file: {block}"
+            files[name[1]] = files.get(name[1], "") + block
+    files["reports/__init__.py"] = ""
+    files["driver.py"] = DRIVER
+    for name, content in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    environ = os.environ | {"DJANGO_SETTINGS_MODULE": "settings", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "driver.py"],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_commands() -> None:
+    """They are run by .ci/run, from a fresh clone."""
+    commands = [block.strip() for language, block in BLOCKS if language == "bash"]
+    assert commands == [
+        "pip install uv && uv run example.py",
+        'pip install "django-tasks-local[sse]"',
+        "uv run pytest",
+    ]
+    gate = (ROOT / ".ci" / "run").read_text()
+    assert "uv run example.py" in gate
+    assert "uv run pytest" in gate
+
+
+def test_no_other_kind_of_block() -> None:
+    assert {language for language, _ in BLOCKS} == {"bash", "html", "python"}
+
+
+def test_every_option_is_documented() -> None:
+    for option in ThreadOptions.__dataclass_fields__:
+        assert f"| `{option.upper()}` |" in README
+    for key in _FIELDS:
+        assert f'"{key}": ' in README
+
+
+def test_every_public_name_is_documented() -> None:
+    for name in django_tasks_local.__all__:
+        assert name in README
