@@ -13,8 +13,10 @@ A whole site in one file: background tasks with live progress, no broker, no sec
 
 import argparse
 import hashlib
+import math
 import random
 import time
+from contextlib import suppress
 
 import django
 import uvicorn
@@ -48,7 +50,11 @@ if not settings.configured:
                 },
             }
         ],
-        TASKS={"default": {"BACKEND": "django_tasks_local.ThreadPoolBackend"}},
+        TASKS={
+            "default": {"BACKEND": "django_tasks_local.ThreadPoolBackend"},
+            # What computes for long goes to other processes, so that the page stays responsive.
+            "cpu": {"BACKEND": "django_tasks_local.ProcessPoolBackend"},
+        },
         # The demo shows why a task failed; by default only DEBUG does.
         TASKS_SSE={"EXPOSE_ERRORS": True},
     )
@@ -58,7 +64,7 @@ from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 from django.core.asgi import get_asgi_application
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
-from django.tasks import TaskResult, default_task_backend, task
+from django.tasks import TaskResult, task, task_backends
 from django.tasks.exceptions import TaskResultDoesNotExist
 from django.template import engines
 from django.urls import include, path
@@ -100,6 +106,19 @@ def checksum() -> str:
     return digest.hexdigest()
 
 
+@task(backend="cpu")
+def count_primes() -> int:
+    """Compute for a while, in a process of its own."""
+    return sum(
+        is_prime(number) for number in track(range(2, 1_500_000), message="Looking for primes")
+    )
+
+
+def is_prime(number: int) -> bool:
+    """Try all divisors up to the root."""
+    return all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
+
+
 @task
 def fail() -> None:
     """Get to 60 % and fail."""
@@ -120,6 +139,7 @@ ACTIONS = {
     "import": ("Import files", "Says what it does", import_files),
     "download": ("Download", "Of unknown length", download),
     "checksum": ("Tight loop", "Six million steps", checksum),
+    "primes": ("Count primes", "In a process", count_primes),
     "fail": ("Fail", "Stops at 60 %", fail),
     "ten": ("Ten at once", "On one connection", convert),
 }
@@ -132,16 +152,20 @@ REMEMBERED = 30  # tasks a visitor; a cookie holds no more than 4 KB
 @require_safe
 def index(request: HttpRequest) -> HttpResponse:
     """Show the buttons, and the bars of the tasks that this visitor has started."""
-    results: list[TaskResult] = []
-    for result_id in request.session.get("tasks", []):
-        try:
-            results.append(default_task_backend.get_result(result_id))
-        except TaskResultDoesNotExist:  # The server was started anew, or the task is too old.
-            continue
+    found = [find(result_id) for result_id in request.session.get("tasks", [])]
+    results = [result for result in found if result is not None]
     labels = {action_task.name: label for label, _, action_task in ACTIONS.values()}
     bars = [(labels[result.task.name], result) for result in results]
     page = engines["django"].from_string(PAGE)
     return HttpResponse(page.render({"actions": ACTIONS, "bars": bars}, request))
+
+
+def find(result_id: str) -> TaskResult | None:
+    """Return a result of either backend; None if the server was started anew in the meantime."""
+    for alias in settings.TASKS:
+        with suppress(TaskResultDoesNotExist):
+            return task_backends[alias].get_result(result_id)
+    return None
 
 
 @require_POST

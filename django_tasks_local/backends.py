@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import uuid
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,8 +11,9 @@ from django.tasks.backends.base import BaseTaskBackend
 from django.utils import timezone
 
 from . import shutdown
-from .conf import Options, ThreadOptions
+from .conf import Options, ProcessOptions, ThreadOptions
 from .pools import Pool, pool_for
+from .processes import ProcessPool
 from .threads import ThreadPool
 
 if TYPE_CHECKING:
@@ -120,13 +122,47 @@ class ThreadPoolBackend(LocalBackend):
     pool_class = ThreadPool
 
 
+class ProcessPoolBackend(LocalBackend):
+    """Runs tasks in processes of their own: for work that computes, or that may crash."""
+
+    options_class = ProcessOptions
+    pool_class = ProcessPool
+
+    def enqueue(
+        self,
+        task: Task[Any, Any],
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> AnyResult:
+        """
+        See LocalBackend.enqueue().
+
+        Raises ValueError for arguments that cannot be pickled, and RuntimeError when no worker
+        process can be started.
+        """
+        try:
+            return super().enqueue(task, args, kwargs)
+        except TypeError:
+            # What is JSON can be pickled, so only what is not is tried.
+            _raise_if_not_pickleable(args, kwargs)
+            raise
+
+
+def _raise_if_not_pickleable(*arguments: object) -> None:
+    try:
+        pickle.dumps(arguments)
+    except Exception as error:
+        raise ValueError(f"The arguments of a task must be pickleable: {error}") from error
+
+
 def cancel(result_id: str, backend: str = "default") -> bool:
     """
     Cancel a task of the backend with this alias. May be called from any thread.
 
     A waiting task never runs. In a running one the next step of `report_progress()` or `track()`
     raises TaskCancelled, and a coroutine is cancelled at its next await. The result is then FAILED,
-    unless the task catches TaskCancelled and returns.
+    unless the task catches TaskCancelled and returns. In a worker process TaskCancelled is raised
+    wherever the task is just now, and half a second later the process is killed.
 
     Returns False when the task has finished already. Raises TaskResultDoesNotExist for an unknown
     id, and NotImplementedError when the backend cannot cancel.

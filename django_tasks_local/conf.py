@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
@@ -22,6 +23,19 @@ def _seconds(value: Any) -> str | None:
     if type(value) in {int, float} and math.isfinite(value) and value >= 0:
         return None
     return "a number of seconds, 0 or more"
+
+
+def _some_seconds(value: Any) -> str | None:
+    if _seconds(value) is None and value > 0:
+        return None
+    return "a number of seconds above 0"
+
+
+def _one_of(*choices: str) -> Callable[[Any], str | None]:
+    def check(value: Any) -> str | None:
+        return None if value in choices else f"one of {', '.join(map(repr, choices))}"
+
+    return check
 
 
 def _or_none(check: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
@@ -90,3 +104,27 @@ class ThreadOptions(Options):
     """OPTIONS of ThreadPoolBackend."""
 
     max_workers: int = _option(10, _whole_number(1))
+
+
+def _default_process_count() -> int:
+    if sys.version_info >= (3, 13):
+        return os.process_cpu_count() or 1
+    return os.cpu_count() or 1
+
+
+# Not "fork": a process with threads must not be forked, and a server is full of them.
+_START_METHODS = ("spawn",) if sys.platform == "win32" else ("forkserver", "spawn")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessOptions(Options):
+    """OPTIONS of ProcessPoolBackend."""
+
+    max_workers: int = field(
+        default_factory=_default_process_count, metadata={"check": _whole_number(1)}
+    )
+    # Tasks that run for longer are stopped and FAILED with TaskTimeout.
+    timeout: float | None = _option(None, _or_none(_some_seconds))
+    # A worker process is replaced after this many tasks.
+    max_tasks_per_worker: int | None = _option(None, _or_none(_whole_number(1)))
+    start_method: str = _option(_START_METHODS[0], _one_of(*_START_METHODS))

@@ -73,6 +73,16 @@ class Cancellation:
         self._reporter.cancel()
         self._interrupt()
 
+    def interrupt(self) -> None:
+        """
+        Cancel from a signal handler, which runs in the midst of the task, in its thread.
+
+        Raises TaskCancelled, unless there is a coroutine to cancel.
+        """
+        self.request()
+        if self._coroutine is None:
+            self._reporter.raise_if_cancelled()
+
     def watch(self, loop: asyncio.AbstractEventLoop, coroutine: asyncio.Task[Any]) -> None:
         """Name the coroutine to cancel. Called in its event loop."""
         self._coroutine = loop, coroutine

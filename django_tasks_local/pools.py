@@ -34,6 +34,8 @@ from .lifecycle import Publication
 from .results import ResultStore
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from django.dispatch import Signal
     from django.tasks import TaskResult
 
@@ -57,13 +59,14 @@ class Job:
 
     __slots__ = ("path", "publication", "reporter", "result_id", "running")
 
-    def __init__(self, task_result: AnyResult) -> None:
+    def __init__(self, task_result: AnyResult, running: Any = None) -> None:
         self.result_id = task_result.id
         self.path = task_result.task.module_path
         self.publication = Publication(task_result)
-        # Set before it begins: what closes its progress, and what the pool needs to stop it.
+        # Set before it begins: what closes its progress, and what the pool needs to run and to
+        # stop it.
         self.reporter: ProgressSource | None = None
-        self.running: Any = None
+        self.running = running
 
 
 class Pool[OptionsT: Options](ABC):
@@ -92,6 +95,13 @@ class Pool[OptionsT: Options](ABC):
 
     # How a job gets to a worker
 
+    def _prepare(self, task_result: AnyResult) -> Any:  # noqa: B027 - it may have nothing to do
+        """
+        Return what `Job.running` starts as. Called by enqueue(), in the caller's thread.
+
+        Raises what must keep the task from being enqueued: nothing is stored yet.
+        """
+
     @abstractmethod
     def _submit(self, job: Job) -> None:
         """Queue a job. Called by enqueue(), in the caller's thread."""
@@ -112,7 +122,7 @@ class Pool[OptionsT: Options](ABC):
 
         Raises QueueFull when MAX_PENDING tasks wait, and RuntimeError after close().
         """
-        job = Job(task_result)
+        job = Job(task_result, self._prepare(task_result))
         with self._lock:
             if self.closed:
                 raise RuntimeError(
@@ -131,13 +141,16 @@ class Pool[OptionsT: Options](ABC):
             self._submit(job)
         return task_result
 
-    def begin(self, job: Job, worker_id: str) -> AnyResult | None:
+    def begin(
+        self, job: Job, worker_id: str, started_at: datetime | None = None
+    ) -> AnyResult | None:
         """
         A worker has taken the job: return the running result, or None if there is nothing to do.
 
-        Called in the worker's thread, or in the thread that speaks for a worker process.
+        Called in the worker's thread, or in the thread that speaks for a worker process, which
+        knows when the job was `started_at`.
         """
-        task_result = self.results.start(job.result_id, worker_id)
+        task_result = self.results.start(job.result_id, worker_id, started_at)
         if task_result is not None:
             job.publication.started(task_result)
             self._send(task_started, task_result)

@@ -14,6 +14,8 @@ from django.utils import timezone
 from .exceptions import QueueFull
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from django.tasks.base import TaskError
 
     type AnyResult = TaskResult[Any, Any]
@@ -85,14 +87,16 @@ class ResultStore:
             self._unfinished += 1
             self._results[task_result.id] = snapshot(task_result)
 
-    def start(self, result_id: str, worker_id: str) -> AnyResult | None:
-        """READY -> RUNNING."""
+    def start(
+        self, result_id: str, worker_id: str, started_at: datetime | None = None
+    ) -> AnyResult | None:
+        """READY -> RUNNING, now or `started_at`."""
         with self._lock:
             task_result = self._results[result_id]
             if task_result.status != READY:
                 return None
-            now = timezone.now()
-            _update(task_result, status=RUNNING, started_at=now, last_attempted_at=now)
+            at = started_at or timezone.now()
+            _update(task_result, status=RUNNING, started_at=at, last_attempted_at=at)
             task_result.worker_ids.append(worker_id)
             return snapshot(task_result)
 

@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .hub import hub
@@ -48,6 +49,7 @@ class _Exit:
 
     def __init__(self) -> None:
         self.pools: set[Any] = set()
+        self.handles_signals = True
         self.previous: dict[int, Handler] = {}
         self.at_exit = False
         self.draining = False
@@ -73,12 +75,19 @@ def unregister(pool: Closable) -> None:
     _exit.pools.discard(pool)
 
 
+def leave_signals_alone() -> None:
+    """Install no handlers in this process: it is a worker, and its parent decides when it ends."""
+    _exit.handles_signals = False
+
+
 def install_signal_handlers() -> None:
     """
     Put our handler in front of the present ones; nothing happens outside of the main thread.
 
     May be called again: a server may have installed its own in the meantime.
     """
+    if not _exit.handles_signals:
+        return
     if threading.current_thread() is not threading.main_thread():
         return
     for number in SIGNALS:
@@ -105,21 +114,12 @@ def drain() -> None:
         for pool in pools:
             pool.refuse()
         hub.end()
-        drains = [
-            threading.Thread(
-                target=pool.drain,
-                args=(pool.options.shutdown_timeout,),
-                name=f"django-tasks-drain-{pool.alias}",
-                daemon=True,
-            )
-            for pool in pools[1:]
-        ]
-        for thread in drains:
-            thread.start()
-        for pool in pools[:1]:
-            pool.drain(pool.options.shutdown_timeout)
-        for thread in drains:
-            thread.join()
+        # One after the other, because the tasks of all of them run on in the meantime. Not in
+        # threads: at exit Python 3.12 cannot start one any more.
+        began = time.monotonic()
+        for pool in sorted(pools, key=lambda pool: pool.options.shutdown_timeout):
+            left = began + pool.options.shutdown_timeout - time.monotonic()
+            pool.drain(max(0, left))
     except Exception:
         logger.exception("The task backends could not be closed in good order.")
     finally:

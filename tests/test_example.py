@@ -119,6 +119,16 @@ async def test_tight_loop(visitor: Page) -> None:
     await expect_state(bar, "done")
 
 
+async def test_count_primes(visitor: Page) -> None:
+    """The bar of a task that computes in a process; the page stays responsive."""
+    bar = await press(visitor, "Count primes")
+    await visitor.wait_for_function(f"{VALUES} >= 5", timeout=LIMIT * 1000)
+    await visitor.reload()
+    await expect(bar.locator(".task-progress-message")).to_contain_text("Looking for primes")
+    await bar.get_by_role("button").click()
+    await expect_state(bar, "cancelled")
+
+
 async def test_fail(visitor: Page) -> None:
     bar = await press(visitor, "Fail")
     await expect_state(bar, "failed")

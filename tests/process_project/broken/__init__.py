@@ -1,0 +1,1 @@
+"""An app that cannot be set up in a worker process."""

@@ -1,0 +1,305 @@
+"""How a worker process begins and ends, under every way to run Django."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import LIMIT, wait_until
+
+ROOT = Path(__file__).parent.parent
+MANAGE = str(ROOT / "tests" / "process_project" / "manage.py")
+METHODS = ["forkserver", "spawn"]
+
+CONFIGURE = """
+settings.configure(
+    USE_TZ=True,
+    INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes"],
+    TASKS={"default": {
+        "BACKEND": "django_tasks_local.ProcessPoolBackend",
+        "OPTIONS": {"MAX_WORKERS": 1, "SHUTDOWN_TIMEOUT": 1, "START_METHOD": sys.argv[1]},
+    }},
+)
+django.setup()
+"""
+IMPORTS = "import os, sys, time, django\nfrom django.conf import settings\n"
+HELPERS = """
+from django.tasks import task
+from django_tasks_local import report_progress
+from django_tasks_local.hub import hub
+
+def wait(result, kind="finished"):
+    with hub.subscribe(result.id) as subscription:
+        while not any(event.kind == kind for event in subscription.take(20)):
+            pass
+    result.refresh()
+    return result
+"""
+TASK = """
+@task
+def here(number):
+    return [os.getpid(), number, __name__]
+"""
+BUSY = """
+@task
+def busy(in_c):
+    report_progress(1)
+    if in_c:
+        sum(range(10**12))
+    time.sleep(20)
+"""
+
+
+def indented(text: str) -> str:
+    return "".join(f"    {line}\n" for line in text.splitlines())
+
+
+def environment() -> dict[str, str]:
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("DJANGO_")}
+    return {**environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+
+
+def write(directory: Path, *parts: str) -> str:
+    path = directory / "script.py"
+    path.write_text("".join(parts))
+    return str(path)
+
+
+def run(*command: str) -> str:
+    """Run a command to its end; it must say nothing on stderr."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=2 * LIMIT,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def group_is_gone(pid: int) -> bool:
+    """Whether no process is left of those that began with this one, in a session of their own."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(group) == pid and state != "Z":
+            return False
+    return True
+
+
+# Scripts
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_script_that_configures_settings(tmp_path: Path, method: str) -> None:
+    main = "\nif __name__ == '__main__':\n    print(wait(here.enqueue(1)).return_value)\n"
+    script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, TASK, main)
+    assert ", 1, '__mp_main__']" in run(script, method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_script_that_configures_settings_in_its_guard(tmp_path: Path, method: str) -> None:
+    main = CONFIGURE + HELPERS + "from tests.process_tasks import whoami\n"
+    main += "print(wait(whoami.enqueue()).return_value)\n"
+    script = write(tmp_path, IMPORTS, "if __name__ == '__main__':\n", indented(main))
+    assert "'auth.User'" in run(script, method)
+
+
+def test_settings_that_cannot_be_sent_are_named(tmp_path: Path) -> None:
+    main = CONFIGURE.replace("USE_TZ", "ODD=lambda: 1, USE_TZ") + HELPERS
+    main += "from tests.process_tasks import noop\n"
+    main += "import logging; logging.disable()\n"
+    main += "print(hub.snapshot(wait(noop.enqueue()).id).error.message)\n"
+    script = write(tmp_path, IMPORTS, "if __name__ == '__main__':\n", indented(main))
+    output = run(script, "forkserver")
+    assert "cannot be sent to a worker process: ODD." in output
+
+
+def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
+    main = "import logging; logging.disable()\n"
+    main += "print(hub.snapshot(wait(here.enqueue(1)).id).error.message)\n"
+    script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, TASK, main)
+    done = subprocess.run(
+        [sys.executable, script, "spawn"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=2 * LIMIT,
+        check=False,
+    )
+    assert "No worker process could be started" in done.stdout
+
+
+def test_a_management_command() -> None:
+    answer = json.loads(run(MANAGE, "run_task"))
+    assert answer["task"][0] != answer["server"]
+
+
+# Servers
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+SERVERS = {
+    "runserver": [MANAGE, "runserver", "127.0.0.1:{port}"],
+    "uvicorn": ["-m", "uvicorn", "--port={port}", "tests.process_project.asgi:application"],
+    "uvicorn-workers": [
+        *("-m", "uvicorn", "--port={port}", "--workers=2"),
+        "tests.process_project.asgi:application",
+    ],
+    "daphne": ["-m", "daphne", "-p", "{port}", "tests.process_project.asgi:application"],
+    "gunicorn": [
+        *("-m", "gunicorn", "-b", "127.0.0.1:{port}", "-w2"),
+        "tests.process_project.wsgi:application",
+    ],
+    "gunicorn-preload": [
+        *("-m", "gunicorn", "-b", "127.0.0.1:{port}", "-w2", "--preload"),
+        "tests.process_project.wsgi:application",
+    ],
+}
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any, int]]:
+    """A server in a session of its own, and its port."""
+    port = free_port()
+    command = [part.format(port=port) for part in SERVERS[request.param]]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            env=environment() | {"PYTHONWARNINGS": ""},
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            yield process, port
+        finally:
+            if not group_is_gone(process.pid):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(LIMIT)
+
+
+def ask(port: int) -> dict[str, Any]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/run/", timeout=LIMIT) as response:
+        answer: dict[str, Any] = json.load(response)
+        return answer
+
+
+def answers(port: int) -> bool:
+    with closing(socket.socket()) as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_under_a_server(server: tuple[Any, int], end: signal.Signals) -> None:
+    process, port = server
+    wait_until(lambda: answers(port), "the server does not start")
+    for _ in range(3):
+        answer = ask(port)
+        assert answer["task"][0] != answer["server"]
+        assert answer["task"][2] == "auth.User"
+    if end == signal.SIGINT:
+        os.killpg(process.pid, end)  # as a terminal does at Ctrl-C
+    else:
+        process.send_signal(end)
+    process.wait(LIMIT)
+    wait_until(lambda: group_is_gone(process.pid), "something is left")
+
+
+# The end
+
+
+@pytest.mark.parametrize("in_c", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_no_worker_outlives_a_killed_parent(tmp_path: Path, method: str, in_c: bool) -> None:
+    main = f"\nif __name__ == '__main__':\n    r = wait(busy.enqueue({in_c}), 'progress')\n"
+    main += "    print(r.worker_ids[0], flush=True)\n    time.sleep(20)\n"
+    script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, BUSY, main)
+    parent = subprocess.Popen(
+        [sys.executable, script, method],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert parent.stdout is not None
+    assert parent.stdout.readline()
+    parent.kill()
+    parent.wait(LIMIT)
+    parent.stdout.close()
+    killed_at = time.monotonic()
+    wait_until(lambda: group_is_gone(parent.pid), "a worker lives on")
+    assert time.monotonic() - killed_at < 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_normal_exit_leaves_nobody(tmp_path: Path, method: str) -> None:
+    main = "\nif __name__ == '__main__':\n    import logging; logging.disable()\n"
+    main += (
+        "    wait(here.enqueue(1)); wait(busy.enqueue(True), 'progress')\n    print(os.getpid())\n"
+    )
+    script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, TASK, BUSY, main)
+    process = subprocess.Popen(
+        [sys.executable, script, method], env=environment(), start_new_session=True
+    )
+    assert process.wait(LIMIT) == 0
+    wait_until(lambda: group_is_gone(process.pid), "something is left")
+
+
+def test_after_a_fork_the_child_starts_clean(tmp_path: Path) -> None:
+    main = """
+if __name__ == "__main__":
+    import warnings
+    warnings.simplefilter("ignore")  # Python warns of fork() in a process with threads.
+    first = wait(here.enqueue(1)).worker_ids
+    pid = os.fork()
+    second = wait(here.enqueue(2)).worker_ids
+    if pid == 0:
+        assert first != second
+        sys.exit(0)
+    assert first == second
+    assert os.waitpid(pid, 0)[1] == 0
+    assert wait(here.enqueue(3)).worker_ids == first
+    print("both")
+"""
+    script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, TASK, main)
+    assert run(script, "forkserver") == "both\n"
+
+
+def test_in_a_child_of_multiprocessing(tmp_path: Path) -> None:
+    """It waits at its end for its children, before atexit."""
+    main = """
+def child():
+    print(wait(here.enqueue(1)).return_value[1], flush=True)
+
+if __name__ == "__main__":
+    import multiprocessing
+    process = multiprocessing.get_context("spawn").Process(target=child)
+    process.start()
+    process.join(20)
+    print(process.exitcode)
+"""
+    script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, TASK, main)
+    assert run(script, "forkserver") == "1\n0\n"
