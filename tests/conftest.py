@@ -3,8 +3,8 @@
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,9 +35,11 @@ def no_leaks() -> Iterator[None]:
 
 
 @pytest.fixture
-def gate() -> str:
-    """The name of a gate that nobody else uses."""
-    return uuid.uuid4().hex
+def gate(tmp_path: Path) -> str:
+    """The path of a gate, closed, at which tasks wait until `tasks.gates[gate].set()`."""
+    path = str(tmp_path / "gate")
+    tasks.gates[path] = tasks.Gate(path)
+    return path
 
 
 def wait_until(condition: Callable[[], object], failure: str) -> None:

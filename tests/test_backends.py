@@ -4,6 +4,7 @@ import logging
 import re
 import threading
 import uuid
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -22,18 +23,34 @@ from django_tasks_local.hub import hub
 from tests.conftest import LIMIT, AnyResult, finished, running, wait_for_event, wait_until
 from tests.project import tasks
 
-BACKENDS = {"threads": "django_tasks_local.ThreadPoolBackend"}
+THREADS = "django_tasks_local.ThreadPoolBackend"
+PROCESSES = "django_tasks_local.ProcessPoolBackend"
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=["threads", "processes"])
 def alias(request: pytest.FixtureRequest) -> str:
-    """The alias of a backend of each kind."""
-    return "default"
+    """The alias of a backend of each kind. What is different is in test_processes."""
+    kind: str = request.param
+    return kind
+
+
+@pytest.fixture(scope="module", autouse=True)
+def both_backends() -> Iterator[None]:
+    """One pool of each kind for all tests that need no other."""
+    with settings_with():
+        yield
 
 
 def settings_with(**options: Any) -> Any:
-    backend = {"BACKEND": "django_tasks_local.ThreadPoolBackend", "OPTIONS": options}
-    return override_settings(TASKS={"default": backend})
+    """Both kinds of backends, and one of threads as the default, with these OPTIONS."""
+    return override_settings(
+        TASKS={
+            "default": {"BACKEND": THREADS, "OPTIONS": options},
+            "threads": {"BACKEND": THREADS, "OPTIONS": options},
+            "processes": {"BACKEND": PROCESSES, "OPTIONS": {"MAX_WORKERS": 2} | options},
+            "immediate": {"BACKEND": "django.tasks.backends.immediate.ImmediateBackend"},
+        }
+    )
 
 
 def run(task: Any, *args: Any, **kwargs: Any) -> AnyResult:
@@ -174,9 +191,9 @@ def test_errors(alias: str, task: Any, kind: str, path: str, text: str) -> None:
 
 def test_system_exit_leaves_all_workers_alive(alias: str) -> None:
     with settings_with(MAX_WORKERS=3):
-        results = [tasks.fail.enqueue("exit") for _ in range(9)]
+        results = [tasks.fail.using(backend=alias).enqueue("exit") for _ in range(9)]
         assert {finished(result).status for result in results} == {TaskResultStatus.FAILED}
-        assert run(tasks.add, 1, 1).return_value == 2
+        assert run(tasks.add.using(backend=alias), 1, 1).return_value == 2
 
 
 def test_current_result_id(alias: str) -> None:
@@ -251,7 +268,7 @@ def test_a_receiver_that_raises(
     try:
         with settings_with(MAX_WORKERS=1):
             for _ in range(3):
-                assert run(tasks.add, 1, 1).return_value == 2
+                assert run(tasks.add.using(backend=alias), 1, 1).return_value == 2
             wait_until(lambda: len(error_records(caplog)) == 3, "the error was not logged")
     finally:
         signal.disconnect(receive)
@@ -307,7 +324,7 @@ def test_one_pool_for_many_threads(alias: str, gate: str) -> None:
 
         def enqueue() -> None:
             barrier.wait(LIMIT)
-            results.extend(tasks.add.enqueue(n) for n in range(50))
+            results.extend(tasks.add.using(backend=alias).enqueue(n) for n in range(50))
 
         threads = [threading.Thread(target=enqueue) for _ in range(8)]
         for thread in threads:
@@ -319,12 +336,12 @@ def test_one_pool_for_many_threads(alias: str, gate: str) -> None:
         assert len({result.id for result in results}) == 400
         workers = {worker for result in results for worker in result.worker_ids}
         assert len(workers) <= 4
-        assert len(task_threads()) <= 4
+        assert len(task_threads(alias)) <= 4
 
 
-def task_threads() -> list[str]:
+def task_threads(alias: str) -> list[str]:
     """The worker threads of the backend that is there now; older ones are about to end."""
-    pattern = re.compile(r"django-tasks-default-\d+")
+    pattern = re.compile(rf"django-tasks-{alias}-\d+")
     names = [thread.name for thread in threading.enumerate() if pattern.fullmatch(thread.name)]
     return sorted(set(names))
 
@@ -335,7 +352,7 @@ def test_threads_start_as_needed_and_are_named(gate: str) -> None:
         for result in results[:3]:
             running(result)
         assert results[3].status == TaskResultStatus.READY
-        assert {f"django-tasks-default-{n}" for n in range(3)} <= set(task_threads())
+        assert {f"django-tasks-default-{n}" for n in range(3)} <= set(task_threads("default"))
         tasks.gates[gate].set()
         for result in results:
             finished(result)
@@ -343,7 +360,8 @@ def test_threads_start_as_needed_and_are_named(gate: str) -> None:
 
 async def test_backend_instances_share_their_pool(alias: str) -> None:
     result = await tasks.add.using(backend=alias).aenqueue(1)
-    backend = ThreadPoolBackend(alias, {"BACKEND": "…"})
+    settings = task_backends.settings[alias]
+    backend = type(task_backends[alias])(alias, dict(settings))
     async with hub.subscribe(result.id) as subscription:
         async for _ in subscription:
             pass
@@ -370,40 +388,38 @@ def test_tasks_setting_changed(gate: str, caplog: pytest.LogCaptureFixture) -> N
 # OPTIONS
 
 
-def test_max_results() -> None:
+def test_max_results(alias: str) -> None:
     with settings_with(MAX_RESULTS=3, MAX_WORKERS=1):
-        results = [run(tasks.add, number) for number in range(5)]
+        backend = task_backends[alias]
+        results = [run(tasks.add.using(backend=alias), number) for number in range(5)]
         wait_until(lambda: hub.snapshot(results[1].id) is None, "the hub keeps an evicted task")
         for result in results[:2]:
             with pytest.raises(TaskResultDoesNotExist, match="MAX_RESULTS = 3"):
-                default_task_backend.get_result(result.id)
-        assert [default_task_backend.get_result(r.id).return_value for r in results[2:]] == [
-            3,
-            4,
-            5,
-        ]
+                backend.get_result(result.id)
+        assert [backend.get_result(result.id).return_value for result in results[2:]] == [3, 4, 5]
 
 
-def test_unfinished_results_are_not_evicted(gate: str) -> None:
+def test_unfinished_results_are_not_evicted(alias: str, gate: str) -> None:
     with settings_with(MAX_RESULTS=1, MAX_WORKERS=2):
-        result = running(tasks.gated.enqueue(gate))
+        result = running(tasks.gated.using(backend=alias).enqueue(gate))
         for number in range(5):
-            run(tasks.add, number)
+            run(tasks.add.using(backend=alias), number)
         result.refresh()
         assert result.status == TaskResultStatus.RUNNING
         tasks.gates[gate].set()
         assert finished(result).return_value == gate
 
 
-def test_max_pending(gate: str) -> None:
+def test_max_pending(alias: str, gate: str) -> None:
     with settings_with(MAX_PENDING=2, MAX_WORKERS=1):
-        results = [tasks.gated.enqueue(gate) for _ in range(3)]
+        gated = tasks.gated.using(backend=alias)
+        results = [gated.enqueue(gate) for _ in range(3)]
         running(results[0])
         with pytest.raises(QueueFull, match=r"gated was not enqueued.*MAX_PENDING"):
-            tasks.gated.enqueue(gate)
+            gated.enqueue(gate)
         tasks.gates[gate].set()
         assert [finished(result).return_value for result in results] == [gate] * 3
-        assert run(tasks.add, 1).return_value == 2
+        assert run(tasks.add.using(backend=alias), 1).return_value == 2
 
 
 @pytest.mark.parametrize(
@@ -437,20 +453,20 @@ def test_wrong_options(options: Any, message: str) -> None:
 # Cancelling
 
 
-def test_cancel_a_waiting_task(gate: str) -> None:
+def test_cancel_a_waiting_task(alias: str, gate: str) -> None:
     with settings_with(MAX_WORKERS=1):
-        busy = running(tasks.gated.enqueue(gate))
-        waiting = tasks.noop.enqueue()
-        assert cancel(waiting.id)
+        busy = running(tasks.gated.using(backend=alias).enqueue(gate))
+        waiting = tasks.noop.using(backend=alias).enqueue()
+        assert cancel(waiting.id, backend=alias)
         waiting.refresh()
         assert waiting.status == TaskResultStatus.FAILED
         assert waiting.errors[0].exception_class is django_tasks_local.exceptions.TaskCancelled
         assert waiting.started_at is None
         assert waiting.worker_ids == []
-        assert not cancel(waiting.id)
+        assert not cancel(waiting.id, backend=alias)
         tasks.gates[gate].set()
         finished(busy)
-        assert run(tasks.add, 1).return_value == 2
+        assert run(tasks.add.using(backend=alias), 1).return_value == 2
         waiting.refresh()
         assert waiting.attempts == 0
 

@@ -16,7 +16,7 @@ INSTALLED_APPS = [
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
-        "NAME": os.environ.get("PROCESS_DATABASE", "unused.sqlite3"),
+        "NAME": os.environ.get("PROCESS_DATABASE", os.devnull),
     }
 }
 TASKS = {

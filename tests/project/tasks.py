@@ -1,10 +1,11 @@
 """Tasks for tests. What waits, waits for the test, and never longer than LIMIT."""
 
 import asyncio
-import threading
+import fcntl
 import time
 from collections import defaultdict
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 from django.contrib.auth import get_user_model
@@ -17,16 +18,29 @@ from django_tasks_local.exceptions import TaskCancelled
 
 LIMIT = 20.0  # seconds
 
-# Gates that a test opens, and what tasks have noted for it, by a name that the test has chosen.
-gates: defaultdict[str, threading.Event] = defaultdict(threading.Event)
+
+class Gate:
+    """A file that the test has locked: a task waits for it in this process or in another one."""
+
+    def __init__(self, path: str) -> None:
+        self._file = Path(path).open("w")  # noqa: SIM115 - closing it opens the gate
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def set(self) -> None:
+        """Open the gate, for all who wait and who will."""
+        self._file.close()
+
+
+# The gates of the present test, and what tasks in threads have noted for it, by the gate's path.
+gates: dict[str, Gate] = {}
 notes: defaultdict[str, list[Any]] = defaultdict(list)
 marker: ContextVar[str] = ContextVar("marker")
 
 
 def wait_for(gate: str) -> None:
-    """Wait until the test opens the gate."""
-    if not gates[gate].wait(LIMIT):
-        raise TimeoutError(f"Nobody has opened the gate {gate!r}.")
+    """Wait until the test opens the gate; at the latest it does so when it ends."""
+    with Path(gate).open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
 
 
 @task
