@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import django_tasks_local
-from django_tasks_local.conf import ThreadOptions
+from django_tasks_local.conf import ProcessOptions
 from django_tasks_local_sse.conf import _FIELDS
 
 ROOT = Path(__file__).parent.parent
@@ -29,36 +29,48 @@ TEMPLATES = [{
 DRIVER = """
 import re
 import django
-django.setup()
-from django.core.management import call_command
-from django.test import Client
-call_command("check", fail_level="WARNING")
 
-page = Client().get("/report/").content.decode()
-url = re.search(r'<task-progress src="([^"]+)"', page)[1].replace("&amp;", "&")
-assert "/static/django_tasks_local_sse/task-progress.js" in page
 
-from reports.cancelling import stop
-from reports.current import my_task
-from reports.progress import every_way
-from reports.watching import wait_for
+def main():
+    django.setup()
+    from django.core.management import call_command
+    from django.test import Client
+    call_command("check", fail_level="WARNING")
 
-result = my_task.enqueue()
-assert wait_for(result)[0] == "SUCCESSFUL"
-result.refresh()
-assert result.return_value == result.id
-assert stop(result) is False
+    page = Client().get("/report/").content.decode()
+    url = re.search(r'<task-progress src="([^"]+)"', page)[1].replace("&amp;", "&")
+    assert "/static/django_tasks_local_sse/task-progress.js" in page
 
-result = every_way.enqueue(["a", "b", "c"])
-status, progress = wait_for(result)
-assert status == "SUCCESSFUL"
-assert (progress.current, progress.total, progress.message) == (3, 3, "Row c")
-assert progress.data == {"stage": "upload"}
+    from reports.cancelling import stop
+    from reports.current import my_task
+    from reports.progress import every_way
+    from reports.watching import wait_for
 
-body = ""
-while "event: finished" not in body:
-    body = b"".join(Client().get(url).streaming_content).decode()
-assert '"message":"Page 20"' in body
+    result = my_task.enqueue()
+    assert wait_for(result)[0] == "SUCCESSFUL"
+    result.refresh()
+    assert result.return_value == result.id
+    assert stop(result) is False
+
+    from reports.computing import render_pages
+    result = render_pages.enqueue(3)
+    status, progress = wait_for(result)
+    assert (status, progress.percent) == ("SUCCESSFUL", 100.0)
+
+    result = every_way.enqueue(["a", "b", "c"])
+    status, progress = wait_for(result)
+    assert status == "SUCCESSFUL"
+    assert (progress.current, progress.total, progress.message) == (3, 3, "Row c")
+    assert progress.data == {"stage": "upload"}
+
+    body = ""
+    while "event: finished" not in body:
+        body = b"".join(Client().get(url).streaming_content).decode()
+    assert '"message":"Page 20"' in body
+
+
+if __name__ == "__main__":  # worker processes import this file
+    main()
 """
 
 
@@ -106,7 +118,7 @@ def test_no_other_kind_of_block() -> None:
 
 
 def test_every_option_is_documented() -> None:
-    for option in ThreadOptions.__dataclass_fields__:
+    for option in ProcessOptions.__dataclass_fields__:
         assert f"| `{option.upper()}` |" in README
     for key in _FIELDS:
         assert f'"{key}": ' in README
