@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import lru_cache
 from inspect import iscoroutinefunction
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     type AnyResult = TaskResult[Any, Any]
 
 logger = logging.getLogger(__name__)
+
+_OWN_VARIABLES = 2  # of a task's context: current_result_id and current_reporter
 
 
 @dataclass(slots=True, eq=False)
@@ -136,14 +139,22 @@ def tidy() -> None:
     """
     Do what Django does at the end of a request: close old connections, and caches.
 
-    Both belong to the calling thread. An error is logged: it must not hide how the task ended.
+    The connections are the calling thread's, the caches its context's. An error is logged: it must
+    not hide how the task ended.
     """
+    if _thread.has_connected:  # Asking each alias costs as much as all the rest of an end.
+        _try_to(close_old_connections)
+    # An open cache is a variable of the context (asgiref's Local). Asking for one takes a lock that
+    # all threads share, and they queue behind it (see ResultStore).
+    if len(copy_context()) > _OWN_VARIABLES:
+        _try_to(close_caches)
+
+
+def _try_to(close: Callable[[], None]) -> None:
     try:
-        if _thread.has_connected:  # Asking each alias costs as much as all the rest of an end.
-            close_old_connections()
-        close_caches()
+        close()
     except Exception:
-        logger.exception("The connections of a task could not be closed.")
+        logger.exception("%s() failed around a task.", close.__name__)
 
 
 def _call(task_result: AnyResult, cancellation: Cancellation) -> Any:

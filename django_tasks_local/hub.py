@@ -40,13 +40,23 @@ UNHELD_AGE = 3600.0  # seconds since the task's last event
 class _Cell:
     """The latest event of one task, and who reads it. Guarded by the hub's lock."""
 
-    __slots__ = ("__weakref__", "event", "held", "readers", "task_id")
+    __slots__ = ("__weakref__", "event", "held", "lock", "readers", "task_id")
 
     def __init__(self, task_id: str) -> None:
         self.task_id = task_id
         self.event: TaskEvent | None = None
         self.held = False
+        self.lock = threading.Lock()  # Guards `event`; the hub's guards the rest.
         self.readers: dict[_Channel, set[Subscription]] = {}
+
+    def replace(self, event: TaskEvent) -> bool:
+        """Keep this event; False if one that is not earlier is there already."""
+        with self.lock:
+            known = self.event
+            if known is not None and (known.is_last or event.sequence <= known.sequence):
+                return False
+            self.event = event
+        return True
 
 
 class _Channel:
@@ -270,24 +280,30 @@ class Hub:
         that is there is stale, as when two threads race: it is dropped, and the answer is False.
         With `hold` the task is kept until `release()`, because a backend's store bounds it.
         """
+        cell = self._cells.get(event.id)
+        if cell is not None and cell.held:
+            # It stays until release(), so that its own lock is enough.
+            accepted = cell.replace(event)
+        else:
+            with self.lock:
+                cell = self._cell_locked(event.id)
+                accepted = cell.replace(event)
+                if accepted and hold:
+                    cell.held = True
+                    self._unheld.pop(event.id, None)
+                elif accepted and not cell.held:
+                    self._bound_unheld_locked(event.id)
+        # Who begins to read from here on finds the event in the cell.
+        if accepted and (cell.readers or self.everything):
+            self._wake_readers(cell)
+        return accepted
+
+    def _wake_readers(self, cell: _Cell) -> None:
         with self.lock:
-            cell = self._cell_locked(event.id)
-            known = cell.event
-            if known is not None and (known.is_last or event.sequence <= known.sequence):
-                return False
-            cell.event = event
-            if hold:
-                cell.held = True
-                self._unheld.pop(event.id, None)
-            if not cell.held:
-                self._bound_unheld_locked(event.id)
-            if not cell.readers and not self.everything:
-                return True
             channels = {*cell.readers, *self.everything}
             to_wake = [channel for channel in channels if channel.mark(cell)]
         for channel in to_wake:
             channel.wake()
-        return True
 
     def snapshot(self, result_id: str) -> TaskEvent | None:
         """Return the latest event of a task, or None."""
@@ -304,6 +320,10 @@ class Hub:
 
     def release(self, result_id: str) -> None:
         """Forget a task. Who reads it now still finds its last event."""
+        cell = self._cells.get(result_id)
+        if cell is not None and cell.held:
+            self._cells.pop(result_id, None)
+            return
         with self.lock:
             self._cells.pop(result_id, None)
             self._unheld.pop(result_id, None)
@@ -313,7 +333,8 @@ class Hub:
         with self.lock:
             self.ended = True
             channels = {s for s in self._channels.values() if not s.scheduled}
-            readers = [c for cell in self._cells.values() for c in cell.readers if c.loop is None]
+            cells = list(self._cells.values())  # in one step, because release() takes no lock
+            readers = [c for cell in cells for c in cell.readers if c.loop is None]
             channels.update(readers, self.everything)
         for channel in channels:
             channel.wake()

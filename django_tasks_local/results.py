@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from dataclasses import fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from django.tasks import TaskResult, TaskResultStatus
@@ -24,17 +25,14 @@ READY = TaskResultStatus.READY
 RUNNING = TaskResultStatus.RUNNING
 FAILED = TaskResultStatus.FAILED
 SUCCESSFUL = TaskResultStatus.SUCCESSFUL
-_FINISHED = (SUCCESSFUL, FAILED)  # not a set: an enum's hash is slow
 
-# The descriptors of TaskResult's slots, which are the fastest way to its fields.
-_SLOTS = [
-    (slot.__get__, slot.__set__)
-    for slot in (vars(TaskResult)[field.name] for field in fields(TaskResult))
-]
-_MUTABLE_SLOTS = [
-    (slot.__get__, slot.__set__)
-    for slot in map(vars(TaskResult).__getitem__, ("args", "kwargs", "errors", "worker_ids"))
-]
+# The setters of TaskResult's slots: it is frozen, and this is the fastest way to its fields.
+_FIELDS = tuple(field.name for field in fields(TaskResult))
+_get_fields = attrgetter(*_FIELDS)
+_SETTERS = tuple(vars(TaskResult)[name].__set__ for name in _FIELDS)
+_MUTABLE_FIELDS = ("args", "kwargs", "errors", "worker_ids")
+_get_mutable_fields = attrgetter(*_MUTABLE_FIELDS)
+_MUTABLE_SETTERS = tuple(vars(TaskResult)[name].__set__ for name in _MUTABLE_FIELDS)
 
 
 def snapshot(task_result: AnyResult) -> AnyResult:
@@ -44,10 +42,10 @@ def snapshot(task_result: AnyResult) -> AnyResult:
     Not dataclasses.replace(): that would normalize the arguments once more, for every copy.
     """
     new: AnyResult = object.__new__(TaskResult)
-    for get_field, set_field in _SLOTS:
-        set_field(new, get_field(task_result))
-    for get_field, set_field in _MUTABLE_SLOTS:
-        set_field(new, get_field(task_result).copy())
+    for set_field, value in zip(_SETTERS, _get_fields(task_result), strict=True):
+        set_field(new, value)
+    for set_field, value in zip(_MUTABLE_SETTERS, _get_mutable_fields(task_result), strict=True):
+        set_field(new, value.copy())
     return new
 
 
@@ -57,9 +55,19 @@ def _update(task_result: AnyResult, **values: Any) -> None:
         object.__setattr__(task_result, name, value)
 
 
+class _Entry:
+    """A result of the store, and the lock that guards its fields."""
+
+    __slots__ = ("lock", "task_result")
+
+    def __init__(self, task_result: AnyResult) -> None:
+        self.task_result = task_result
+        self.lock = threading.Lock()
+
+
 class ResultStore:
     """
-    The results of one pool, in memory. All methods may be called from any thread.
+    The results of one pool, in memory. Methods may be called from any thread.
 
     A status moves from READY to RUNNING to SUCCESSFUL or FAILED, or from READY to FAILED; a
     move that is not legal does not happen, and the method that would make it returns None.
@@ -69,30 +77,40 @@ class ResultStore:
         self._alias = alias
         self._max_results = max_results
         self._max_unfinished = max_unfinished
-        # Guards what follows, and the fields of the results in it.
-        self._lock = threading.Lock()
-        self._results: dict[str, AnyResult] = {}
-        self._unfinished = 0
+        # There is no lock for the whole store: a thread that loses the GIL while it holds a lock
+        # which every task needs makes all others queue behind it, again and again. What follows
+        # is changed in single steps, which are atomic.
+        self._entries: dict[str, _Entry] = {}
+        self._unfinished: set[str] = set()
         self._finished_ids: deque[str] = deque()
+        # Held by the thread that evicts; nobody waits for it.
+        self._evicting = threading.Lock()
 
     def add(self, task_result: AnyResult) -> None:
-        """Store a copy of a new result. Raises QueueFull."""
-        with self._lock:
-            if self._max_unfinished is not None and self._unfinished >= self._max_unfinished:
-                raise QueueFull(
-                    f"The queue of the task backend {self._alias!r} is full: {self._unfinished} "
-                    f"tasks run or wait. Task {task_result.task.module_path} was not enqueued; "
-                    f"try again later, or raise MAX_PENDING or MAX_WORKERS in its OPTIONS."
-                )
-            self._unfinished += 1
-            self._results[task_result.id] = snapshot(task_result)
+        """
+        Store a copy of a new result. Raises QueueFull.
+
+        For one caller at a time: two could both find the last free place.
+        """
+        unfinished = len(self._unfinished)
+        if self._max_unfinished is not None and unfinished >= self._max_unfinished:
+            raise QueueFull(
+                f"The queue of the task backend {self._alias!r} is full: {unfinished} tasks run "
+                f"or wait. Task {task_result.task.module_path} was not enqueued; try again later, "
+                f"or raise MAX_PENDING or MAX_WORKERS in its OPTIONS."
+            )
+        self._unfinished.add(task_result.id)
+        self._entries[task_result.id] = _Entry(snapshot(task_result))
 
     def start(
         self, result_id: str, worker_id: str, started_at: datetime | None = None
     ) -> AnyResult | None:
         """READY -> RUNNING, now or `started_at`."""
-        with self._lock:
-            task_result = self._results[result_id]
+        entry = self._entries.get(result_id)
+        if entry is None:
+            return None  # It was cancelled while it waited, and has been evicted since.
+        with entry.lock:
+            task_result = entry.task_result
             if task_result.status != READY:
                 return None
             at = started_at or timezone.now()
@@ -104,54 +122,61 @@ class ResultStore:
         self, result_id: str, return_value: Any, error: TaskError | None
     ) -> AnyResult | None:
         """READY or RUNNING -> SUCCESSFUL, or FAILED when there is an error."""
-        with self._lock:
-            if self._results[result_id].status in _FINISHED:
-                return None
-            return self._finish_locked(result_id, return_value, error)
+        return self._finish(result_id, (READY, RUNNING), return_value, error)
 
     def fail_waiting(self, result_id: str, error: TaskError) -> AnyResult | None:
         """READY -> FAILED."""
-        with self._lock:
-            if self._results[result_id].status != READY:
-                return None
-            return self._finish_locked(result_id, None, error)
+        return self._finish(result_id, (READY,), None, error)
 
     def settle(self, result_id: str) -> list[str]:
         """Let a finished result, now published, be evicted in its turn; return who was."""
-        with self._lock:
-            self._finished_ids.append(result_id)
-            excess = len(self._finished_ids) - self._max_results
-            evicted = [self._finished_ids.popleft() for _ in range(excess)]
-            for result_id in evicted:
-                del self._results[result_id]
+        self._finished_ids.append(result_id)
+        evicted: list[str] = []
+        # Whoever comes while another thread evicts leaves it to that one, which looks again.
+        while len(self._finished_ids) > self._max_results and self._evicting.acquire(False):
+            try:
+                while len(self._finished_ids) > self._max_results:
+                    evicted.append(self._finished_ids.popleft())
+                    del self._entries[evicted[-1]]
+            finally:
+                self._evicting.release()
         return evicted
 
     def ids(self) -> list[str]:
         """Return the ids of all results."""
-        with self._lock:
-            return list(self._results)
+        return list(self._entries)
 
     def get(self, result_id: str) -> AnyResult:
         """Return a copy of a result. Raises TaskResultDoesNotExist."""
-        with self._lock:
-            try:
-                return snapshot(self._results[result_id])
-            except KeyError:
-                raise TaskResultDoesNotExist(
-                    f"The task backend {self._alias!r} has no result {result_id!r}: it was never "
-                    f"here, was lost in a restart, or made room for later ones "
-                    f"(MAX_RESULTS = {self._max_results})."
-                ) from None
+        entry = self._entries.get(result_id)
+        if entry is None:
+            raise TaskResultDoesNotExist(
+                f"The task backend {self._alias!r} has no result {result_id!r}: it was never "
+                f"here, was lost in a restart, or made room for later ones "
+                f"(MAX_RESULTS = {self._max_results})."
+            )
+        with entry.lock:
+            return snapshot(entry.task_result)
 
-    def _finish_locked(
-        self, result_id: str, return_value: Any, error: TaskError | None
-    ) -> AnyResult:
-        task_result = self._results[result_id]
-        self._unfinished -= 1
-        _update(task_result, finished_at=timezone.now())
-        if error is None:
-            _update(task_result, status=SUCCESSFUL, _return_value=return_value)
-        else:
-            task_result.errors.append(error)
-            _update(task_result, status=FAILED)
-        return snapshot(task_result)
+    def _finish(
+        self,
+        result_id: str,
+        legal: tuple[TaskResultStatus, ...],
+        return_value: Any,
+        error: TaskError | None,
+    ) -> AnyResult | None:
+        entry = self._entries.get(result_id)
+        if entry is None:
+            return None  # It has finished long ago.
+        with entry.lock:
+            task_result = entry.task_result
+            if task_result.status not in legal:
+                return None
+            self._unfinished.discard(result_id)
+            _update(task_result, finished_at=timezone.now())
+            if error is None:
+                _update(task_result, status=SUCCESSFUL, _return_value=return_value)
+            else:
+                task_result.errors.append(error)
+                _update(task_result, status=FAILED)
+            return snapshot(task_result)

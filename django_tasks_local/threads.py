@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections import deque
 from contextvars import Context
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 
 from .conf import ThreadOptions
 from .execution import Cancellation, execute, tidy
@@ -26,25 +27,52 @@ class ThreadPool(Pool[ThreadOptions]):
 
     def __init__(self, sender: type, alias: str, options: ThreadOptions) -> None:
         super().__init__(sender, alias, options)
-        self._queue: SimpleQueue[Job | None] = SimpleQueue()
-        # Guards the two numbers. An idle thread is one that nobody has counted on yet.
+        # Appended to and taken from in single steps, which are atomic.
+        self._queue: deque[Job] = deque()
+        self._bell: SimpleQueue[None] = SimpleQueue()  # wakes one idle worker
+        # Guards what follows. A worker takes it to become idle, not for every job.
         self._workers_lock = threading.Lock()
         self._workers = 0
         self._idle = 0
+        self._called = False  # A worker is on its way to the queue, and will call the next.
+        self._stopping = False
 
     def _submit(self, job: Job) -> None:
-        self._queue.put(job)
+        self._queue.append(job)
+        self._call_worker()
+
+    def _call_worker(self) -> None:
+        """
+        Have one more worker look at the queue, unless one is on its way already.
+
+        Waking a worker for each job would set all of them against each other and the caller for
+        the GIL, over tasks that the first one had done before the others were awake.
+        """
         with self._workers_lock:
+            if self._called:
+                return
             if self._idle:
                 self._idle -= 1
+                self._called = True
+                self._bell.put(None)
                 return
             if self._workers == self.options.max_workers:
                 return
             number = self._workers
             self._workers += 1
-        threading.Thread(
+            self._called = True
+        thread = threading.Thread(
             target=self._work, name=f"django-tasks-{self.alias}-{number}", daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # The system has no more threads for us.
+            with self._workers_lock:
+                self._called = False
+                self._workers -= 1
+                if not self._workers:
+                    raise
+            logger.exception("The task backend %r goes on with fewer workers.", self.alias)
 
     def _stop(self, job: Job) -> None:
         cancellation: Cancellation = job.running
@@ -52,12 +80,15 @@ class ThreadPool(Pool[ThreadOptions]):
 
     def _close_workers(self) -> None:
         with self._workers_lock:
-            for _ in range(self._workers):
-                self._queue.put(None)
+            self._stopping = True
+            for _ in range(self._idle):
+                self._bell.put(None)
+            self._idle = 0
 
     def _work(self) -> None:
-        """Do jobs until None comes. Runs in a worker thread."""
+        """Do jobs until the pool is closed. Runs in a worker thread."""
         worker_id = f"{threading.current_thread().name}@{os.getpid()}"
+        self._arrived()
         while (job := self._next()) is not None:
             try:
                 # A fresh context for every task: nothing leaks from one into the next.
@@ -69,14 +100,34 @@ class ThreadPool(Pool[ThreadOptions]):
             del job  # It would live on while this thread waits.
 
     def _next(self) -> Job | None:
-        try:
-            return self._queue.get_nowait()
-        except Empty:
-            with self._workers_lock:
-                self._idle += 1
-            job = self._queue.get()
-            tidy()  # A connection may have become too old while this thread waited.
+        while True:
+            try:
+                job = self._queue.popleft()
+            except IndexError:
+                if not self._wait():
+                    return None
+                continue
+            # Unlocked on purpose: a worker that is about to become idle looks at the queue again.
+            if self._queue and (self._idle or self._workers < self.options.max_workers):
+                self._call_worker()
             return job
+
+    def _wait(self) -> bool:
+        """Wait for the bell unless there are jobs; False when this worker is to end."""
+        with self._workers_lock:
+            if self._queue:
+                return True
+            if self._stopping:
+                return False
+            self._idle += 1
+        self._bell.get()
+        self._arrived()
+        tidy()  # A connection may have become too old while this thread waited.
+        return True
+
+    def _arrived(self) -> None:
+        with self._workers_lock:
+            self._called = False
 
     def _run(self, job: Job, worker_id: str) -> None:
         reporter = Reporter(job.publication.progress, self.options.progress_interval)

@@ -450,6 +450,22 @@ def test_wrong_options(options: Any, message: str) -> None:
         assert "MAX_PENDING, MAX_RESULTS, MAX_WORKERS, PROGRESS_INTERVAL" in str(caught.value)
 
 
+def test_a_cancelled_task_that_was_evicted_before_its_turn(
+    alias: str, gate: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with settings_with(MAX_RESULTS=1, MAX_WORKERS=1):
+        busy = running(tasks.gated.using(backend=alias).enqueue(gate))
+        waiting = [tasks.noop.using(backend=alias).enqueue() for _ in range(3)]
+        for result in waiting:
+            assert cancel(result.id, backend=alias)
+        tasks.gates[gate].set()
+        wait_until(lambda: hub.snapshot(waiting[-1].id) is None, "it is not evicted")
+        assert run(tasks.add.using(backend=alias), 1).return_value == 2
+    assert busy.id
+    assert not [record for record in caplog.records if record.levelname == "CRITICAL"]
+    assert "KeyError" not in caplog.text
+
+
 # Cancelling
 
 

@@ -1,8 +1,12 @@
 """What surrounds a task: its context, its database connections."""
 
 import sqlite3
+import threading
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import pytest
+from django.core.cache.backends.locmem import LocMemCache
 from django.db import connection, connections
 from django.tasks.signals import task_finished, task_started
 from django.test import override_settings
@@ -82,14 +86,42 @@ def test_a_coroutine_may_use_the_orm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_closed(opened[0])
 
 
-def test_tidying_that_fails_is_logged(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail() -> None:
-        raise OSError("the cache is gone")
+class NotedCache(LocMemCache):
+    """A cache that notes when it is closed."""
 
-    monkeypatch.setattr(execution, "close_caches", fail)
-    assert finished(tasks.add.enqueue(1)).return_value == 2
+    closed: ClassVar[list[str]] = []
+    fails = False
+
+    def close(self, **kwargs: object) -> None:
+        self.closed.append(threading.current_thread().name)
+        if self.fails:
+            raise OSError("the cache is gone")
+
+
+@pytest.fixture
+def noted_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(NotedCache, "closed", [])
+    path = f"{__name__}.{NotedCache.__qualname__}"
+    with override_settings(CACHES={"default": {"BACKEND": path}}):
+        yield
+
+
+@pytest.mark.parametrize("task", [tasks.use_cache, tasks.use_cache_async])
+def test_a_cache_that_a_task_opens_is_closed(noted_cache: None, task: Any) -> None:
+    """Whether one is open is seen in the task's context, which is how asgiref keeps them."""
+    assert finished(task.enqueue()).return_value == "value"
+    assert NotedCache.closed
+    before = len(NotedCache.closed)
+    finished(tasks.noop.enqueue())
+    assert len(NotedCache.closed) == before
+
+
+def test_tidying_that_fails_is_logged(
+    noted_cache: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(NotedCache, "fails", True)
+    assert finished(tasks.use_cache.enqueue()).return_value == "value"
+    assert "close_caches() failed around a task." in caplog.text
     assert "the cache is gone" in caplog.text
 
 

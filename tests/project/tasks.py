@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from django.contrib.auth import get_user_model
+from django.core.cache import cache
 from django.db import connections
 from django.tasks import TaskContext, task
 from django.utils import timezone, translation
@@ -181,6 +182,20 @@ def query(name: str) -> int:
 async def query_async() -> int:
     """Use the database in a coroutine."""
     return await get_user_model().objects.acount()
+
+
+@task
+def use_cache() -> str:
+    """Use the cache."""
+    cache.set("key", "value")
+    return str(cache.get("key"))
+
+
+@task
+async def use_cache_async() -> str:
+    """Use the cache in a coroutine."""
+    await cache.aset("key", "value")
+    return str(await cache.aget("key"))
 
 
 @task

@@ -1,0 +1,141 @@
+"""
+What report_progress() and track() cost, beside tqdm and a bare loop. See docs/performance.md.
+
+    uv run benchmarks/progress.py [--rounds 7] [--steps 2000000]
+
+The rounds are interleaved. Everything "in a task" runs in a task of its own, in a worker thread of
+ThreadPoolBackend: tqdm and the bare loop too.
+"""
+
+import argparse
+import io
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import median
+
+import django
+from django.conf import settings
+from django.tasks import task
+from tables import median_ratio, print_machine, print_table, print_verdict
+from tqdm import tqdm
+
+from django_tasks_local import report_progress, track
+
+REPORT_BUDGET = 1.5  # µs for a call
+TRACK_BUDGET = 1.0  # times tqdm
+
+# For each name, round by round, µs for a call or an item.
+type Measured = dict[str, list[float]]
+
+
+def time_loop(items: Iterable[int]) -> float:
+    """Return how many seconds an empty loop over the items takes."""
+    began = time.perf_counter()
+    for _ in items:
+        pass
+    return time.perf_counter() - began
+
+
+def time_tqdm_to_devnull(steps: int) -> float:
+    """Time tqdm with its default settings, its bar written to the null device."""
+    with Path(os.devnull).open("w") as devnull:
+        return time_loop(tqdm(range(steps), file=devnull))
+
+
+def time_reports(steps: int) -> float:
+    """Time report_progress(); nearly all of these calls are throttled."""
+    began = time.perf_counter()
+    for step in range(steps):
+        report_progress(step, steps)
+    return time.perf_counter() - began
+
+
+def time_reports_with_message(steps: int) -> float:
+    """Time report_progress() with a message."""
+    began = time.perf_counter()
+    for step in range(steps):
+        report_progress(step, steps, "resizing")
+    return time.perf_counter() - began
+
+
+LOOPS: dict[str, Callable[[int], float]] = {
+    "bare for loop": lambda steps: time_loop(range(steps)),
+    "track()": lambda steps: time_loop(track(range(steps))),
+    "tqdm() to the null device": time_tqdm_to_devnull,
+    "tqdm() to a StringIO": lambda steps: time_loop(tqdm(range(steps), file=io.StringIO())),
+}
+REPORTS: dict[str, Callable[[int], float]] = {
+    "report_progress(step, steps)": time_reports,
+    "the same with a message": time_reports_with_message,
+}
+
+
+def measure(name: str, steps: int) -> float:
+    """Return µs for one step of the loop of this name."""
+    return {**LOOPS, **REPORTS}[name](steps) / steps * 1e6
+
+
+def measure_in_task(name: str, steps: int) -> float:
+    """Measure in a task of ThreadPoolBackend."""
+    result = task(measure).enqueue(name, steps)
+    while not result.is_finished:
+        time.sleep(0.02)
+        result.refresh()
+    value: float = result.return_value
+    return value
+
+
+def measure_all(rounds: int, steps: int) -> tuple[Measured, Measured]:
+    """Measure everything in turn, round after round: in a task, and outside of one."""
+    inside: Measured = {name: [] for name in (*LOOPS, *REPORTS)}
+    outside: Measured = {name: [] for name in REPORTS}
+    for _ in range(rounds):
+        for name, times in inside.items():
+            times.append(measure_in_task(name, steps))
+        for name, times in outside.items():
+            times.append(measure(name, steps))
+    return inside, outside
+
+
+def print_loops(inside: Measured) -> None:
+    """Print the loops, and track() as a ratio of each."""
+    rows = [
+        (name, f"{median(times):.3f}", f"{median_ratio(inside['track()'], times):.2f}")
+        for name, times in inside.items()
+        if name in LOOPS
+    ]
+    print_table(("loop in a task", "µs per item", "track() / this"), rows)
+
+
+def print_reports(inside: Measured, outside: Measured) -> None:
+    """Print the calls of report_progress()."""
+    rows = [
+        (name, f"{median(inside[name]):.2f}", f"{median(outside[name]):.2f}") for name in REPORTS
+    ]
+    print_table(("call", "µs in a task", "µs outside of one"), rows)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="What report_progress() and track() cost.")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=2_000_000)
+    options = parser.parse_args()
+    settings.configure(
+        TASKS={"default": {"BACKEND": "django_tasks_local.ThreadPoolBackend"}}, USE_TZ=True
+    )
+    django.setup()
+    inside, outside = measure_all(options.rounds, options.steps)
+    print_machine(f"Medians of {options.rounds} interleaved rounds, {options.steps:,} steps each.")
+    print_loops(inside)
+    print_reports(inside, outside)
+    slowest_report = max(median(inside[name]) for name in REPORTS)
+    print_verdict("a throttled report_progress() in a task", slowest_report, REPORT_BUDGET, "µs")
+    ratio = median_ratio(inside["track()"], inside["tqdm() to the null device"])
+    print_verdict("track() per item", ratio, TRACK_BUDGET, "times tqdm()")
+
+
+if __name__ == "__main__":
+    main()
