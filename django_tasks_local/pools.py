@@ -180,7 +180,7 @@ class Pool[OptionsT: Options](ABC):
         job = self._jobs.get(result_id)
         if job is None:  # It has finished in this very moment.
             return False
-        if self._fail_waiting(job, TaskCancelled("The task was cancelled before it started.")):
+        if self.fail_waiting(job, TaskCancelled("The task was cancelled before it started.")):
             return True
         self._stop(job)
         return True
@@ -201,7 +201,7 @@ class Pool[OptionsT: Options](ABC):
             self.closed = True
         jobs = list(self._jobs.values())
         message = "The process ended before the task started."
-        self._log_lost([job for job in jobs if self._fail_waiting(job, TaskLost(message))])
+        self._log_lost([job for job in jobs if self.fail_waiting(job, TaskLost(message))])
 
     def drain(self, timeout: float) -> None:
         """Let running tasks finish, and fail what still runs then: the second half of close()."""
@@ -222,7 +222,8 @@ class Pool[OptionsT: Options](ABC):
         for result_id in self.results.ids():
             hub.release(result_id)
 
-    def _fail_waiting(self, job: Job, error: BaseException) -> bool:
+    def fail_waiting(self, job: Job, error: BaseException) -> bool:
+        """Fail a job that no worker has begun; False if one has. Called from any thread."""
         outcome = Outcome.failure(error)
         assert outcome.error is not None
         task_result = self.results.fail_waiting(job.result_id, outcome.error)
