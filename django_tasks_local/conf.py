@@ -1,6 +1,5 @@
 """OPTIONS of a backend -> a frozen, validated dataclass. Imports nothing of this package."""
 
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -19,16 +18,20 @@ def _whole_number(minimum: int) -> Callable[[Any], str | None]:
     return check
 
 
+# The longest time, in seconds: three years, and less than what a system can wait for at once.
+LONGEST = 100_000_000
+
+
 def _seconds(value: Any) -> str | None:
-    if type(value) in {int, float} and math.isfinite(value) and value >= 0:
+    if type(value) in {int, float} and 0 <= value <= LONGEST:
         return None
-    return "a number of seconds, 0 or more"
+    return f"a number of seconds, 0 or more and at most {LONGEST:_}"
 
 
 def _some_seconds(value: Any) -> str | None:
     if _seconds(value) is None and value > 0:
         return None
-    return "a number of seconds above 0"
+    return f"a number of seconds above 0 and at most {LONGEST:_}"
 
 
 def _one_of(*choices: str) -> Callable[[Any], str | None]:

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 16  # bytes; a fast worker must not keep the dispatcher from the others
+LONGEST_SELECT = 3600.0  # seconds; epoll cannot wait for more than 24 days
 KILL_AFTER = 0.5  # seconds from SIGTERM to SIGKILL
 RETIRE_TIME = 5.0  # seconds for a worker that was told to end after its last task
 SENDS = 3  # times a task is sent to a worker that dies before the task starts
@@ -307,7 +308,9 @@ class Dispatcher:
         deadlines = [w.deadline for w in self._workers if w.deadline is not None]
         if self._pool.queue and self._no_start_before > time.monotonic():
             deadlines.append(self._no_start_before)
-        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        if not deadlines:
+            return None
+        return min(max(0.0, min(deadlines) - time.monotonic()), LONGEST_SELECT)
 
     def _on_bell(self, events: int) -> None:
         self._bell.recv(64)
@@ -421,6 +424,7 @@ class Dispatcher:
         if self._options.timeout is not None and worker_process.state is State.BUSY:
             worker_process.deadline = time.monotonic() + self._options.timeout
         self._pool.begin(job, worker_process.worker_id, datetime.fromisoformat(started_at))
+        tidy()  # after the receivers of task_started
 
     def _on_progress(
         self, worker_process: WorkerProcess, result_id: str, number: int, progress: Progress

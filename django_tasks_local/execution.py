@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
 from django.core.cache import close_caches
-from django.db import close_old_connections
+from django.db import close_old_connections, connections
 from django.db.backends.signals import connection_created
 from django.dispatch import receiver
 from django.tasks import TaskContext
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     type AnyResult = TaskResult[Any, Any]
 
 logger = logging.getLogger(__name__)
-
-_OWN_VARIABLES = 2  # of a task's context: current_result_id and current_reporter
 
 
 @dataclass(slots=True, eq=False)
@@ -146,8 +144,15 @@ def tidy() -> None:
         _try_to(close_old_connections)
     # An open cache is a variable of the context (asgiref's Local). Asking for one takes a lock that
     # all threads share, and they queue behind it (see ResultStore).
-    if len(copy_context()) > _OWN_VARIABLES:
+    context = copy_context()
+    if len(context) > (current_result_id in context) + (current_reporter in context):
         _try_to(close_caches)
+
+
+def _leave_thread() -> None:
+    """Close everything: the thread of a coroutine's thread-sensitive code ends with its task."""
+    _try_to(connections.close_all)
+    _try_to(close_caches)
 
 
 def _try_to(close: Callable[[], None]) -> None:
@@ -197,4 +202,4 @@ async def _run_coroutine(
             raise
         finally:
             if context in SyncToAsync.context_to_thread_executor:
-                await sync_to_async(tidy)()
+                await sync_to_async(_leave_thread)()

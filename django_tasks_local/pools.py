@@ -124,14 +124,13 @@ class Pool[OptionsT: Options](ABC):
         """
         job = Job(task_result, self._prepare(task_result))
         with self._lock:
-            if self.closed:
+            if self.closed or not shutdown.register(self):
                 raise RuntimeError(
                     f"The task backend {self.alias!r} is shutting down; "
                     f"task {job.path} was not enqueued."
                 )
             self.results.add(task_result)
             self._jobs[job.result_id] = job
-        shutdown.register(self)
         job.publication.enqueued(hold=True)
         try:
             # A receiver that raises is logged by send_robust(), and harms nobody.

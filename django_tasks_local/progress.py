@@ -369,12 +369,19 @@ class Sampler:
             entry = (due_at, next(self._order), reporter)
             heapq.heappush(self._due, entry)
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="django-tasks-progress", daemon=True
-                )
-                self._thread.start()
+                self._start_locked()
             elif self._due[0] is entry:
                 self._changed.notify()
+
+    def _start_locked(self) -> None:
+        thread = threading.Thread(target=self._run, name="django-tasks-progress", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            # The system has no more threads for us. The next reporter tries again.
+            logger.exception("The thread that samples the progress of tasks did not start.")
+        else:
+            self._thread = thread
 
     def _run(self) -> None:
         while True:

@@ -50,24 +50,33 @@ class _Exit:
     def __init__(self) -> None:
         self.pools: set[Any] = set()
         self.handles_signals = True
-        self.previous: dict[int, Handler] = {}
         self.at_exit = False
         self.draining = False
         self.drained = threading.Event()
-        self.lock = threading.Lock()  # Guards `draining`: one drain a process.
+        # Guards the above: there is one drain, and no pool slips in behind it.
+        self.lock = threading.Lock()
 
 
 _exit = _Exit()
 
 
-def register(pool: Closable) -> None:
-    """Have this pool closed when the process ends. Cheap when it is known already."""
-    if pool not in _exit.pools:
+def register(pool: Closable) -> bool:
+    """
+    Have this pool closed when the process ends; False if it is ending already.
+
+    Cheap when the pool is known.
+    """
+    if pool in _exit.pools:
+        return True
+    with _exit.lock:
+        if _exit.draining:
+            return False
         _exit.pools.add(pool)
-        install_signal_handlers()
         if not _exit.at_exit:
             _exit.at_exit = True
             atexit.register(drain)
+    install_signal_handlers()
+    return True
 
 
 def unregister(pool: Closable) -> None:
@@ -93,9 +102,8 @@ def install_signal_handlers() -> None:
     for number in SIGNALS:
         present = signal.getsignal(number)
         # None: installed by something that is not Python, which we could not call.
-        if present not in {None, signal.SIG_IGN, _handle}:
-            _exit.previous[number] = present
-            signal.signal(number, _handle)
+        if present not in {None, signal.SIG_IGN} and not isinstance(present, _Handler):
+            signal.signal(number, _Handler(present))
 
 
 def drain() -> None:
@@ -106,10 +114,10 @@ def drain() -> None:
     """
     with _exit.lock:
         first, _exit.draining = not _exit.draining, True
+        pools = list(_exit.pools)
     if not first:
         _exit.drained.wait()
         return
-    pools = list(_exit.pools)
     try:
         for pool in pools:
             pool.refuse()
@@ -126,17 +134,30 @@ def drain() -> None:
         _exit.drained.set()
 
 
-def _handle(number: int, frame: FrameType | None) -> None:
-    """Handle a signal. Runs in the main thread, between any two instructions of it."""
-    if _exit.draining:
-        # The drain is over, or somebody is impatient and has sent the signal again.
-        _chain(number, frame)
-    else:
-        # In a thread, because the main thread may hold any lock just now, and must go on to
-        # serve the streams that are about to end.
-        threading.Thread(
-            target=_drain_and_raise, args=(number,), name="django-tasks-drain", daemon=True
-        ).start()
+class _Handler:
+    """Our handler in front of another one. Each installation has its own, so chains stay chains."""
+
+    def __init__(self, previous: Handler) -> None:
+        self._previous = previous
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal. Runs in the main thread, between any two instructions of it."""
+        if _exit.draining:
+            # The drain is over, or somebody is impatient and has sent the signal again.
+            self._chain(number, frame)
+        else:
+            # In a thread, because the main thread may hold any lock just now, and must go on to
+            # serve the streams that are about to end.
+            threading.Thread(
+                target=_drain_and_raise, args=(number,), name="django-tasks-drain", daemon=True
+            ).start()
+
+    def _chain(self, number: int, frame: FrameType | None) -> None:
+        if callable(self._previous):
+            self._previous(number, frame)
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
 
 def _drain_and_raise(number: int) -> None:
@@ -144,21 +165,11 @@ def _drain_and_raise(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def _chain(number: int, frame: FrameType | None) -> None:
-    previous = _exit.previous[number]
-    if callable(previous):
-        previous(number, frame)
-    else:
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
-
 def _start_anew() -> None:
-    """In a child of fork(): nothing is open, but the parent's handlers are still installed."""
+    """In a child of fork(): nothing is open, but what the parent has installed is still there."""
     global _exit
-    previous, at_exit = _exit.previous, _exit.at_exit
-    _exit = _Exit()
-    _exit.previous, _exit.at_exit = previous, at_exit
+    parent, _exit = _exit, _Exit()
+    _exit.at_exit, _exit.handles_signals = parent.at_exit, parent.handles_signals
 
 
 if hasattr(os, "register_at_fork"):

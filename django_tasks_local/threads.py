@@ -39,7 +39,11 @@ class ThreadPool(Pool[ThreadOptions]):
 
     def _submit(self, job: Job) -> None:
         self._queue.append(job)
-        self._call_worker()
+        try:
+            self._call_worker()
+        except RuntimeError as error:
+            logger.exception("The task backend %r has no worker.", self.alias)
+            self.fail_waiting(job, error)
 
     def _call_worker(self) -> None:
         """
@@ -47,6 +51,8 @@ class ThreadPool(Pool[ThreadOptions]):
 
         Waking a worker for each job would set all of them against each other and the caller for
         the GIL, over tasks that the first one had done before the others were awake.
+
+        Raises RuntimeError when there is no worker and the system has no thread for one.
         """
         with self._workers_lock:
             if self._called:
@@ -66,13 +72,21 @@ class ThreadPool(Pool[ThreadOptions]):
         )
         try:
             thread.start()
-        except RuntimeError:  # The system has no more threads for us.
-            with self._workers_lock:
-                self._called = False
-                self._workers -= 1
-                if not self._workers:
-                    raise
-            logger.exception("The task backend %r goes on with fewer workers.", self.alias)
+        except RuntimeError:
+            if not self._start_failed():
+                raise
+
+    def _start_failed(self) -> bool:
+        """Go on with the workers that are there; False if there are none."""
+        with self._workers_lock:
+            self._called = False
+            self._workers -= 1
+            if not self._workers:
+                return False
+        logger.error("The system has no thread for one more worker of %r.", self.alias)
+        if self._queue and self._idle:
+            self._call_worker()
+        return True
 
     def _stop(self, job: Job) -> None:
         cancellation: Cancellation = job.running

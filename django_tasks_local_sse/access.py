@@ -113,17 +113,18 @@ def _events_url(user: Any, results: Iterable[AnyResult]) -> str:
 
 
 def _user(request: HttpRequest) -> Any:
-    """Return the logged-in user, or None, as django-eventstream has it."""
+    """Return the logged-in user, or None, as django-eventstream has it. May use the ORM."""
     user = getattr(request, "user", None)
     return user if user is not None and user.is_authenticated else None
 
 
 async def _auser(request: HttpRequest) -> Any:
-    """See _user(). Without Django's AuthenticationMiddleware everybody is anonymous."""
-    if not hasattr(request, "auser"):
-        return None
-    user = await request.auser()
-    return user if user.is_authenticated else None
+    """
+    See _user().
+
+    Not request.auser(): a middleware that replaces `request.user` does not replace that.
+    """
+    return await sync_to_async(_user)(request)
 
 
 def _signer(salt: str, user: Any) -> TimestampSigner:

@@ -79,9 +79,11 @@ def state(event: TaskEvent) -> str:
 def message(event: TaskEvent, *, expose_errors: bool) -> str:
     """Return what the task said last, or why it failed, if that may be told."""
     error = event.error
+    text = event.progress.message if event.progress else ""
     if error is not None and expose_errors and state(event) == "failed":
-        return ": ".join(filter(None, (error.type.rpartition(".")[2], error.message)))
-    return event.progress.message if event.progress else ""
+        text = ": ".join(filter(None, (error.type.rpartition(".")[2], error.message)))
+    # A lone surrogate, as in a file's name that is no UTF-8, could not be sent.
+    return text.encode("utf-8", "replace").decode()
 
 
 def detail(event: TaskEvent) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from asgiref.sync import SyncToAsync, sync_to_async
+from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
 from django.db import connections
 from django.tasks import task_backends
 from django.tasks.exceptions import InvalidTaskBackend, TaskResultDoesNotExist
@@ -87,8 +87,11 @@ class Conversation:
         return [self._refs[result_id] for result_id in self._open]
 
     def opening(self, events: Iterable[TaskEvent] = ()) -> bytes:
-        """Return the state of every task. `events` come from the hub, after `found`."""
-        states = self.found | {event.id: event for event in events}
+        """Return the state of every task: what was `found`, or what the hub says, if later."""
+        states = dict(self.found)
+        for event in events:
+            if event.sequence > states[event.id].sequence:
+                states[event.id] = event
         message = f"retry: {self.settings.retry}\n\n".encode()
         told = self._tell(states.values(), [id for id in self._refs if id not in states])
         if self._open and self._last_event_id == encoding.state_digest(self._sequences):
@@ -167,9 +170,12 @@ def stream_sync(conversation: Conversation, hold: float) -> Iterator[bytes]:
         yield conversation.opening(subscription.take(timeout=0))
         while not conversation.ended and (left := deadline - time.monotonic()) > 0:
             events = subscription.take(timeout=min(left, conversation.settings.keepalive))
-            if not events and subscription.ended:
+            if events:
+                yield conversation.news(events)
+            elif subscription.ended:
                 return
-            yield conversation.news(events)
+            else:
+                yield async_to_sync(_silence)(conversation)
 
 
 async def release_request_thread() -> None:

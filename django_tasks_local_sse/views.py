@@ -13,7 +13,7 @@ from django.http import (
     JsonResponse,
     StreamingHttpResponse,
 )
-from django.tasks.exceptions import TaskResultDoesNotExist
+from django.tasks.exceptions import InvalidTaskBackend, TaskResultDoesNotExist
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.http import require_POST, require_safe
 
@@ -100,10 +100,10 @@ def cancel(request: HttpRequest) -> HttpResponse:
         return HttpResponseForbidden(FORBIDDEN, content_type="text/plain")
     try:
         cancelled = cancel_task(ref.id, backend=ref.alias)
-    except TaskResultDoesNotExist as error:
-        return HttpResponse(str(error), status=404, content_type="text/plain")
-    except NotImplementedError as error:
-        return HttpResponse(str(error), status=501, content_type="text/plain")
+    except (InvalidTaskBackend, TaskResultDoesNotExist):
+        return HttpResponse("No such task.", status=404, content_type="text/plain")
+    except NotImplementedError:
+        return HttpResponse("It cannot be cancelled.", status=501, content_type="text/plain")
     return JsonResponse({"cancelled": cancelled})
 
 

@@ -34,6 +34,7 @@ def test_defaults() -> None:
         ({"KEEPALIVE": 0}, "['KEEPALIVE'] must be"),
         ({"TOKEN_MAX_AGE": -1}, "['TOKEN_MAX_AGE'] must be"),
         ({"WSGI_HOLD": float("inf")}, "['WSGI_HOLD'] must be"),
+        ({"TOKEN_MAX_AGE": 10**15}, "['TOKEN_MAX_AGE'] must be"),
         ({"EXPOSE_RESULTS": "yes"}, "['EXPOSE_RESULTS'] must be True or False, not 'yes'"),
         (["RETRY"], "TASKS_SSE must be a dict"),
         (None, "TASKS_SSE must be a dict"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
+from django.core.cache import cache
 from django.core.cache.backends.locmem import LocMemCache
 from django.db import connection, connections
 from django.tasks.signals import task_finished, task_started
@@ -72,14 +73,14 @@ def test_the_connection_of_a_receiver_is_closed(gate: str) -> None:
 @pytest.mark.django_db(transaction=True)
 def test_a_coroutine_may_use_the_orm(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    tidy = execution.tidy
+    leave_thread = execution._leave_thread
 
-    def note_and_tidy() -> None:
+    def note_and_leave() -> None:
         if connections["default"].connection is not None:
             opened.append(connections["default"].connection)
-        tidy()
+        leave_thread()
 
-    monkeypatch.setattr(execution, "tidy", note_and_tidy)
+    monkeypatch.setattr(execution, "_leave_thread", note_and_leave)
     assert finished(tasks.query_async.enqueue()).return_value == 0
     # Its thread was another one, and its connection was closed there.
     assert len(opened) == 1
@@ -123,6 +124,46 @@ def test_tidying_that_fails_is_logged(
     assert finished(tasks.use_cache.enqueue()).return_value == "value"
     assert "close_caches() failed around a task." in caplog.text
     assert "the cache is gone" in caplog.text
+
+
+@pytest.mark.parametrize("alias", ["default", "processes"])
+def test_a_cache_that_a_receiver_opens_is_closed(noted_cache: None, alias: str) -> None:
+    def receive(**kwargs: object) -> None:
+        cache.get("key")
+
+    backends = ONE_WORKER | {
+        "processes": {
+            "BACKEND": "django_tasks_local.ProcessPoolBackend",
+            "OPTIONS": {"MAX_WORKERS": 1},
+        }
+    }
+    for signal in (task_started, task_finished):
+        signal.connect(receive)
+    try:
+        with override_settings(TASKS=backends):
+            finished(tasks.noop.using(backend=alias).enqueue())
+            wait_until(lambda: NotedCache.closed, "the cache stays open")
+    finally:
+        for signal in (task_started, task_finished):
+            signal.disconnect(receive)
+
+
+def test_threads_that_cannot_be_started(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with override_settings(TASKS=ONE_WORKER):
+        with monkeypatch.context() as broken:
+            broken.setattr(threading.Thread, "start", fail)
+            result = tasks.add.enqueue(1)
+        result.refresh()
+        assert result.errors[0].exception_class is RuntimeError
+        assert "has no worker" in caplog.text
+        assert finished(tasks.add.enqueue(1)).return_value == 2
+        result.refresh()
+        assert result.attempts == 0, "it does not run later"
 
 
 @pytest.mark.django_db(transaction=True)

@@ -318,6 +318,27 @@ def test_a_publisher_that_raises_does_not_stop_the_sampler(
     wait_until(lambda: "could not be published" in caplog.text, "the error was not logged")
 
 
+def test_a_sampler_whose_thread_does_not_start_tries_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    published = threading.Event()
+    sampler = Sampler()
+    reporter = Reporter(lambda n, p: p.current == 3 and published.set(), 0.001, sampler=sampler)
+    with monkeypatch.context() as broken:
+        broken.setattr(threading.Thread, "start", fail)
+        reporter.report(1)
+        reporter.report(2)
+    assert "did not start" in caplog.text
+    other = Reporter(lambda n, p: None, 0.001, sampler=sampler)
+    other.report(1)
+    other.report(2)
+    reporter.report(3)
+    assert published.wait(LIMIT)
+
+
 # Through a backend
 
 

@@ -1,6 +1,7 @@
 """One connection from its first byte to its last, through a real server."""
 
 import asyncio
+import dataclasses
 import json
 import logging
 import socket
@@ -17,9 +18,11 @@ from django.tasks.exceptions import TaskResultDoesNotExist
 from django.test import AsyncClient, Client, RequestFactory, override_settings
 
 from django_tasks_local import cancel
+from django_tasks_local.events import EventKind, TaskEvent
 from django_tasks_local.hub import hub
 from django_tasks_local_sse import encoding, streams
-from django_tasks_local_sse.access import events_url
+from django_tasks_local_sse.access import TaskRef, events_url
+from django_tasks_local_sse.conf import sse_settings
 from tests.conftest import LIMIT, AnyResult, finished, running, wait_until
 from tests.project import tasks
 from tests.sse import Message, messages, read_all, stream
@@ -456,3 +459,31 @@ def test_unserializable_results_are_logged(caplog: pytest.LogCaptureFixture) -> 
 
 def test_stores_of_backends_that_keep_nothing() -> None:
     assert not task_backends["immediate"].supports_get_result
+
+
+def test_what_the_store_knows_is_later_than_what_the_hub_has_heard() -> None:
+    """A web process hears `enqueued` of a task that runs elsewhere, and nothing more."""
+    done = finished(tasks.add.enqueue(1))
+    event = hub.snapshot(done.id)
+    hub.release(done.id)
+    ready = encoding_ready(event)
+    hub.publish(ready)
+    conversation = streams.Conversation(
+        [TaskRef(done.id, "default")], {done.id: event}, "", sse_settings()
+    )
+    assert b"event: finished" in conversation.opening([ready])
+    assert conversation.ended
+    hub.release(done.id)
+
+
+def encoding_ready(event: TaskEvent) -> TaskEvent:
+    return dataclasses.replace(event, sequence=1, kind=EventKind.ENQUEUED)
+
+
+def test_a_held_stream_under_wsgi_looks_into_the_store(gate: str) -> None:
+    result = running(tasks.gated.enqueue(gate))
+    with override_settings(TASKS_SSE={"WSGI_HOLD": LIMIT, "KEEPALIVE": 0.01}):
+        content = iter(Client().get(events_url(anonymous(), result)).streaming_content)
+        assert b"event: progress" in next(content)
+        hub.release(result.id)
+        assert b"event: unknown" in b"".join(content)

@@ -179,3 +179,8 @@ def test_progress_moves_on_between_two_renderings(gate: str) -> None:
     result = tasks.tracked.enqueue(10, gate)
     wait_for_event(result.id, lambda event: event.progress and event.progress.message == "half-way")
     assert state(result)[1] == "50.0"
+
+
+def test_half_a_character_does_not_break_the_page(gate: str) -> None:
+    result = running(tasks.report.enqueue([1, 2, "caf\udce9.txt"], {}, gate))
+    assert "caf?.txt" in render(result).encode().decode()

@@ -1,0 +1,98 @@
+"""Signal handlers and the end of a process. Servers are in test_example and test_worker."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+SCRIPT = """
+import os, signal, sys, threading
+from django.conf import settings
+options = {{"SHUTDOWN_TIMEOUT": 1}}
+backend = {{"BACKEND": "django_tasks_local.ThreadPoolBackend", "OPTIONS": options}}
+settings.configure(TASKS={{"default": backend, "other": backend}})
+import django
+django.setup()
+from django_tasks_local import shutdown
+from tests.project import tasks
+
+def say(text):
+    print(text, flush=True)
+
+if __name__ == "__main__":
+    {body}
+"""
+
+
+def run(body: str) -> subprocess.CompletedProcess[str]:
+    code = SCRIPT.format(body=body.strip().replace("\n", "\n    "))
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_the_handlers_of_others_stay_in_the_chain() -> None:
+    """Also when somebody has put his own on top, and ours is installed once more."""
+    done = run("""
+tasks.noop.enqueue()
+before = signal.getsignal(signal.SIGTERM)
+def theirs(number, frame):
+    say("theirs")
+    before(number, frame)
+signal.signal(signal.SIGTERM, theirs)
+shutdown.install_signal_handlers()
+shutdown.install_signal_handlers()
+os.kill(os.getpid(), signal.SIGTERM)
+threading.Event().wait(20)
+""")
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert done.stdout == "theirs\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_script_ends_as_it_would_without_us(number: signal.Signals) -> None:
+    done = run(f"""
+tasks.noop.enqueue()
+os.kill(os.getpid(), {number:d})
+threading.Event().wait(20)
+""")
+    expected = -signal.SIGTERM if number is signal.SIGTERM else -signal.SIGINT
+    assert done.returncode == expected, done.stderr
+    assert "RecursionError" not in done.stderr
+
+
+def test_a_pool_that_comes_too_late_is_refused() -> None:
+    done = run("""
+tasks.noop.enqueue()
+shutdown.drain()
+for alias in ("default", "other"):
+    try:
+        tasks.noop.using(backend=alias).enqueue()
+    except RuntimeError as error:
+        say(error)
+""")
+    assert done.stdout.count("is shutting down; task tests.project.tasks.noop was not") == 2
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_normal_exit_names_what_is_lost() -> None:
+    done = run("""
+import tempfile
+gate = tempfile.mktemp()
+tasks.gates[gate] = tasks.Gate(gate)
+results = [tasks.gated.enqueue(gate) for _ in range(11)]
+say(results[-1].id)
+""")
+    assert done.returncode == 0, done.stderr
+    lost = "\n".join(line for line in done.stderr.splitlines() if "are lost" in line)
+    assert f"{done.stdout.strip()} (tests.project.tasks.gated)" in lost
+    assert lost.count("tests.project.tasks.gated") == 11
