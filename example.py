@@ -21,11 +21,11 @@ from contextlib import suppress
 import django
 import uvicorn
 from django.conf import settings
-from django.core.management.utils import get_random_secret_key
 
 if not settings.configured:
     settings.configure(
-        SECRET_KEY=get_random_secret_key(),
+        # Not a secret, because this is a demo: links stay good when it is started anew.
+        SECRET_KEY="django-tasks-local",
         ALLOWED_HOSTS=["*"],
         ROOT_URLCONF=__name__,
         INSTALLED_APPS=[
