@@ -6,7 +6,7 @@
 # django-tasks-local = { path = ".", editable = true }
 # ///
 """
-A whole site in one file: background tasks with live progress, no broker, no second process.
+A whole site in one file: background tasks with live progress, no broker, no second service.
 
     uv run example.py [--host 127.0.0.1] [--port 8000]
 """
@@ -220,7 +220,7 @@ main { max-width: 46rem; margin: 0 auto; padding: 3rem 1.25rem 5rem; }
 h1 { margin: 0; font-size: 1.75rem; letter-spacing: -.02em; }
 .lead { margin: .25rem 0 2rem; color: var(--soft); }
 .actions { display: grid; gap: .75rem;
-  grid-template-columns: repeat(auto-fit, minmax(7.8rem, 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); }
 .actions button { display: flex; flex-direction: column; padding: .7rem .85rem;
   text-align: start; font: inherit; color: inherit; cursor: pointer;
   background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
@@ -242,7 +242,7 @@ h2 { margin: 0; font-size: 1.1rem; }
 <body>
 <main>
 <h1>django-tasks-local</h1>
-<p class="lead">Background tasks and live progress in one process. Reload the page at any time.</p>
+<p class="lead">Background tasks and live progress, with nothing else to run. Reload at any time.</p>
 <form method="post" action="{% url 'start' %}" class="actions">
 {% csrf_token %}
 {% for action, texts in actions.items %}
