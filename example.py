@@ -242,7 +242,7 @@ h2 { margin: 0; font-size: 1.1rem; }
 <body>
 <main>
 <h1>django-tasks-local</h1>
-<p class="lead">Background tasks and live progress, with nothing else to run. Reload at any time.</p>
+<p class="lead">Background tasks and live progress with nothing else to run. Reload any time.</p>
 <form method="post" action="{% url 'start' %}" class="actions">
 {% csrf_token %}
 {% for action, texts in actions.items %}
