@@ -34,6 +34,7 @@ current_reporter: ContextVar["Reporter"] = ContextVar("current_reporter")
 PROGRESS_INTERVAL = 0.05  # seconds; for tasks whose backend has no such option
 SMOOTHING = 5.0  # seconds over which the rate is averaged
 LARGEST = 1e100  # of `current` and `total`: no percentage, rate or ETA of them overflows
+_LARGEST_INT = 10**100
 
 
 class _Unset(Enum):
@@ -411,6 +412,9 @@ if hasattr(os, "register_at_fork"):
 
 def _number(name: str, value: Any) -> Number | None:
     kind = type(value)
+    # The usual case first, and int compared with int: this is part of every report.
+    if kind is int and 0 <= value < _LARGEST_INT:
+        return value  # type: ignore[no-any-return]
     if value is None:
         return None
     if kind is not int and kind is not float:
