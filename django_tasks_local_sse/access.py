@@ -72,21 +72,21 @@ async def acancel_token(request: HttpRequest, result: AnyResult) -> str:
     return _make_token(CANCEL, await _auser(request), result)
 
 
-async def watched_tasks(request: HttpRequest) -> list[TaskRef]:
+def watched_tasks(request: HttpRequest) -> list[TaskRef]:
     """
-    Return the tasks that a request names, each of them once.
+    Return the tasks that a request names, each of them once. Not for the event loop's thread.
 
     They are not allowed if the token is forged, too old or somebody else's, or if the
     application's channel manager says no.
     """
-    user = await _auser(request)
+    user = _user(request)
     refs: dict[str, TaskRef] = {}
     for token in dict.fromkeys(request.GET.getlist("task")):
         ref = _read_token(WATCH, user, token)
         if ref.allowed or ref.id not in refs:
             refs[ref.id] = ref
     good = [ref.id for ref in refs.values() if ref.allowed]
-    allowed = await sync_to_async(allowed_by_channel_manager)(user, good) if good else set()
+    allowed = allowed_by_channel_manager(user, good) if good else set()
     return [ref if ref.id in allowed else TaskRef(ref.id, None) for ref in refs.values()]
 
 

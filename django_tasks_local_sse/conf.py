@@ -7,8 +7,7 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error
 
-# The longest time, in seconds: three years, and less than what a system can wait for at once.
-LONGEST = 100_000_000
+from django_tasks_local.conf import LONGEST
 
 
 def _is_bool(value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from asgiref.sync import sync_to_async
 from django.core.handlers.asgi import ASGIRequest
 from django.http import (
     HttpRequest,
@@ -47,7 +48,7 @@ async def events(request: HttpRequest) -> HttpResponseBase:
     if last_event_id == encoding.end_id(access.claimed_ids(request)):
         # The client has seen the end. 204 is how EventSource is told not to connect again.
         return _finish(HttpResponse(status=204), request)
-    refs = await access.watched_tasks(request)
+    refs = await sync_to_async(access.watched_tasks)(request)
     if not any(ref.allowed for ref in refs):
         return _finish(HttpResponseForbidden(FORBIDDEN, content_type="text/plain"), request)
     shutdown.install_signal_handlers()
@@ -68,7 +69,7 @@ async def events(request: HttpRequest) -> HttpResponseBase:
 @require_safe
 async def status(request: HttpRequest) -> HttpResponseBase:
     """Return the payloads of the tasks that the tokens `task=...` name, as a JSON array."""
-    refs = await access.watched_tasks(request)
+    refs = await sync_to_async(access.watched_tasks)(request)
     if not any(ref.allowed for ref in refs):
         return _finish(HttpResponseForbidden(FORBIDDEN, content_type="text/plain"), request)
     settings = sse_settings()

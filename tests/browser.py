@@ -3,7 +3,6 @@
 ``tests/conftest.py`` imports the fixtures ``browser`` and ``page`` from here.
 """
 
-import os
 import re
 import shutil
 from collections.abc import AsyncIterator
@@ -11,6 +10,8 @@ from weakref import WeakKeyDictionary
 
 import pytest
 from playwright.async_api import Browser, ConsoleMessage, Error, Page, async_playwright
+
+from tests.programs import require
 
 PROGRAMS = ("chromium", "google-chrome", "chromium-browser")
 
@@ -36,13 +37,8 @@ def allow_errors(page: Page, pattern: str) -> None:
 
 
 def _chromium() -> str:
-    for program in PROGRAMS:
-        if path := shutil.which(program):
-            return path
-    message = f"browser tests need one of these programs: {', '.join(PROGRAMS)}"
-    if os.environ.get("CI") == "true":
-        pytest.fail(message)
-    pytest.skip(message)
+    found = (path for program in PROGRAMS if (path := shutil.which(program)))
+    return require(next(found, None), f"a browser ({', '.join(PROGRAMS)})")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Fixtures for all tests. Around every test a check that nothing was left behind."""
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -101,13 +100,3 @@ def server() -> Iterator[str]:
     """The URL of the tests' project under uvicorn, in this process."""
     with ServerThread() as url:
         yield url
-
-
-def require(program: str | None, name: str) -> str:
-    """Skip a test that needs an absent program; in CI, where it must be there, fail."""
-    if program is None:
-        message = f"{name} is not installed"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    return program

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import require
+from tests.programs import require
 
 ROOT = Path(__file__).parent.parent
 
