@@ -14,11 +14,11 @@ import os
 import signal
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+from environments import make_environment
 from tables import median_ratio, print_machine, print_table, print_verdict
 
 SIDES = {
@@ -35,19 +35,6 @@ BUDGET = 0.5  # of the time of 2.0
 
 # For each side and scenario the seconds, round by round.
 type Measured = dict[str, dict[str, list[float]]]
-
-
-def make_environment(directory: Path) -> Path:
-    """Install the peers beside our Django, and return that environment's Python."""
-    environment = directory / "venv"
-    python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    requirements = [*PEERS, f"django=={version('django')}"]
-    for command in (
-        ["uv", "venv", "--quiet", "--python", sys.executable, str(environment)],
-        ["uv", "pip", "install", "--quiet", "--python", str(python), *requirements],
-    ):
-        subprocess.run(command, check=True)
-    return python
 
 
 def run_side(side: str, python: str, tasks: int) -> dict[str, float]:
@@ -77,7 +64,7 @@ def measure(rounds: int, tasks: int) -> Measured:
     """Measure all sides in turn, round after round."""
     measured: Measured = {side: {} for side in SIDES}
     with TemporaryDirectory() as directory:
-        theirs = str(make_environment(Path(directory)))
+        theirs = str(make_environment(Path(directory), *PEERS))
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
             for side in SIDES:

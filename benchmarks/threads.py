@@ -13,11 +13,11 @@ import json
 import os
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+from environments import make_environment
 from tables import median_ratio, print_machine, print_table, print_verdict
 
 SIDES = {
@@ -30,19 +30,6 @@ BUDGET = 0.9  # of the time of 2.0
 
 # For each side and scenario, round by round: µs by the clock, and µs of CPU.
 type Measured = dict[str, dict[str, list[tuple[float, float]]]]
-
-
-def make_environment(directory: Path) -> Path:
-    """Install the published 2.0 beside our Django, and return that environment's Python."""
-    environment = directory / "venv"
-    python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    requirements = ["django-tasks-local==2.0", f"django=={version('django')}"]
-    for command in (
-        ["uv", "venv", "--quiet", "--python", sys.executable, str(environment)],
-        ["uv", "pip", "install", "--quiet", "--python", str(python), *requirements],
-    ):
-        subprocess.run(command, check=True)
-    return python
 
 
 def run_side(side: str, python: str, tasks: int) -> dict[str, tuple[float, float]]:
@@ -66,7 +53,7 @@ def measure(rounds: int, tasks: int) -> Measured:
     measured: Measured = {side: {} for side in SIDES}
     with TemporaryDirectory() as directory:
         pythons = dict.fromkeys(SIDES, sys.executable)
-        pythons["2.0"] = str(make_environment(Path(directory)))
+        pythons["2.0"] = str(make_environment(Path(directory), "django-tasks-local==2.0"))
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
             for side, python in pythons.items():
