@@ -1,6 +1,7 @@
 """A client of server-sent events that reads bytes, as the WHATWG HTML standard says to."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,6 +58,29 @@ def stream(url: str, **kwargs: Any) -> Iterator[Iterator[Message]]:
         assert response.status_code == 200, response.read()
         assert response.headers["Content-Type"] == "text/event-stream"
         yield messages(response.iter_lines())
+
+
+def event_source(url: str) -> Iterator[Message]:
+    """
+    Do what a browser's EventSource does: connect again, until the server says 204.
+
+    Yields what has data, and the blocks that begin a connection (with `retry`).
+    Source: HTML, section 9.2.3, "Processing model".
+    """
+    retry, last_event_id = 1000, ""
+    with httpx.Client(timeout=LIMIT) as client:
+        while True:
+            headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+            with client.stream("GET", url, headers=headers) as response:
+                if response.status_code == 204:
+                    return
+                assert response.status_code == 200, response.read()
+                for message in messages(response.iter_lines()):
+                    retry = message.retry or retry
+                    last_event_id = message.last_event_id or last_event_id
+                    if message.data or message.retry:
+                        yield message
+            time.sleep(retry / 1000)
 
 
 def read_all(url: str, **kwargs: Any) -> list[Message]:

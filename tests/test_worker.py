@@ -1,25 +1,22 @@
 """How a worker process begins and ends, under every way to run Django."""
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import LIMIT, wait_until
+from tests.servers import ROOT, Server, environment, group_is_gone, serve
 
-ROOT = Path(__file__).parent.parent
 MANAGE = str(ROOT / "tests" / "process_project" / "manage.py")
 METHODS = ["forkserver", "spawn"]
+WARNINGS_ARE_ERRORS = environment() | {"PYTHONWARNINGS": "error"}
 
 CONFIGURE = """
 settings.configure(
@@ -64,11 +61,6 @@ def indented(text: str) -> str:
     return "".join(f"    {line}\n" for line in text.splitlines())
 
 
-def environment() -> dict[str, str]:
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("DJANGO_")}
-    return {**environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
-
-
 def write(directory: Path, *parts: str) -> str:
     path = directory / "script.py"
     path.write_text("".join(parts))
@@ -79,7 +71,7 @@ def run(*command: str) -> str:
     """Run a command to its end; it must say nothing on stderr."""
     done = subprocess.run(
         [sys.executable, *command],
-        env=environment(),
+        env=WARNINGS_ARE_ERRORS,
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -88,18 +80,6 @@ def run(*command: str) -> str:
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
-
-
-def group_is_gone(pid: int) -> bool:
-    """Whether no process is left of those that began with this one, in a session of their own."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(group) == pid and state != "Z":
-            return False
-    return True
 
 
 # Scripts
@@ -136,7 +116,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, TASK, main)
     done = subprocess.run(
         [sys.executable, script, "spawn"],
-        env=environment(),
+        env=WARNINGS_ARE_ERRORS,
         capture_output=True,
         text=True,
         timeout=2 * LIMIT,
@@ -153,79 +133,34 @@ def test_a_management_command() -> None:
 # Servers
 
 
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+SERVERS = [
+    "runserver",
+    "runserver-reload",
+    "uvicorn",
+    "uvicorn-workers",
+    "daphne",
+    "granian",
+    "gunicorn-workers",
+    "gunicorn-preload",
+]
 
 
-SERVERS = {
-    "runserver": [MANAGE, "runserver", "127.0.0.1:{port}"],
-    "uvicorn": ["-m", "uvicorn", "--port={port}", "tests.process_project.asgi:application"],
-    "uvicorn-workers": [
-        *("-m", "uvicorn", "--port={port}", "--workers=2"),
-        "tests.process_project.asgi:application",
-    ],
-    "daphne": ["-m", "daphne", "-p", "{port}", "tests.process_project.asgi:application"],
-    "gunicorn": [
-        *("-m", "gunicorn", "-b", "127.0.0.1:{port}", "-w2"),
-        "tests.process_project.wsgi:application",
-    ],
-    "gunicorn-preload": [
-        *("-m", "gunicorn", "-b", "127.0.0.1:{port}", "-w2", "--preload"),
-        "tests.process_project.wsgi:application",
-    ],
-}
-
-
-@pytest.fixture(params=SERVERS)
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any, int]]:
-    """A server in a session of its own, and its port."""
-    port = free_port()
-    command = [part.format(port=port) for part in SERVERS[request.param]]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            env=environment() | {"PYTHONWARNINGS": ""},
-            cwd=ROOT,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            yield process, port
-        finally:
-            if not group_is_gone(process.pid):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait(LIMIT)
-
-
-def ask(port: int) -> dict[str, Any]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/run/", timeout=LIMIT) as response:
+def ask(server: Server) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{server.url}/run/", timeout=LIMIT) as response:
         answer: dict[str, Any] = json.load(response)
         return answer
 
 
-def answers(port: int) -> bool:
-    with closing(socket.socket()) as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
-def test_under_a_server(server: tuple[Any, int], end: signal.Signals) -> None:
-    process, port = server
-    wait_until(lambda: answers(port), "the server does not start")
-    for _ in range(3):
-        answer = ask(port)
-        assert answer["task"][0] != answer["server"]
-        assert answer["task"][2] == "auth.User"
-    if end == signal.SIGINT:
-        os.killpg(process.pid, end)  # as a terminal does at Ctrl-C
-    else:
-        process.send_signal(end)
-    process.wait(LIMIT)
-    wait_until(lambda: group_is_gone(process.pid), "something is left")
+@pytest.mark.parametrize("name", SERVERS)
+def test_under_a_server(tmp_path: Path, name: str, end: signal.Signals) -> None:
+    with serve(name, tmp_path, project="tests.process_project") as server:
+        for _ in range(3):
+            answer = ask(server)
+            assert answer["task"][0] != answer["server"]
+            assert answer["task"][2] == "auth.User"
+        server.stop(end, group=end == signal.SIGINT)
+        wait_until(lambda: group_is_gone(server.process.pid), "something is left")
 
 
 # The end
@@ -239,7 +174,7 @@ def test_no_worker_outlives_a_killed_parent(tmp_path: Path, method: str, in_c: b
     script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, BUSY, main)
     parent = subprocess.Popen(
         [sys.executable, script, method],
-        env=environment(),
+        env=WARNINGS_ARE_ERRORS,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -262,7 +197,7 @@ def test_a_normal_exit_leaves_nobody(tmp_path: Path, method: str) -> None:
     )
     script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, TASK, BUSY, main)
     process = subprocess.Popen(
-        [sys.executable, script, method], env=environment(), start_new_session=True
+        [sys.executable, script, method], env=WARNINGS_ARE_ERRORS, start_new_session=True
     )
     assert process.wait(LIMIT) == 0
     wait_until(lambda: group_is_gone(process.pid), "something is left")

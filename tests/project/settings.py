@@ -1,5 +1,6 @@
 """Settings of the project that the tests serve."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 SECRET_KEY = "only for tests"
 ALLOWED_HOSTS = ["*"]
 ROOT_URLCONF = "tests.project.urls"
+ASGI_APPLICATION = "tests.project.asgi.application"
+WSGI_APPLICATION = "tests.project.wsgi.application"
 USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 STATIC_URL = "/static/"
@@ -58,3 +61,8 @@ TASKS = {
     "immediate": {"BACKEND": "django.tasks.backends.immediate.ImmediateBackend"},
     "dummy": {"BACKEND": "django.tasks.backends.dummy.DummyBackend"},
 }
+
+# What a test wants otherwise of a server that it starts in a process of its own.
+globals().update(json.loads(os.environ.get("TEST_SETTINGS", "{}")))
+if globals().get("WITH_DAPHNE"):  # whose `runserver` takes the place of Django's own
+    INSTALLED_APPS.insert(0, "daphne")

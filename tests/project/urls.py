@@ -6,6 +6,7 @@ from . import views
 
 urlpatterns = [
     path("", views.page, name="page"),
+    path("start/<str:name>/", views.start, name="start"),
     path("login/<str:username>/", views.login_as, name="login"),
     path("tasks/", include("django_tasks_local_sse.urls")),
 ]

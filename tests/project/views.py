@@ -1,9 +1,15 @@
-"""A page with widgets, and a way to become somebody."""
+"""A page with widgets, tasks to start, and a way to become somebody."""
+
+import json
+import os
 
 from django.contrib.auth import get_user_model, login
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.tasks import task_backends
 from django.template import engines
+
+from django_tasks_local_sse.access import cancel_token, events_url
+from tests.project import tasks
 
 PAGE = """\
 {% load django_tasks_local_sse %}<!doctype html><html lang="en"><head><title>Tasks</title>
@@ -19,6 +25,22 @@ def page(request: HttpRequest) -> HttpResponse:
     results = [backend.get_result(result_id) for result_id in request.GET.getlist("id")]
     template = engines["django"].from_string(PAGE)
     return HttpResponse(template.render({"results": results}, request))
+
+
+def start(request: HttpRequest, name: str) -> HttpResponse:
+    """Enqueue a task that takes the JSON list `args`, on `backend`; `count` times."""
+    task = getattr(tasks, name).using(backend=request.GET.get("backend", "default"))
+    arguments = json.loads(request.GET.get("args", "[]"))
+    results = [task.enqueue(*arguments) for _ in range(int(request.GET.get("count", "1")))]
+    return JsonResponse(
+        {
+            "id": results[0].id,
+            "ids": [result.id for result in results],
+            "events": events_url(request, *results),
+            "cancel": cancel_token(request, results[0]),
+            "pid": os.getpid(),
+        }
+    )
 
 
 def login_as(request: HttpRequest, username: str) -> HttpResponse:

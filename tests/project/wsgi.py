@@ -1,0 +1,9 @@
+"""The tests' project for WSGI servers."""
+
+import os
+
+from django.contrib.staticfiles.handlers import StaticFilesHandler
+from django.core.wsgi import get_wsgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.project.settings")
+application = StaticFilesHandler(get_wsgi_application())
