@@ -1,12 +1,16 @@
 """The Django application."""
 
+from importlib.util import find_spec
+
 from django.apps import AppConfig
 from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
 
 # Imported for what it does: the hub hears the tasks of every backend from now on.
 from django_tasks_local import lifecycle  # noqa: F401
 
-from .conf import check_settings
+from .checks import CHECKS
+from .conf import sse_settings
 
 
 class TasksSSEConfig(AppConfig):
@@ -16,5 +20,20 @@ class TasksSSEConfig(AppConfig):
     verbose_name = "Live task progress"
 
     def ready(self) -> None:
-        """Register the checks. Runs once, in the thread of django.setup()."""
-        checks.register(check_settings)
+        """
+        Register the checks, and the bridge if there is to be one.
+
+        Runs once, in the thread of django.setup(). Raises ImproperlyConfigured without
+        django-eventstream, which our modules import.
+        """
+        if find_spec("django_eventstream") is None:
+            raise ImproperlyConfigured(
+                "django_tasks_local_sse in INSTALLED_APPS needs django-eventstream: "
+                'pip install "django-tasks-local[sse]".'
+            )
+        for check in CHECKS:
+            checks.register(check)
+        if sse_settings().bridge:
+            from . import bridge  # with django-eventstream, which takes a while to import
+
+            bridge.install()

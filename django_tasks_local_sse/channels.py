@@ -5,6 +5,7 @@ from typing import Any
 
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from django_eventstream.channelmanager import DefaultChannelManager
 from django_eventstream.utils import add_default_headers, get_channelmanager
 
 
@@ -24,6 +25,12 @@ def allowed_by_channel_manager(user: Any, result_ids: Iterable[str]) -> set[str]
     return {
         result_id for result_id in result_ids if manager.can_read_channel(user, channel(result_id))
     }
+
+
+def anyone_may_read() -> bool:
+    """Whether the application has not said who may read a channel."""
+    read = type(get_channelmanager()).can_read_channel
+    return read is DefaultChannelManager.can_read_channel
 
 
 def set_headers(response: HttpResponseBase, request: HttpRequest) -> None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error
 
 from django_tasks_local.conf import LONGEST
 
@@ -42,45 +41,21 @@ class SSESettings:
     retry: int = _key(1000, lambda value: type(value) is int and value > 0, "an integer above 0")
     # How long a stream may occupy a worker under WSGI, in seconds.
     wsgi_hold: float = _key(0, _is_number, "a number of seconds, 0 or more")
+    # Whether events are also sent to django-eventstream's channels, one for each task.
+    bridge: bool = _key(False, _is_bool, "True or False")
 
 
-_FIELDS = {option.name.upper(): option for option in fields(SSESettings)}
+# By their keys in TASKS_SSE.
+FIELDS = {option.name.upper(): option for option in fields(SSESettings)}
 
 
 def sse_settings() -> SSESettings:
-    """Return the present settings; a key that check_settings() complains of counts as not set."""
+    """Return the present settings; a key that a system check complains of counts as not set."""
     given = getattr(settings, "TASKS_SSE", None)
     values: dict[str, Any] = {"expose_errors": bool(settings.DEBUG)}
     if isinstance(given, dict):
         for key, value in given.items():
-            option = _FIELDS.get(key)
+            option = FIELDS.get(key)
             if option is not None and option.metadata["check"](value):
                 values[option.name] = value
     return SSESettings(**values)
-
-
-def check_settings(**kwargs: Any) -> list[CheckMessage]:
-    """Complain of what TASKS_SSE says and cannot mean. A system check."""
-    given = getattr(settings, "TASKS_SSE", {})
-    if not isinstance(given, dict):
-        return [
-            Error(f"TASKS_SSE must be a dict, not {given!r}.", id="django_tasks_local_sse.E001")
-        ]
-    problems: list[CheckMessage] = []
-    for key, value in given.items():
-        if key not in _FIELDS:
-            problems.append(
-                Error(
-                    f"TASKS_SSE has the unknown key {key!r}.",
-                    hint=f"Valid keys: {', '.join(sorted(_FIELDS))}.",
-                    id="django_tasks_local_sse.E001",
-                )
-            )
-        elif not _FIELDS[key].metadata["check"](value):
-            problems.append(
-                Error(
-                    f"TASKS_SSE[{key!r}] must be {_FIELDS[key].metadata['wanted']}, not {value!r}.",
-                    id="django_tasks_local_sse.E002",
-                )
-            )
-    return problems

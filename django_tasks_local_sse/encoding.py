@@ -102,13 +102,18 @@ def _digest(parts: Iterable[str]) -> str:
     return hashlib.blake2s(text.encode("utf-8", "replace"), digest_size=12).hexdigest()
 
 
-def _encode(kind: str, content: Payload) -> bytes:
+def to_json(content: Payload) -> str:
+    """Return a payload as JSON, without NaN and in one line, whatever counts as a line's end."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     # No line ends for server-sent events, but for str.splitlines() and the clients that use it.
     for character, escape in _LINE_ENDS.items():
         text = text.replace(character, escape)
+    return text
+
+
+def _encode(kind: str, content: Payload) -> bytes:
     # "replace": a lone surrogate in a message is no UTF-8, and must not end the stream.
-    encoded: bytes = sse_encode_event(kind, text).encode("utf-8", "replace")
+    encoded: bytes = sse_encode_event(kind, to_json(content)).encode("utf-8", "replace")
     return encoded
 
 

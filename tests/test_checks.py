@@ -1,9 +1,13 @@
 """System checks."""
 
+import sys
 from typing import Any
 
 import pytest
+from django.apps import apps
+from django.conf import settings
 from django.core.checks import run_checks
+from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
 from django_tasks_local_sse.conf import SSESettings, sse_settings
@@ -54,3 +58,63 @@ def test_wrong_settings(value: Any, message: str) -> None:
 def test_wrong_options_are_found_by_check() -> None:
     with pytest.raises(Exception, match="unknown key 'MAX_WORKER'"):
         run_checks()
+
+
+def problems(**settings: Any) -> list[str]:
+    with override_settings(**settings):
+        return [f"{problem.id}: {problem.msg} {problem.hint}" for problem in run_checks()]
+
+
+def without(app: str) -> list[str]:
+    return [name for name in settings.INSTALLED_APPS if name != app]
+
+
+def test_a_bridge_to_channels_that_anyone_may_read() -> None:
+    [problem] = problems(TASKS_SSE={"BRIDGE": True})
+    assert "E003" in problem
+    assert "EVENTSTREAM_CHANNELMANAGER_CLASS" in problem
+    assert not problems(
+        TASKS_SSE={"BRIDGE": True},
+        EVENTSTREAM_CHANNELMANAGER_CLASS="tests.project.channels.ChannelManager",
+    )
+
+
+def test_django_eventstream_is_not_installed() -> None:
+    [problem] = problems(INSTALLED_APPS=without("django_eventstream"))
+    assert "E004" in problem
+    assert "Add 'django_eventstream' to INSTALLED_APPS" in problem
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"INSTALLED_APPS": without("django.contrib.staticfiles")}, "is not in INSTALLED_APPS"),
+        ({"STATICFILES_FINDERS": []}, "no finder of STATICFILES_FINDERS finds"),
+    ],
+)
+def test_static_files_that_nobody_finds(changed: dict[str, Any], reason: str) -> None:
+    [problem] = problems(**changed)
+    assert "W001" in problem
+    assert reason in problem
+
+
+def test_static_files_have_no_url() -> None:
+    found = [problem for problem in problems(STATIC_URL=None) if "django_tasks_local" in problem]
+    assert ["W001" in problem and "STATIC_URL" in problem for problem in found] == [True]
+
+
+@pytest.mark.parametrize("workers", ["4", "1", "0", "", "many"])
+def test_several_web_workers(monkeypatch: pytest.MonkeyPatch, workers: str) -> None:
+    monkeypatch.setenv("WEB_CONCURRENCY", workers)
+    assert [("W002" in problem, "4 web workers" in problem) for problem in problems()] == (
+        [(True, True)] if workers == "4" else []
+    )
+    immediate = {"BACKEND": "django.tasks.backends.immediate.ImmediateBackend"}
+    assert problems(TASKS={"default": immediate}) == []
+
+
+def test_without_the_package_django_eventstream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra [sse] was forgotten."""
+    monkeypatch.setitem(sys.modules, "django_eventstream", None)
+    with pytest.raises(ImproperlyConfigured, match=r"pip install .django-tasks-local\[sse\]"):
+        apps.get_app_config("django_tasks_local_sse").ready()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import django_tasks_local
 from django_tasks_local.conf import ProcessOptions
-from django_tasks_local_sse.conf import _FIELDS
+from django_tasks_local_sse.conf import FIELDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -120,7 +120,7 @@ def test_no_other_kind_of_block() -> None:
 def test_every_option_is_documented() -> None:
     for option in ProcessOptions.__dataclass_fields__:
         assert f"| `{option.upper()}` |" in README
-    for key in _FIELDS:
+    for key in FIELDS:
         assert f'"{key}": ' in README
 
 

@@ -8,5 +8,7 @@ urlpatterns = [
     path("", views.page, name="page"),
     path("start/<str:name>/", views.start, name="start"),
     path("login/<str:username>/", views.login_as, name="login"),
+    path("stream/", include("django_eventstream.urls")),
+    path("publish/<str:channel>/<str:text>/", views.publish, name="publish"),
     path("tasks/", include("django_tasks_local_sse.urls")),
 ]

@@ -7,6 +7,7 @@ from django.contrib.auth import get_user_model, login
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.tasks import task_backends
 from django.template import engines
+from django_eventstream import send_event
 
 from django_tasks_local_sse.access import cancel_token, events_url
 from tests.project import tasks
@@ -41,6 +42,12 @@ def start(request: HttpRequest, name: str) -> HttpResponse:
             "pid": os.getpid(),
         }
     )
+
+
+def publish(request: HttpRequest, channel: str, text: str) -> HttpResponse:
+    """Send an event of the application's own."""
+    send_event(channel, "message", {"text": text})
+    return HttpResponse("sent")
 
 
 def login_as(request: HttpRequest, username: str) -> HttpResponse:

@@ -1,0 +1,54 @@
+"""What an application gives to django-eventstream: who may read a channel, and a store."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django_eventstream.channelmanager import DefaultChannelManager
+from django_eventstream.event import Event
+from django_eventstream.storage import StorageBase
+
+from tests.project.tasks import wait_for
+
+
+class ChannelManager(DefaultChannelManager):
+    """News are for everybody, tasks for those who have logged in."""
+
+    def can_read_channel(self, user: Any, channel: str) -> bool:
+        return channel == "news" or user is not None
+
+
+class EverybodysChannelManager(DefaultChannelManager):
+    """Lets anyone read every channel: the application's own decision."""
+
+    def can_read_channel(self, user: Any, channel: str) -> bool:
+        return True
+
+
+class Store(StorageBase):
+    """A store as slow as the test wants: it waits at a gate, and notes what it was given."""
+
+    numbers = itertools.count(1)
+
+    def append_event(self, channel: str, event_type: str, data: str) -> Event:
+        wait_for(settings.STORE_GATE)
+        with Path(settings.STORE_NOTES).open("a") as notes:
+            notes.write(json.dumps([channel, json.loads(data)]) + "\n")
+        return Event(channel, event_type, data, id=next(self.numbers))
+
+    def get_current_id(self, channel: str) -> int:
+        return 0
+
+    def get_events(self, channel: str, last_id: int, limit: int = 100) -> list[Event]:
+        return []
+
+
+class BrokenStore(Store):
+    """A store that is down until a file is there."""
+
+    def append_event(self, channel: str, event_type: str, data: str) -> Event:
+        if not Path(settings.STORE_IS_UP).exists():
+            raise ConnectionError("the store is down")
+        return super().append_event(channel, event_type, data)
