@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator
 from weakref import WeakKeyDictionary
 
 import pytest
-from playwright.async_api import Browser, ConsoleMessage, Error, Page, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Error, Page, async_playwright, expect
 
 from tests.programs import require
+from tests.project.tasks import LIMIT
 
 PROGRAMS = ("chromium", "google-chrome", "chromium-browser")
 
@@ -44,6 +45,7 @@ def _chromium() -> str:
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
     executable = _chromium()
+    expect.set_options(timeout=LIMIT * 1000)
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
             executable_path=executable, args=ARGUMENTS, headless=True

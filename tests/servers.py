@@ -138,7 +138,7 @@ def serve(
             start_new_session=True,
         )
     try:
-        wait_until(lambda: process.poll() is not None or _accepts(port), f"{name} does not start")
+        wait_until(lambda: process.poll() is not None or accepts(port), f"{name} does not start")
         assert process.poll() is None, log.read_text()
         yield Server(process, port, log)
     finally:
@@ -147,6 +147,7 @@ def serve(
         process.wait(LIMIT)
 
 
-def _accepts(port: int) -> bool:
+def accepts(port: int) -> bool:
+    """Whether somebody listens on a port."""
     with closing(socket.socket()) as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

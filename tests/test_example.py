@@ -77,7 +77,7 @@ async def press(page: Page, name: str) -> Locator:
 
 
 async def expect_state(bar: Locator, state: str) -> None:
-    await expect(bar).to_have_attribute("data-state", state, timeout=LIMIT * 1000)
+    await expect(bar).to_have_attribute("data-state", state)
 
 
 @pytest.fixture
