@@ -27,6 +27,7 @@ http {{
   fastcgi_temp_path {directory}/fastcgi;
   uwsgi_temp_path {directory}/uwsgi;
   scgi_temp_path {directory}/scgi;
+  types {{ text/css css; text/javascript js; }}
   gzip on;
   gzip_proxied any;
   gzip_types text/event-stream;
