@@ -5,8 +5,13 @@ from typing import Any
 
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from django.utils.cache import patch_vary_headers
 from django_eventstream.channelmanager import DefaultChannelManager
-from django_eventstream.utils import add_default_headers, get_channelmanager
+from django_eventstream.utils import (
+    add_default_headers,
+    get_channelmanager,
+    get_cors_from_settings,
+)
 
 
 def channel(result_id: str) -> str:
@@ -36,5 +41,12 @@ def anyone_may_read() -> bool:
 def set_headers(response: HttpResponseBase, request: HttpRequest) -> None:
     """Set django-eventstream's headers: CORS as its settings say, and nothing buffered."""
     add_default_headers(response, request=request)
+    origins = get_cors_from_settings()
+    if isinstance(origins, list):
+        # django-eventstream looks at the Referer, which Django's own Referrer-Policy keeps browsers
+        # from sending. The header for this is Origin (Fetch standard, "CORS protocol").
+        patch_vary_headers(response, ["Origin"])
+        if (origin := request.headers.get("Origin")) in origins:
+            response["Access-Control-Allow-Origin"] = origin
     # no-transform: a proxy that compresses a stream collects it first (RFC 9111, section 5.2.2.6).
     response["Cache-Control"] = "no-cache, no-transform"

@@ -3,6 +3,8 @@
 import asyncio
 from typing import Any
 
+import pytest
+from django.test import override_settings
 from playwright.async_api import Page
 
 from django_tasks_local.hub import hub
@@ -66,3 +68,28 @@ async def test_a_link_that_is_no_good(page: Page, server: str) -> None:
     await page.goto(server + "/")
     seen = await asyncio.wait_for(page.evaluate(LISTEN, good[:-1]), LIMIT)
     assert seen == []
+
+
+# Another origin
+
+OTHER_ORIGIN = """(url) => new Promise((resolve) => {
+  const source = new EventSource(url);
+  source.addEventListener("finished", () => { source.close(); resolve("finished"); });
+  source.onerror = () => resolve("refused");
+})"""
+
+
+@pytest.mark.parametrize("allowed", ["string", "list", "nobody"])
+async def test_from_another_origin(page: Page, server: str, allowed: str) -> None:
+    """As django-eventstream's settings say."""
+    setting: Any = {"string": server, "list": ["https://www.example", server], "nobody": ""}
+    result = await tasks.noop.aenqueue()
+    async with hub.subscribe(result.id) as subscription:
+        async for _ in subscription:
+            pass
+    allow_errors(page, "CORS|ERR_FAILED")
+    await page.goto(server + "/")
+    url = server.replace("127.0.0.1", "localhost") + events_url(anonymous(), result)
+    with override_settings(EVENTSTREAM_ALLOW_ORIGIN=setting[allowed]):
+        answer = await asyncio.wait_for(page.evaluate(OTHER_ORIGIN, url), LIMIT)
+    assert answer == ("refused" if allowed == "nobody" else "finished")

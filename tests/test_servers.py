@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.async_api import Page
+from playwright.async_api import Page, expect
 
 from tests.conftest import LIMIT
 from tests.project import tasks
@@ -117,3 +117,25 @@ async def test_one_stream_of_tasks_of_both_workers(
     kinds = [kind for kind, _ in seen]
     assert kinds.count("unknown") == 1
     assert kinds.count("finished") == 1
+
+
+# A restart
+
+
+async def test_a_bar_over_a_restart(page: Page, tmp_path: Path, gate: str) -> None:
+    """It says that it is reconnecting, and then the truth: the new process knows no such task."""
+    backend = "django_tasks_local.ThreadPoolBackend"
+    settings = {"TASKS": {"default": {"BACKEND": backend, "OPTIONS": {"SHUTDOWN_TIMEOUT": 0.1}}}}
+    requests: list[str] = []
+    page.on("request", lambda r: requests.append(r.url) if "/events/" in r.url else None)
+    with serve("uvicorn", tmp_path, settings=settings) as server:
+        task = server.start_task("gated", gate)
+        await page.goto(f"{server.url}/?id={task['id']}")
+        bar = page.locator("task-progress")
+        await expect(bar).to_have_attribute("data-state", "running")
+        server.stop()
+    await expect(bar).to_have_attribute("data-state", "reconnecting")
+    with serve("uvicorn", tmp_path, settings=settings, port=server.port):
+        await expect(bar).to_have_attribute("data-state", "unknown")
+    # One a second, as `retry:` says, for the three seconds until it says so, and the new start.
+    assert len(requests) <= 15

@@ -6,6 +6,9 @@ import json
 import logging
 import socket
 import threading
+import time
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -16,6 +19,7 @@ from django.tasks import task_backends
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.exceptions import TaskResultDoesNotExist
 from django.test import AsyncClient, Client, RequestFactory, override_settings
+from django.utils import timezone
 
 from django_tasks_local import cancel
 from django_tasks_local.events import EventKind, TaskEvent
@@ -149,6 +153,42 @@ def test_strange_last_event_ids(server: str, last_event_id: str) -> None:
     result = finished(tasks.noop.enqueue())
     headers = {"Last-Event-ID": last_event_id.encode("latin-1")}
     assert kinds(read_all(url_of(server, result), headers=headers)) == ["finished"]
+
+
+def test_a_last_event_id_of_a_megabyte(server: str) -> None:
+    """The server itself refuses it, perhaps before it has read all; the view could read it."""
+    result = finished(tasks.noop.enqueue())
+    headers = {"Last-Event-ID": "x" * 1_000_000}
+    with suppress(httpx.TransportError):
+        assert httpx.get(url_of(server, result), headers=headers).status_code in {400, 431}
+    assert kinds(read_all(url_of(server, result))) == ["finished"]
+    response = Client().get(events_url(anonymous(), result), headers=headers)
+    assert b"event: finished" in b"".join(response.streaming_content)
+
+
+def test_five_hundred_tasks_on_one_stream(server: str) -> None:
+    results = [tasks.noop.enqueue() for _ in range(500)]
+    received = read_all(url_of(server, *results))
+    ended = [message.payload["id"] for message in received if message.event == "finished"]
+    assert sorted(ended) == sorted(result.id for result in results)
+
+
+def test_the_clock_is_set_back(server: str, gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links stay good, the stream goes on, and what is later is told later."""
+    result = running(tasks.gated.enqueue(gate))
+    url = url_of(server, result)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 7200)
+    with stream(url) as received:
+        assert [next(received) for _ in range(2)][-1].event == "progress"
+        with monkeypatch.context() as patch:
+            earlier = timezone.now() - timedelta(hours=2)
+            patch.setattr(timezone, "now", lambda: earlier)
+            tasks.gates[gate].set()
+            rest = [message for message in received if message.data]
+    assert kinds(rest) == ["finished"]
+    assert rest[-1].payload["finished_at"] < rest[-1].payload["started_at"]
+    assert kinds(read_all(url_of(server, result))) == ["finished"]
 
 
 # What is unknown
