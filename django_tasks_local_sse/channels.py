@@ -46,7 +46,7 @@ def set_headers(response: HttpResponseBase, request: HttpRequest) -> None:
         # django-eventstream looks at the Referer, which Django's own Referrer-Policy keeps browsers
         # from sending. The header for this is Origin (Fetch standard, "CORS protocol").
         patch_vary_headers(response, ["Origin"])
-        if (origin := request.headers.get("Origin")) in origins:
+        if (origin := request.headers.get("Origin", "")) in origins:
             response["Access-Control-Allow-Origin"] = origin
     # no-transform: a proxy that compresses a stream collects it first (RFC 9111, section 5.2.2.6).
     response["Cache-Control"] = "no-cache, no-transform"
