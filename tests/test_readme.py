@@ -1,4 +1,4 @@
-"""Every code block of the README runs; every option and every public name is in it."""
+"""Every code block of the documentation runs; every option and public name is in the README."""
 
 import os
 import re
@@ -12,7 +12,13 @@ from django_tasks_local_sse.conf import FIELDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text()
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Return the code blocks, each with its language."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
 
 # What a project has besides what the README shows.
 REST_OF_SETTINGS = """
@@ -24,6 +30,15 @@ TEMPLATES = [{
     "BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True,
     "OPTIONS": {"context_processors": ["django.template.context_processors.request"]},
 }]
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "db.sqlite3"}}
+"""
+MODELS = """
+from django.db import models
+
+
+class Report(models.Model):
+    owner = models.CharField(null=True)
+    result_id = models.CharField(primary_key=True)
 """
 
 DRIVER = """
@@ -36,6 +51,7 @@ def main():
     from django.core.management import call_command
     from django.test import Client
     call_command("check", fail_level="WARNING")
+    call_command("migrate", run_syncdb=True, verbosity=0)
 
     page = Client().get("/report/").content.decode()
     url = re.search(r'<task-progress src="([^"]+)"', page)[1].replace("&amp;", "&")
@@ -63,6 +79,10 @@ def main():
     assert (progress.current, progress.total, progress.message) == (3, 3, "Row c")
     assert progress.data == {"stage": "upload"}
 
+    # The channel manager of docs/deployment.md.
+    assert Client().get(url).status_code == 403
+    from reports.models import Report
+    Report.objects.create(result_id=re.search(r"task=([^.]+)", url)[1])
     body = ""
     while "event: finished" not in body:
         body = b"".join(Client().get(url).streaming_content).decode()
@@ -76,12 +96,13 @@ if __name__ == "__main__":  # worker processes import this file
 
 def test_the_code_blocks(tmp_path: Path) -> None:
     files: dict[str, str] = {"settings.py": REST_OF_SETTINGS}
-    for language, block in BLOCKS:
+    for language, block in blocks(README) + blocks(DEPLOYMENT):
         if language in {"python", "html"}:
             name = re.match(r"(?:# |<!-- )(\S+)", block)
             assert name is not None, f"a block does not name its file: {block}"
             files[name[1]] = files.get(name[1], "") + block
     files["reports/__init__.py"] = ""
+    files["reports/models.py"] = MODELS
     files["driver.py"] = DRIVER
     for name, content in files.items():
         path = tmp_path / name
@@ -102,7 +123,7 @@ def test_the_code_blocks(tmp_path: Path) -> None:
 
 def test_the_commands() -> None:
     """They are run by .ci/run, from a fresh clone."""
-    commands = [block.strip() for language, block in BLOCKS if language == "bash"]
+    commands = [block.strip() for language, block in blocks(README) if language == "bash"]
     assert commands == [
         "pip install uv && uv run example.py",
         'pip install "django-tasks-local[sse]"',
@@ -114,7 +135,8 @@ def test_the_commands() -> None:
 
 
 def test_no_other_kind_of_block() -> None:
-    assert {language for language, _ in BLOCKS} == {"bash", "html", "python"}
+    assert {language for language, _ in blocks(README)} == {"bash", "html", "python"}
+    assert {language for language, _ in blocks(DEPLOYMENT)} == {"nginx", "python"}
 
 
 def test_every_option_is_documented() -> None:
@@ -122,6 +144,12 @@ def test_every_option_is_documented() -> None:
         assert f"| `{option.upper()}` |" in README
     for key in FIELDS:
         assert f'"{key}": ' in README
+
+
+def test_every_check_is_documented() -> None:
+    source = (ROOT / "django_tasks_local_sse" / "checks.py").read_text()
+    ids = set(re.findall(r"django_tasks_local_sse\.[EW]\d+", source))
+    assert ids == set(re.findall(r"^\| `(\S+\.[EW]\d+)`", DEPLOYMENT, re.MULTILINE))
 
 
 def test_every_public_name_is_documented() -> None:
