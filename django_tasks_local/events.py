@@ -5,6 +5,7 @@ Because every event carries the whole state, any later event of a task replaces 
 slow reader may be given only the latest, and a reader that comes back needs no history.
 """
 
+import math
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -15,6 +16,8 @@ from django.tasks import TaskResultStatus
 # The sequence of a `finished` event that is known only from a stored result: nothing can follow it.
 # It is the largest integer that JSON readers agree on (RFC 8259, section 6).
 LAST_SEQUENCE = 2**53 - 1
+# The version of what has not been seen: every event is later.
+NOTHING = (0, 0.0)
 
 
 class EventKind(StrEnum):
@@ -84,6 +87,8 @@ class TaskEvent:
     The whole state of one task at one moment.
 
     `sequence` is 1 for enqueued and 2 for started, and rises with every event of the task.
+    `position` is how many tasks of the same backend alias wait before it, 0 for the next one; None
+    when nobody knows, and once the task has started or finished.
     """
 
     id: str
@@ -99,6 +104,15 @@ class TaskEvent:
     finished_at: datetime | None = None
     error: TaskFailure | None = None
     return_value: Any = None
+
+    @property
+    def version(self) -> tuple[int, float]:
+        """
+        What orders the events of one task: a later event has a greater version.
+
+        It has a higher sequence; or the same one, while the task waits, and fewer tasks before it.
+        """
+        return self.sequence, -math.inf if self.position is None else -self.position
 
     @property
     def is_last(self) -> bool:

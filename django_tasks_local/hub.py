@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Self
 from weakref import WeakKeyDictionary
 
-from .events import TaskEvent
+from .events import NOTHING, TaskEvent
 
 # What is kept of tasks that are not held by a backend of this package, finished or not: a web
 # process hears `enqueued` of a task that runs elsewhere, and nothing more.
@@ -53,7 +53,7 @@ class _Cell:
         """Keep this event; False if one that is not earlier is there already."""
         with self.lock:
             known = self.event
-            if known is not None and (known.is_last or event.sequence <= known.sequence):
+            if known is not None and (known.is_last or event.version <= known.version):
                 return False
             self.event = event
         return True
@@ -129,9 +129,11 @@ class Subscription:
         self._hub = hub
         self._everything = not result_ids
         self._unfinished = dict.fromkeys(result_ids)
-        # The sequence that was read last. A reader of everything never ends, so what it remembers
+        # The version that was read last. A reader of everything never ends, so what it remembers
         # must go with the tasks.
-        self._seen: MutableMapping[_Cell, int] = WeakKeyDictionary() if self._everything else {}
+        self._seen: MutableMapping[_Cell, tuple[int, float]] = (
+            WeakKeyDictionary() if self._everything else {}
+        )
         self._cells: list[_Cell] = []
         self._channel: _Channel | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -242,9 +244,9 @@ class Subscription:
             # Unlocked on purpose in an event loop: reading one attribute is atomic, and whatever
             # was put there later has marked the cell again.
             event = cell.event
-            if event is None or event.sequence <= self._seen.get(cell, 0):
+            if event is None or event.version <= self._seen.get(cell, NOTHING):
                 continue
-            self._seen[cell] = event.sequence
+            self._seen[cell] = event.version
             if event.is_last:
                 self._unfinished.pop(event.id, None)
             events.append(event)
@@ -297,6 +299,16 @@ class Hub:
         if accepted and (cell.readers or self.everything):
             self._wake_readers(cell)
         return accepted
+
+    def amend(self, event: TaskEvent) -> bool:
+        """Publish a later event of a task that is known here; do nothing when it is not."""
+        cell = self._cells.get(event.id)
+        # A cell that is released just now is nobody's any more, and may say what it likes.
+        if cell is None or not cell.replace(event):
+            return False
+        if cell.readers or self.everything:
+            self._wake_readers(cell)
+        return True
 
     def _wake_readers(self, cell: _Cell) -> None:
         with self.lock:

@@ -57,6 +57,7 @@ def event_from_result(
     *,
     kind: EventKind | None = None,
     sequence: int | None = None,
+    position: int | None = None,
     progress: Progress | None = None,
     message: str | None = None,
 ) -> TaskEvent:
@@ -85,6 +86,7 @@ def event_from_result(
         status=task_result.status,
         name=task_result.task.name,
         backend=task_result.backend,
+        position=position,
         progress=progress,
         enqueued_at=task_result.enqueued_at,
         started_at=task_result.started_at,
@@ -107,10 +109,13 @@ class Publication:
     def __init__(self, task_result: AnyResult) -> None:
         self._task_result = task_result
 
-    def enqueued(self, *, hold: bool = False) -> None:
-        """Publish `enqueued`; see Hub.publish() for `hold`."""
+    def enqueued(self, position: int | None = None, *, hold: bool = False) -> None:
+        """Publish `enqueued` with so many tasks before it; see Hub.publish() for `hold`."""
         event = event_from_result(
-            self._task_result, kind=EventKind.ENQUEUED, sequence=ENQUEUED_SEQUENCE
+            self._task_result,
+            kind=EventKind.ENQUEUED,
+            sequence=ENQUEUED_SEQUENCE,
+            position=position,
         )
         hub.publish(event, hold=hold)
 

@@ -20,6 +20,7 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from django.core.signals import setting_changed
@@ -31,6 +32,7 @@ from .exceptions import TaskCancelled, TaskLost
 from .execution import Outcome
 from .hub import hub
 from .lifecycle import Publication
+from .positions import Positions
 from .results import ResultStore
 
 if TYPE_CHECKING:
@@ -57,12 +59,15 @@ class ProgressSource(Protocol):
 class Job:
     """One unfinished task of a pool: an entry of its queue, or what a worker does now."""
 
-    __slots__ = ("path", "publication", "reporter", "result_id", "running")
+    __slots__ = ("path", "position", "publication", "reporter", "result_id", "running")
 
     def __init__(self, task_result: AnyResult, running: Any = None) -> None:
         self.result_id = task_result.id
         self.path = task_result.task.module_path
         self.publication = Publication(task_result)
+        # How many tasks waited before it when that was last told. Set by enqueue(), then only by
+        # Positions.
+        self.position = 0
         # Set before it begins: what closes its progress, and what the pool needs to run and to
         # stop it.
         self.reporter: ProgressSource | None = None
@@ -86,11 +91,14 @@ class Pool[OptionsT: Options](ABC):
         self.results = ResultStore(
             alias=alias, max_results=options.max_results, max_unfinished=unfinished
         )
+        # The jobs that wait. Appended to and taken from in single steps, which are atomic.
+        self.queue: deque[Job] = deque()
         # Guards `closed`, so that no task slips in behind close(). The entries of `_jobs` need no
         # lock: each is put in once and taken out once, which is atomic.
         self._lock = threading.Lock()
         self._job_ended = threading.Condition()
         self._jobs: dict[str, Job] = {}
+        self._positions = Positions(self.queue, self._jobs)
         self.closed = False
 
     # How a job gets to a worker
@@ -131,13 +139,16 @@ class Pool[OptionsT: Options](ABC):
                 )
             self.results.add(task_result)
             self._jobs[job.result_id] = job
-        job.publication.enqueued(hold=True)
+        job.position = len(self.queue)
+        job.publication.enqueued(job.position, hold=True)
         try:
             # A receiver that raises is logged by send_robust(), and harms nobody.
             task_enqueued.send_robust(sender=self.sender, task_result=task_result)
         finally:
             # Whatever a receiver did, the task is in the store and must run.
             self._submit(job)
+        if job.position:
+            self._queue_moved()  # What was before it may have begun, or was cancelled, meanwhile.
         return task_result
 
     def begin(
@@ -152,6 +163,7 @@ class Pool[OptionsT: Options](ABC):
         task_result = self.results.start(job.result_id, worker_id, started_at)
         if task_result is not None:
             job.publication.started(task_result)
+            self._queue_moved()
             self._send(task_started, task_result)
         return task_result
 
@@ -229,7 +241,12 @@ class Pool[OptionsT: Options](ABC):
         if task_result is None:
             return False
         self._finished(job, task_result, outcome)
+        self._queue_moved()
         return True
+
+    def _queue_moved(self) -> None:
+        if self.queue and not self.closed:
+            self._positions.look()
 
     def _finished(self, job: Job, task_result: AnyResult, outcome: Outcome) -> None:
         number, progress = (0, None) if job.reporter is None else job.reporter.close()

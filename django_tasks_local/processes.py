@@ -7,7 +7,6 @@ The thread that speaks with the workers is in `dispatcher`, the workers' side in
 from __future__ import annotations
 
 import threading
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from . import worker
@@ -29,7 +28,6 @@ class ProcessPool(Pool[ProcessOptions]):
 
     def __init__(self, sender: type, alias: str, options: ProcessOptions) -> None:
         super().__init__(sender, alias, options)
-        self.queue: deque[Job] = deque()
         # Guards the two below: one dispatcher, one check of the databases.
         self._dispatcher_lock = threading.Lock()
         self._dispatcher: Dispatcher | None = None

@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from contextvars import ContextVar
 from enum import Enum
-from typing import Any, Final, Literal, overload
+from typing import Any, Final, Literal, Protocol, overload
 
 from django.utils.functional import Promise
 
@@ -346,11 +346,19 @@ class Reporter:
         return float(f"{self._rate / self._rate_weight:.4g}")
 
 
+class Sampled(Protocol):
+    """What a Sampler looks at; a Reporter is one."""
+
+    def sample(self) -> float | None:
+        """Publish what is due; return when to look again, of time.monotonic(), or None."""
+
+
 class Sampler:
     """
     One thread that publishes, when it is due, what reporters had to hold back.
 
-    The thread starts with the first reporter and is named `django-tasks-progress`.
+    The thread starts with the first reporter and is named `django-tasks-progress`. It looks after
+    the positions of waiting tasks too.
     """
 
     def __init__(self) -> None:
@@ -360,14 +368,14 @@ class Sampler:
         """Start anew, without a thread: in a child of fork() the parent's does not run."""
         # Guards the heap. Taken inside a reporter's lock, so nothing of a reporter runs inside.
         self._changed = threading.Condition(threading.Lock())
-        self._due: list[tuple[float, int, Reporter]] = []
+        self._due: list[tuple[float, int, Sampled]] = []
         self._order = itertools.count()
         self._thread: threading.Thread | None = None
 
-    def add(self, reporter: Reporter, due_at: float) -> None:
-        """Look at this reporter at that time of time.monotonic()."""
+    def add(self, sampled: Sampled, due_at: float) -> None:
+        """Look at this one at that time of time.monotonic()."""
         with self._changed:
-            entry = (due_at, next(self._order), reporter)
+            entry = (due_at, next(self._order), sampled)
             heapq.heappush(self._due, entry)
             if self._thread is None:
                 self._start_locked()
@@ -386,13 +394,13 @@ class Sampler:
 
     def _run(self) -> None:
         while True:
-            reporter = self._next()
-            again_at = reporter.sample()
+            sampled = self._next()
+            again_at = sampled.sample()
             if again_at is not None:
-                self.add(reporter, again_at)
-            del reporter  # It would live on while this thread waits.
+                self.add(sampled, again_at)
+            del sampled  # It would live on while this thread waits.
 
-    def _next(self) -> Reporter:
+    def _next(self) -> Sampled:
         with self._changed:
             while True:
                 if not self._due:

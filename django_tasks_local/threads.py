@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections import deque
 from contextvars import Context
 from queue import SimpleQueue
 
@@ -27,8 +26,6 @@ class ThreadPool(Pool[ThreadOptions]):
 
     def __init__(self, sender: type, alias: str, options: ThreadOptions) -> None:
         super().__init__(sender, alias, options)
-        # Appended to and taken from in single steps, which are atomic.
-        self._queue: deque[Job] = deque()
         self._bell: SimpleQueue[None] = SimpleQueue()  # wakes one idle worker
         # Guards what follows. A worker takes it to become idle, not for every job.
         self._workers_lock = threading.Lock()
@@ -38,7 +35,7 @@ class ThreadPool(Pool[ThreadOptions]):
         self._stopping = False
 
     def _submit(self, job: Job) -> None:
-        self._queue.append(job)
+        self.queue.append(job)
         try:
             self._call_worker()
         except RuntimeError as error:
@@ -84,7 +81,7 @@ class ThreadPool(Pool[ThreadOptions]):
             if not self._workers:
                 return False
         logger.error("The system has no thread for one more worker of %r.", self.alias)
-        if self._queue and self._idle:
+        if self.queue and self._idle:
             self._call_worker()
         return True
 
@@ -116,20 +113,20 @@ class ThreadPool(Pool[ThreadOptions]):
     def _next(self) -> Job | None:
         while True:
             try:
-                job = self._queue.popleft()
+                job = self.queue.popleft()
             except IndexError:
                 if not self._wait():
                     return None
                 continue
             # Unlocked on purpose: a worker that is about to become idle looks at the queue again.
-            if self._queue and (self._idle or self._workers < self.options.max_workers):
+            if self.queue and (self._idle or self._workers < self.options.max_workers):
                 self._call_worker()
             return job
 
     def _wait(self) -> bool:
         """Wait for the bell unless there are jobs; False when this worker is to end."""
         with self._workers_lock:
-            if self._queue:
+            if self.queue:
                 return True
             if self._stopping:
                 return False

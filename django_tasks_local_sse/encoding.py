@@ -87,9 +87,9 @@ def with_id(event_id: str, message: bytes) -> bytes:
     return b"id: " + event_id.encode("ascii") + b"\n" + message
 
 
-def state_digest(sequences: Mapping[str, int]) -> str:
+def state_digest(versions: Mapping[str, tuple[int, float]]) -> str:
     """Return what stands for the present state of a set of tasks."""
-    return _digest(f"{result_id}:{sequence}" for result_id, sequence in sequences.items())
+    return _digest(f"{result_id}:{version}" for result_id, version in versions.items())
 
 
 def end_id(result_ids: Iterable[str]) -> str:

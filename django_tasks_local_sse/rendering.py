@@ -87,13 +87,14 @@ def message(event: TaskEvent, *, expose_errors: bool) -> str:
 
 
 def detail(event: TaskEvent) -> str:
-    """Return what stands at the end of the bar: a word, a percentage or a count."""
+    """Return what stands at the end of the bar: a word, a place, a percentage or a count."""
     progress = event.progress
     if state(event) == "running" and progress is not None and progress.current is not None:
         if progress.percent is None:
             return f"{progress.current:,}"
         return f"{math.floor(progress.percent)} %{_time_left(progress.eta)}"
-    return _WORDS[event.error.reason if event.error else state(event)]
+    word = _WORDS[event.error.reason if event.error else state(event)]
+    return f"{word}, {event.position:,} before it" if event.position else word
 
 
 def _time_left(seconds: float | None) -> str:

@@ -15,6 +15,7 @@ from django.tasks import task_backends
 from django.tasks.exceptions import InvalidTaskBackend, TaskResultDoesNotExist
 
 from django_tasks_local.backends import LocalBackend
+from django_tasks_local.events import NOTHING
 from django_tasks_local.hub import hub
 from django_tasks_local.lifecycle import event_from_result
 
@@ -52,7 +53,7 @@ async def _find_event(result_id: str, alias: str) -> TaskEvent | None:
         stored = event_from_result(await backend.aget_result(result_id))
     except (InvalidTaskBackend, TaskResultDoesNotExist):
         return event
-    return stored if event is None or stored.sequence > event.sequence else event
+    return stored if event is None or stored.version > event.version else event
 
 
 class Conversation:
@@ -74,7 +75,7 @@ class Conversation:
         self._refs = {ref.id: ref for ref in refs}
         self._open = set(self._refs)  # neither finished nor unknown
         self._last_event_id = last_event_id
-        self._sequences = dict.fromkeys(self._refs, 0)
+        self._versions = dict.fromkeys(self._refs, NOTHING)  # told last
 
     @property
     def ended(self) -> bool:
@@ -90,17 +91,17 @@ class Conversation:
         """Return the state of every task: what was `found`, or what the hub says, if later."""
         states = dict(self.found)
         for event in events:
-            if event.sequence > states[event.id].sequence:
+            if event.version > states[event.id].version:
                 states[event.id] = event
         message = f"retry: {self.settings.retry}\n\n".encode()
         told = self._tell(states.values(), [id for id in self._refs if id not in states])
-        if self._open and self._last_event_id == encoding.state_digest(self._sequences):
+        if self._open and self._last_event_id == encoding.state_digest(self._versions):
             return message  # The client has all of this.
         return message + told
 
     def news(self, events: Iterable[TaskEvent], unknown: Iterable[str] = ()) -> bytes:
         """Return what has changed, or a comment that keeps the connection alive."""
-        later = [event for event in events if event.sequence > self._sequences[event.id]]
+        later = [event for event in events if event.version > self._versions[event.id]]
         return self._tell(later, unknown) or encoding.KEEPALIVE
 
     def _tell(self, events: Iterable[TaskEvent], unknown: Iterable[str]) -> bytes:
@@ -114,7 +115,7 @@ class Conversation:
                     expose_errors=self.settings.expose_errors,
                 )
             )
-            self._sequences[event.id] = event.sequence
+            self._versions[event.id] = event.version
             if event.is_last:
                 self._open.discard(event.id)
         if messages:
@@ -126,7 +127,7 @@ class Conversation:
     def _event_id(self) -> str:
         if self.ended:
             return encoding.end_id(self._refs)
-        return encoding.state_digest(self._sequences)
+        return encoding.state_digest(self._versions)
 
 
 async def stream_async(conversation: Conversation) -> AsyncIterator[bytes]:

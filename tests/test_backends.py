@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from django.test import override_settings
 from django.utils import timezone
 
 import django_tasks_local
-from django_tasks_local import ThreadPoolBackend, cancel, current_result_id
+from django_tasks_local import ThreadPoolBackend, cancel, current_result_id, positions
 from django_tasks_local.exceptions import QueueFull
 from django_tasks_local.hub import hub
 from tests.conftest import LIMIT, AnyResult, finished, running, wait_for_event, wait_until
@@ -530,6 +531,63 @@ def test_cancel_what_cannot_be() -> None:
         cancel("no such id")
     with pytest.raises(NotImplementedError, match=r"'immediate'.*cannot cancel"):
         cancel("any", backend="immediate")
+
+
+# The position of a waiting task
+
+
+@pytest.fixture
+def quick_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(positions, "INTERVAL", 0.02)
+
+
+def places(results: list[AnyResult]) -> list[int | None]:
+    return [hub.snapshot(result.id).position for result in results]
+
+
+@pytest.mark.usefixtures("quick_positions")
+def test_positions(alias: str, gate: str, tmp_path: Path) -> None:
+    gates = [gate, *(str(tmp_path / f"gate-{number}") for number in range(3))]
+    tasks.gates.update({path: tasks.Gate(path) for path in gates[1:]})
+    with settings_with(MAX_WORKERS=1):
+        results = [tasks.gated.using(backend=alias).enqueue(path) for path in gates]
+        running(results[0])
+        wait_until(lambda: places(results) == [None, 0, 1, 2], "the positions are wrong")
+        with hub.subscribe(results[3].id) as subscription:
+            seen = subscription.take(LIMIT)
+            tasks.gates[gates[0]].set()
+            running(results[1])
+            wait_until(lambda: places(results) == [None, None, 0, 1], "they did not move up")
+            seen += subscription.take(LIMIT)
+            assert cancel(results[2].id, backend=alias)
+            wait_until(lambda: places(results) == [None, None, None, 0], "nobody has moved up")
+            seen += subscription.take(LIMIT)
+            assert [(event.sequence, event.position) for event in seen] == [(1, 2), (1, 1), (1, 0)]
+            tasks.gates[gates[1]].set()
+            tasks.gates[gates[3]].set()
+            assert {event.position for event in subscription} == {None}
+
+
+@pytest.mark.usefixtures("quick_positions")
+def test_positions_of_tasks_that_many_threads_enqueue(gate: str) -> None:
+    with settings_with(MAX_WORKERS=1):
+        busy = running(tasks.gated.enqueue(gate))
+        results: list[AnyResult] = []
+
+        def enqueue() -> None:
+            results.extend(tasks.noop.enqueue() for _ in range(20))
+
+        threads = [threading.Thread(target=enqueue) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT)
+        for result in results[:50]:
+            assert cancel(result.id)
+        wait_until(lambda: max(places(results[50:])) <= 49, "not all have moved up")
+        tasks.gates[gate].set()
+        finished(busy)
+        assert {finished(result).attempts for result in results[50:]} == {1}
 
 
 # Closing

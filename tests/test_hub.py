@@ -26,7 +26,9 @@ def task_id() -> str:
     return uuid.uuid4().hex
 
 
-def event(task_id: str, sequence: int, kind: str = "progress") -> TaskEvent:
+def event(
+    task_id: str, sequence: int, kind: str = "progress", position: int | None = None
+) -> TaskEvent:
     return TaskEvent(
         id=task_id,
         sequence=sequence,
@@ -34,6 +36,7 @@ def event(task_id: str, sequence: int, kind: str = "progress") -> TaskEvent:
         status=TaskResultStatus.RUNNING,
         name="task",
         backend="default",
+        position=position,
     )
 
 
@@ -60,6 +63,23 @@ def test_stale_events_are_dropped(hub: Hub, task_id: str) -> None:
     assert hub.publish(event(task_id, 4, "finished"))
     assert not hub.publish(event(task_id, 5))
     assert hub.snapshot(task_id).kind == "finished"
+
+
+def test_a_task_that_moves_up(hub: Hub, task_id: str) -> None:
+    """Among events with one sequence the one with fewer tasks before it is later."""
+    assert hub.publish(event(task_id, 1, "enqueued", 3))
+    with hub.subscribe(task_id) as subscription, hub.subscribe() as everything:
+        readers = (subscription, everything)
+        assert [[e.position for e in reader.take(timeout=0)] for reader in readers] == [[3], [3]]
+        assert hub.amend(event(task_id, 1, "enqueued", 1))
+        for stale in (2, 1, None):
+            assert not hub.amend(event(task_id, 1, "enqueued", stale))
+            assert not hub.publish(event(task_id, 1, "enqueued", stale))
+        assert [[e.position for e in reader.take(timeout=0)] for reader in readers] == [[1], [1]]
+        assert hub.publish(event(task_id, 2, "started"))
+        assert not hub.amend(event(task_id, 1, "enqueued", 0))
+    assert not hub.amend(event("unknown", 1, "enqueued", 0))
+    assert hub.snapshot("unknown") is None
 
 
 def test_it_ends_when_all_its_tasks_are_finished(hub: Hub) -> None:

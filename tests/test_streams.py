@@ -457,6 +457,42 @@ def test_under_wsgi_a_stream_is_short(gate: str) -> None:
     assert "event: finished" in content
 
 
+def test_a_task_that_moves_up(server: str, gate: str) -> None:
+    """A stream says so; a browser that polls hears of it once, and of nothing twice."""
+    with override_settings(
+        TASKS={
+            "default": {
+                "BACKEND": "django_tasks_local.ThreadPoolBackend",
+                "OPTIONS": {"MAX_WORKERS": 1},
+            }
+        }
+    ):
+        running(tasks.gated.enqueue(gate))
+        before, result = (tasks.noop.enqueue() for _ in range(2))
+        url = events_url(anonymous(), result)
+
+        def poll(last_event_id: str) -> list[Message]:
+            headers = {"Last-Event-ID": last_event_id}
+            content = b"".join(Client().get(url, headers=headers).streaming_content).decode()
+            return [message for message in messages(iter(content.splitlines())) if message.data]
+
+        with stream(server + url) as received:
+            first = [next(received) for _ in range(2)][-1]
+            assert (first.payload["kind"], first.payload["position"]) == ("enqueued", 1)
+            [polled] = poll("")
+            assert poll(polled.last_event_id) == []
+            cancel(before.id)
+            moved = next(received)
+            assert (moved.payload["sequence"], moved.payload["position"]) == (1, 0)
+            [polled] = poll(first.last_event_id)
+            assert polled.payload["position"] == 0
+            assert polled.last_event_id == moved.last_event_id != first.last_event_id
+            assert poll(polled.last_event_id) == []
+            assert httpx.get(server + url.replace("events", "status")).json()[0]["position"] == 0
+            tasks.gates[gate].set()
+            assert [m.payload["position"] for m in received if m.data][-1] is None
+
+
 def test_under_wsgi_a_stream_can_be_held(gate: str) -> None:
     result = running(tasks.gated.enqueue(gate))
     with override_settings(TASKS_SSE={"WSGI_HOLD": LIMIT, "KEEPALIVE": 0.01}):

@@ -60,6 +60,8 @@ def state(result: AnyResult) -> tuple[str | None, str | None, Page]:
     ("status", "fields", "expected"),
     [
         ("READY", {}, "Waiting"),
+        ("READY", 0, "Waiting"),
+        ("READY", 1234, "Waiting, 1,234 before it"),
         ("RUNNING", {}, "Running"),
         ("RUNNING", {"current": 1500, "total": None}, "1,500"),
         ("RUNNING", {"current": 99.9, "percent": 99.9, "eta": 0.5}, "99 %"),
@@ -72,7 +74,9 @@ def state(result: AnyResult) -> tuple[str | None, str | None, Page]:
     ],
 )
 def test_the_words_are_those_of_the_widget(status: str, fields: Any, expected: str) -> None:
-    error = None
+    error = position = None
+    if isinstance(fields, int):
+        position, fields = fields, {}
     if isinstance(fields, str):
         error = TaskFailure(reason=FailureReason(fields), type="a.Error", message="because")
         fields = {}
@@ -83,6 +87,7 @@ def test_the_words_are_those_of_the_widget(status: str, fields: Any, expected: s
         status=TaskResultStatus(status),
         name="task",
         backend="default",
+        position=position,
         progress=Progress(**fields) if fields else None,
         error=error,
     )

@@ -152,6 +152,8 @@ async def test_takes_over_rendered_markup_without_touching_it(
 
 STATES: list[tuple[Payload, str, str, str | None]] = [
     (payload("enqueued", 1), "waiting", "Waiting", "0"),
+    (payload("enqueued", 1, position=0), "waiting", "Waiting", "0"),
+    (payload("enqueued", 1, position=1234), "waiting", "Waiting, 1,234 before it", "0"),
     (payload("started", 2), "running", "Running", None),
     (payload(progress=progress(42.9)), "running", "42 %", "42.9"),
     (payload(progress=progress(0)), "running", "0 %", "0"),
@@ -304,6 +306,25 @@ async def test_stale_events_are_ignored(page: Page, server: ScriptedServer) -> N
         "task-progress a finished 2",
         "task-finished a finished 2",
     ]
+
+
+async def test_a_task_that_moves_up(page: Page, server: ScriptedServer) -> None:
+    markup = rendered("waiting", 'value="0"', "Waiting, 3 before it")
+    stream = await show(page, server, markup)
+    await expect_state(page, "waiting", "Waiting, 3 before it")
+    for position in (3, 1, 2, 1, None):  # what is later has fewer tasks before it
+        await stream.send(payload("enqueued", 1, position=position))
+    await expect_state(page, "waiting", "Waiting, 1 before it")
+    await stream.send(payload("enqueued", 1, position=0))
+    await expect_state(page, "waiting", "Waiting")
+    await stream.send(payload("started", 2), payload("enqueued", 1, position=0))
+    await expect_state(page, "running", "Running")
+    assert await page.evaluate("window.seen") == [
+        *["task-progress a enqueued 1"] * 3,
+        "task-progress a started 2",
+    ]
+    # Only a new state is announced.
+    await expect(page.locator("#a").get_by_role("status")).to_have_text("resize: Running")
 
 
 async def test_element_shows_the_end_when_it_tells_of_it(

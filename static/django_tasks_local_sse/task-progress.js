@@ -198,7 +198,7 @@ function left(seconds) {
 }
 
 /** What is to be seen of a payload. */
-function viewOf({ kind, status, name, progress, error }) {
+function viewOf({ kind, status, name, position, progress, error }) {
   const { current, percent, message, eta } = progress ?? {};
   const view = { name, message: message ?? "", value: percent ?? null };
 
@@ -216,7 +216,7 @@ function viewOf({ kind, status, name, progress, error }) {
       // Rounded down: "100 %" is for what is really complete.
       if (percent != null) view.detail = Math.floor(percent) + " %" + left(eta);
       else if (current != null) view.detail = current.toLocaleString("en");
-    }
+    } else if (position) view.detail += `, ${position.toLocaleString("en")} before it`;
   }
   // A bar without a value moves for ever, and only a running task may look busy.
   if (view.state !== "running") view.value ??= 0;
@@ -238,6 +238,7 @@ export class TaskProgressElement extends HTMLElement {
   settled = false; // nothing more is expected
   #finished = false;
   #sequence = 0;
+  #place = Infinity; // in the queue: with the same sequence, a lower one is later
   #view = null;
   #down = false;
   #frame = 0;
@@ -267,16 +268,20 @@ export class TaskProgressElement extends HTMLElement {
   /** Take over a payload, unless it is older than what is shown. */
   apply(payload) {
     const { kind, sequence } = payload;
+    const place = payload.position ?? Infinity;
     const unknown = kind === "unknown";
     const finished = kind === "finished";
     if (this.#finished || (unknown && this.settled)) return;
-    if (!unknown && !finished && sequence <= this.#sequence) return;
+    const later =
+      sequence > this.#sequence || (sequence === this.#sequence && place < this.#place);
+    if (!unknown && !finished && !later) return;
 
     const settled = finished || unknown;
     if (this.settled !== settled) schedulePlan();
     this.settled = settled;
     this.#finished = finished;
     this.#sequence = unknown ? 0 : sequence;
+    this.#place = place;
     this.#view = viewOf(payload);
     if (settled) this.render(); // who listens for the end may look at the element, or remove it
     else this.#renderSoon();
@@ -356,6 +361,7 @@ export class TaskProgressElement extends HTMLElement {
     if (this.#view && this.taskId !== before) {
       this.#finished = this.settled = false;
       this.#sequence = 0;
+      this.#place = Infinity;
       this.#view = { state: "waiting", detail: WORDS.waiting, name: "", message: "", value: 0 };
       this.render();
     }
