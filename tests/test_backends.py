@@ -18,7 +18,7 @@ from django.test import override_settings
 from django.utils import timezone
 
 import django_tasks_local
-from django_tasks_local import ThreadPoolBackend, cancel, current_result_id, positions
+from django_tasks_local import ThreadPoolBackend, cancel, current_result_id, pools, positions
 from django_tasks_local.exceptions import QueueFull
 from django_tasks_local.hub import hub
 from tests.conftest import LIMIT, AnyResult, finished, running, wait_for_event, wait_until
@@ -545,6 +545,12 @@ def places(results: list[AnyResult]) -> list[int | None]:
     return [hub.snapshot(result.id).position for result in results]
 
 
+def wait_until_told() -> None:
+    """Wait until nobody is about to look at a queue."""
+    queues = [pool._positions for pool in pools._pools.values()]
+    wait_until(lambda: not any(queue._scheduled for queue in queues), "there is no end to it")
+
+
 @pytest.mark.usefixtures("quick_positions")
 def test_positions(alias: str, gate: str, tmp_path: Path) -> None:
     gates = [gate, *(str(tmp_path / f"gate-{number}") for number in range(3))]
@@ -554,10 +560,12 @@ def test_positions(alias: str, gate: str, tmp_path: Path) -> None:
         running(results[0])
         wait_until(lambda: places(results) == [None, 0, 1, 2], "the positions are wrong")
         with hub.subscribe(results[3].id) as subscription:
+            wait_until_told()
             seen = subscription.take(LIMIT)
             tasks.gates[gates[0]].set()
             running(results[1])
             wait_until(lambda: places(results) == [None, None, 0, 1], "they did not move up")
+            wait_until_told()
             seen += subscription.take(LIMIT)
             assert cancel(results[2].id, backend=alias)
             wait_until(lambda: places(results) == [None, None, None, 0], "nobody has moved up")
