@@ -23,8 +23,8 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, MutableMapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 from weakref import WeakKeyDictionary
@@ -35,6 +35,9 @@ from .events import NOTHING, TaskEvent
 # process hears `enqueued` of a task that runs elsewhere, and nothing more.
 UNHELD_LIMIT = 1000  # tasks
 UNHELD_AGE = 3600.0  # seconds since the task's last event
+
+
+type Recorder = Callable[[TaskEvent], object]
 
 
 class _Cell:
@@ -49,13 +52,15 @@ class _Cell:
         self.lock = threading.Lock()  # Guards `event`; the hub's guards the rest.
         self.readers: dict[_Channel, set[Subscription]] = {}
 
-    def replace(self, event: TaskEvent) -> bool:
+    def replace(self, event: TaskEvent, recorders: "tuple[Recorder, ...]") -> bool:
         """Keep this event; False if one that is not earlier is there already."""
         with self.lock:
             known = self.event
             if known is not None and (known.is_last or event.version <= known.version):
                 return False
             self.event = event
+            for record in recorders:
+                record(event)
         return True
 
 
@@ -273,6 +278,7 @@ class Hub:
         self._channels: dict[asyncio.AbstractEventLoop, _Channel] = {}
         # When the tasks that no backend holds had their last event, the oldest first.
         self._unheld: OrderedDict[str, float] = OrderedDict()
+        self._recorders: tuple[Recorder, ...] = ()
 
     def publish(self, event: TaskEvent, *, hold: bool = False) -> bool:
         """
@@ -285,11 +291,11 @@ class Hub:
         cell = self._cells.get(event.id)
         if cell is not None and cell.held:
             # It stays until release(), so that its own lock is enough.
-            accepted = cell.replace(event)
+            accepted = cell.replace(event, self._recorders)
         else:
             with self.lock:
                 cell = self._cell_locked(event.id)
-                accepted = cell.replace(event)
+                accepted = cell.replace(event, self._recorders)
                 if accepted and hold:
                     cell.held = True
                     self._unheld.pop(event.id, None)
@@ -304,7 +310,7 @@ class Hub:
         """Publish a later event of a task that is known here; do nothing when it is not."""
         cell = self._cells.get(event.id)
         # A cell that is released just now is nobody's any more, and may say what it likes.
-        if cell is None or not cell.replace(event):
+        if cell is None or not cell.replace(event, self._recorders):
             return False
         if cell.readers or self.everything:
             self._wake_readers(cell)
@@ -321,6 +327,23 @@ class Hub:
         """Return the latest event of a task, or None."""
         cell = self._cells.get(result_id)
         return None if cell is None else cell.event
+
+    @contextmanager
+    def recording(self, record: Recorder) -> Iterator[None]:
+        """
+        Have `record` called with every event that is published in the `with` block. For tests.
+
+        A subscription is given the latest event, and this all of them, each task's in order.
+        `record` is called in the publisher's thread while the task's lock is held: it may do no
+        more than to note the event.
+        """
+        with self.lock:
+            self._recorders += (record,)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._recorders = tuple(r for r in self._recorders if r is not record)
 
     def subscribe(self, *result_ids: str) -> Subscription:
         """

@@ -97,6 +97,7 @@ class Pool[OptionsT: Options](ABC):
         # lock: each is put in once and taken out once, which is atomic.
         self._lock = threading.Lock()
         self._job_ended = threading.Condition()
+        self._waiters = 0  # who wait for `_job_ended`, which guards this
         self._jobs: dict[str, Job] = {}
         self._positions = Positions(self.queue, self._jobs)
         self.closed = False
@@ -216,16 +217,28 @@ class Pool[OptionsT: Options](ABC):
 
     def drain(self, timeout: float) -> None:
         """Let running tasks finish, and fail what still runs then: the second half of close()."""
-        deadline = time.monotonic() + timeout
-        with self._job_ended:
-            while self._jobs and (left := deadline - time.monotonic()) > 0:
-                self._job_ended.wait(left)
-        jobs = list(self._jobs.values())
+        jobs = self.wait_until_idle(timeout)
         message = "The process ended before the task finished."
         self._log_lost(
             [job for job in jobs if self.finish(job, Outcome.failure(TaskLost(message)))]
         )
         self._close_workers()
+
+    def wait_until_idle(self, timeout: float) -> list[Job]:
+        """
+        Wait until no task is unfinished, receivers of task_finished included.
+
+        Returns those that still are after `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        with self._job_ended:
+            self._waiters += 1
+            try:
+                while self._jobs and (left := deadline - time.monotonic()) > 0:
+                    self._job_ended.wait(left)
+            finally:
+                self._waiters -= 1
+        return list(self._jobs.values())
 
     def discard(self) -> None:
         """Close at once and let the hub forget every task."""
@@ -255,7 +268,8 @@ class Pool[OptionsT: Options](ABC):
         for result_id in self.results.settle(job.result_id):
             hub.release(result_id)
         del self._jobs[job.result_id]
-        if self.closed:
+        # Unlocked: who begins to wait from here on sees that the job has gone.
+        if self._waiters:
             with self._job_ended:
                 self._job_ended.notify_all()
 

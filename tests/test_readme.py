@@ -88,6 +88,8 @@ def main():
         body = b"".join(Client().get(url).streaming_content).decode()
     assert '"message":"Page 20"' in body
 
+    call_command("test", "reports", verbosity=0)
+
 
 if __name__ == "__main__":  # worker processes import this file
     main()
