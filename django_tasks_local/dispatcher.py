@@ -51,7 +51,7 @@ from django.tasks.base import TaskError
 
 from . import shutdown, worker
 from .exceptions import TaskCancelled, TaskTimeout, WorkerDied
-from .execution import Outcome, tidy
+from .execution import Outcome, drop_stale_connections, leave_thread, tidy
 from .handover import worker_setup
 
 if TYPE_CHECKING:
@@ -285,6 +285,7 @@ class Dispatcher:
             self._selector.close()
             self._bell.close()
             self._button.close()
+            leave_thread()
 
     def _turn(self) -> None:
         for key, events in self._selector.select(self._time_left()):
@@ -294,12 +295,12 @@ class Dispatcher:
         now = time.monotonic()
         for late in [w for w in self._workers if w.deadline is not None and w.deadline <= now]:
             self._safely(self._on_deadline, late)
-        self._hand_out()
+        self._safely(self._hand_out)
 
     def _safely(self, function: Callable[..., object], *args: object) -> None:
         try:
             # A fresh context, because the receivers of signals may run in there.
-            Context().run(function, *args)
+            Context().run(_tidily, function, *args)
         except BaseException:
             # A mistake of ours, or SystemExit from somewhere; the other workers go on.
             logger.exception("An error in the dispatcher of the task backend.")
@@ -424,7 +425,6 @@ class Dispatcher:
         if self._options.timeout is not None and worker_process.state is State.BUSY:
             worker_process.deadline = time.monotonic() + self._options.timeout
         self._pool.begin(job, worker_process.worker_id, datetime.fromisoformat(started_at))
-        tidy()  # after the receivers of task_started
 
     def _on_progress(
         self, worker_process: WorkerProcess, result_id: str, number: int, progress: Progress
@@ -462,7 +462,6 @@ class Dispatcher:
                 self._set_idle(worker_process)
                 self._assign()  # The next task begins while this one is recorded.
         self._pool.finish(job, _outcome(return_value, error, message))
-        tidy()  # after the receivers of task_finished
 
     def _on_unreadable(self, worker_process: WorkerProcess, error: Exception) -> None:
         if worker_process.job is not None:
@@ -585,7 +584,6 @@ class Dispatcher:
             self._pool.take_back(job, WorkerDied(death))
         else:
             self._pool.finish(job, Outcome.failure(dead.reason or WorkerDied(death)))
-        tidy()  # after the receivers of task_finished
 
     def _start_failed(self, error: str, limit: int) -> None:
         """Try again, up to a limit; then say so once, and wait for a while."""
@@ -609,6 +607,15 @@ class Dispatcher:
         self._closing = True
         for worker_process in list(self._workers):
             self._stop(worker_process, None)
+
+
+def _tidily(function: Callable[..., object], *args: object) -> None:
+    """Call what may call receivers of signals, which may use the database."""
+    drop_stale_connections()
+    try:
+        function(*args)
+    finally:
+        tidy()
 
 
 def _preload() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import threading
 from contextlib import suppress
 from contextvars import copy_context
@@ -149,9 +150,39 @@ def tidy() -> None:
         _try_to(close_caches)
 
 
-def _leave_thread() -> None:
-    """Close everything: the thread of a coroutine's thread-sensitive code ends with its task."""
-    _try_to(connections.close_all)
+def drop_stale_connections() -> None:
+    """
+    Close those of the calling thread's connections that their server has closed, as at its restart.
+
+    Django notices it when a query fails, and then it would be a task that pays. Its
+    CONN_HEALTH_CHECKS cost a query for each task; here the socket is asked, which says nothing as
+    long as all is well.
+    """
+    if _thread.has_connected:
+        _try_to(_drop_stale_connections)
+
+
+def _drop_stale_connections() -> None:
+    for connection in connections.all(initialized_only=True):
+        if _has_unread_data(connection.connection) and not connection.is_usable():
+            connection.close()
+
+
+def _has_unread_data(driver_connection: Any) -> bool:
+    """Whether a server has sent what nobody has asked for: its farewell, most likely."""
+    # PostgreSQL's drivers have it; those that do not, and Windows, have CONN_HEALTH_CHECKS.
+    fileno = getattr(driver_connection, "fileno", None)
+    if fileno is None or not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def leave_thread() -> None:
+    """Close all connections of the calling thread, which is about to end, and the caches."""
+    if _thread.has_connected:
+        _try_to(connections.close_all)
     _try_to(close_caches)
 
 
@@ -202,4 +233,5 @@ async def _run_coroutine(
             raise
         finally:
             if context in SyncToAsync.context_to_thread_executor:
-                await sync_to_async(_leave_thread)()
+                # The thread of the thread-sensitive code ends with its task.
+                await sync_to_async(leave_thread)()

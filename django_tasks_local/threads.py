@@ -14,7 +14,7 @@ from contextvars import Context
 from queue import SimpleQueue
 
 from .conf import ThreadOptions
-from .execution import Cancellation, execute, tidy
+from .execution import Cancellation, drop_stale_connections, execute, leave_thread, tidy
 from .pools import Job, Pool
 from .progress import Reporter
 
@@ -109,6 +109,7 @@ class ThreadPool(Pool[ThreadOptions]):
                 # lives on.
                 logger.exception("Task id=%s path=%s", job.result_id, job.path)
             del job  # It would live on while this thread waits.
+        leave_thread()
 
     def _next(self) -> Job | None:
         while True:
@@ -144,6 +145,7 @@ class ThreadPool(Pool[ThreadOptions]):
         reporter = Reporter(job.publication.progress, self.options.progress_interval)
         job.reporter = reporter
         job.running = Cancellation(reporter)
+        drop_stale_connections()  # before the receivers of task_started
         task_result = self.begin(job, worker_id)
         if task_result is None:
             return  # It was cancelled while it waited.

@@ -40,7 +40,7 @@ from django.utils import timezone
 from django.utils.module_loading import import_string
 
 from . import shutdown
-from .execution import Cancellation, Outcome, execute, tidy
+from .execution import Cancellation, Outcome, drop_stale_connections, execute, tidy
 from .progress import Reporter
 
 if TYPE_CHECKING:
@@ -232,6 +232,7 @@ class Worker:
         order = Order._make(pickle.loads(self._incoming.read(length)))  # noqa: S301
         if time.monotonic() - waiting_since > CONNECTION_IDLE:
             tidy()  # A connection may have become too old in the meantime.
+        drop_stale_connections()
         return order
 
     def _do(self, order: Order) -> None:

@@ -73,14 +73,14 @@ def test_the_connection_of_a_receiver_is_closed(gate: str) -> None:
 @pytest.mark.django_db(transaction=True)
 def test_a_coroutine_may_use_the_orm(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    leave_thread = execution._leave_thread
+    leave_thread = execution.leave_thread
 
     def note_and_leave() -> None:
         if connections["default"].connection is not None:
             opened.append(connections["default"].connection)
         leave_thread()
 
-    monkeypatch.setattr(execution, "_leave_thread", note_and_leave)
+    monkeypatch.setattr(execution, "leave_thread", note_and_leave)
     assert finished(tasks.query_async.enqueue()).return_value == 0
     # Its thread was another one, and its connection was closed there.
     assert len(opened) == 1
