@@ -1,0 +1,108 @@
+"""
+The clients of benchmarks/streams.py: raw sockets in one process, which does what stdin says.
+
+Each line of stdin is a command with its arguments in JSON, each line of stdout its answer. One loop
+around epoll; all that it does with what arrives is to look for stamps, so that the clients cost
+little beside the server.
+"""
+
+import json
+import select
+import socket
+import sys
+import time
+
+# Followed by the time at which an event was published: time.monotonic_ns(), in 20 digits. The
+# character occurs nowhere else on the wire, so that events can be counted by it.
+STAMP = "~"
+DIGITS = 20
+
+OPENING = 50  # connections that are being opened at a time
+PATIENCE = 60.0  # seconds for all connections to begin
+SIZE = 65536  # bytes of one read
+
+
+class Clients:
+    """All connections, and what they have received since the last command."""
+
+    def __init__(self) -> None:
+        self.epoll = select.epoll()
+        self.sockets: dict[int, socket.socket] = {}
+        self.latencies: list[int] = []  # ns
+        self.received = 0
+        self.last = 0
+
+    def run(self) -> None:
+        """Receive, and answer commands, until there are no more. The driver awaits each answer."""
+        self.epoll.register(sys.stdin.fileno(), select.EPOLLIN)
+        while True:
+            for descriptor, _ in self.epoll.poll():
+                if descriptor != sys.stdin.fileno():
+                    self.receive(descriptor)
+                elif line := sys.stdin.readline():
+                    command, *arguments = json.loads(line)
+                    print(json.dumps(getattr(self, command)(*arguments)), flush=True)
+                else:
+                    return
+
+    def connect(self, count: int, port: int, path: str, cookie: str) -> None:
+        """Open so many streams, and wait until each has begun."""
+        request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nCookie: {cookie}\r\n\r\n".encode()
+        deadline = time.monotonic() + PATIENCE
+        opening: set[int] = set()
+        while len(self.sockets) < count or opening:
+            if len(self.sockets) < count and len(opening) < OPENING:
+                opening.add(self._open(port, request))
+                continue
+            for descriptor, _ in self.epoll.poll(max(0.0, deadline - time.monotonic())):
+                if b"event: " in self.sockets[descriptor].recv(SIZE):
+                    opening.discard(descriptor)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{len(opening)} streams do not begin")
+
+    def _open(self, port: int, request: bytes) -> int:
+        connection = socket.create_connection(("127.0.0.1", port))
+        connection.sendall(request)
+        connection.setblocking(False)
+        self.sockets[connection.fileno()] = connection
+        self.epoll.register(connection.fileno(), select.EPOLLIN)
+        return connection.fileno()
+
+    def expect(self) -> None:
+        """Count from here on."""
+        self.latencies.clear()
+        self.received = 0
+
+    def receive(self, descriptor: int) -> None:
+        """Read from one connection, and look for stamps."""
+        data = self.sockets[descriptor].recv(SIZE)
+        now = time.monotonic_ns()
+        if not data:
+            raise ConnectionError("a stream has ended")
+        found = data.count(STAMP.encode())
+        if not found:
+            return
+        self.received += found
+        self.last = now
+        start = data.index(STAMP.encode()) + 1
+        digits = data[start : start + DIGITS]
+        if len(digits) == DIGITS:
+            self.latencies.append(now - int(digits))
+
+    def wait(self, events: int, silence: float) -> list[object]:
+        """
+        Receive until there were so many events in all, or none for so many seconds.
+
+        Returns their number, when the last one came, and how long each was on its way, in ns.
+        """
+        while self.received < events:
+            before = self.received
+            for descriptor, _ in self.epoll.poll(silence):
+                self.receive(descriptor)
+            if self.received == before:
+                break
+        return [self.received, self.last, self.latencies]
+
+
+if __name__ == "__main__":
+    Clients().run()

@@ -1,0 +1,253 @@
+"""
+The Django project of benchmarks/streams.py, and the four ways in which it streams.
+
+Every side sends the same payload (what this package tells of a task), encoded once per event, and
+starts each stream with the state. The three that run on Django have the usual middleware, and look
+up the logged-in user, so that each request uses the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Protocol
+
+from django.contrib.auth.models import User
+from django.core.asgi import get_asgi_application
+from django.db import connections
+from django.http import HttpRequest, StreamingHttpResponse
+from django.tasks import TaskResult, TaskResultStatus, task
+from django.test import RequestFactory
+from django.urls import include, path
+from django.utils import timezone
+from django_eventstream import send_event
+from stream_client import STAMP
+
+from django_tasks_local import report_progress
+from django_tasks_local.events import EventKind, Progress, TaskEvent
+from django_tasks_local.hub import hub
+from django_tasks_local_sse import encoding
+from django_tasks_local_sse.access import events_url
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+TASK_ID = "2f1c8f7e-0000-4000-8000-000000000000"
+HEADERS = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
+
+type Message = dict[str, Any]
+
+
+def make_event(sequence: int) -> TaskEvent:
+    """Return the TaskEvent that is sent, stamped with the present time."""
+    now = timezone.now()
+    return TaskEvent(
+        id=TASK_ID,
+        sequence=sequence,
+        kind=EventKind.PROGRESS,
+        status=TaskResultStatus.RUNNING,
+        name="resize",
+        backend="default",
+        progress=Progress(current=3, total=10, percent=30.0, message=stamp(), rate=1.5, eta=4.7),
+        enqueued_at=now,
+        started_at=now,
+    )
+
+
+def stamp() -> str:
+    """Return the present time as clients look for it."""
+    return f"{STAMP}{time.monotonic_ns():020d}"
+
+
+def payload(event: TaskEvent) -> dict[str, Any]:
+    """Return what is sent of an event."""
+    return encoding.payload(event, expose_results=False, expose_errors=False)
+
+
+def encode(event: TaskEvent) -> bytes:
+    """Return the bytes that are sent of an event, with an id as long as ours."""
+    message = encoding.encode(event, expose_results=False, expose_errors=False)
+    return encoding.with_id("0" * 24, message)
+
+
+class Side(Protocol):
+    """One of the four ways."""
+
+    path: str  # of the stream
+
+    def prepare(self) -> None:
+        """Do what must be done before the server starts, in the main thread."""
+
+    def application(self) -> Any:
+        """Return the ASGI application. Called in the event loop."""
+
+    def publish(self, event: TaskEvent) -> None:
+        """Send an event to all streams. Called in a thread."""
+
+
+class DjangoSide:
+    """What the views of Django have in common."""
+
+    path = ""
+
+    def prepare(self) -> None:
+        """Most need nothing."""
+
+    def application(self) -> Any:
+        """Return Django."""
+        return get_asgi_application()
+
+
+class Ours(DjangoSide):
+    """The view of this package."""
+
+    def prepare(self) -> None:
+        self.publish(make_event(1))  # A task that nobody has heard of would be unknown.
+        result = object.__new__(TaskResult)  # A link needs no more of a result than these two.
+        object.__setattr__(result, "id", TASK_ID)
+        object.__setattr__(result, "backend", "default")
+        self.path = _events_path(result)
+
+    def publish(self, event: TaskEvent) -> None:
+        hub.publish(event, hold=True)  # as a backend of this package does
+
+
+class Reported(Ours):
+    """The view of this package, and a real task that reports."""
+
+    def __init__(self) -> None:
+        self.calls: SimpleQueue[None] = SimpleQueue()
+
+    def prepare(self) -> None:
+        self.path = _events_path(task(report).enqueue())
+
+    def publish(self, event: TaskEvent) -> None:
+        self.calls.put(None)
+
+
+class EventStream(DjangoSide):
+    """The view of django-eventstream, without storage."""
+
+    path = "/eventstream/"
+
+    def publish(self, event: TaskEvent) -> None:
+        send_event("task", str(event.kind), payload(event))
+
+
+class Plain(DjangoSide):
+    """What one would write in an afternoon: a Django view with an asyncio.Queue per stream."""
+
+    path = "/plain/"
+
+    def __init__(self) -> None:
+        self.queues: set[asyncio.Queue[bytes]] = set()
+
+    def application(self) -> Any:
+        self.loop = asyncio.get_running_loop()
+        return super().application()
+
+    def publish(self, event: TaskEvent) -> None:
+        self.loop.call_soon_threadsafe(self._put, encode(event))
+
+    def _put(self, message: bytes) -> None:
+        for listener in self.queues:
+            listener.put_nowait(message)
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """Yield the state, and then whatever is published."""
+        queue: asyncio.Queue[bytes] = asyncio.Queue()
+        self.queues.add(queue)
+        try:
+            yield encode(make_event(1))
+            while True:
+                yield await queue.get()
+        finally:
+            self.queues.discard(queue)
+
+
+class Bare:
+    """The limit: an ASGI application without Django, where one broadcast wakes every stream."""
+
+    path = "/"
+
+    def __init__(self) -> None:
+        self.waiting: list[asyncio.Future[bytes]] = []
+
+    def application(self) -> Any:
+        self.loop = asyncio.get_running_loop()
+        return self._serve
+
+    def prepare(self) -> None:
+        """It needs nothing."""
+
+    def publish(self, event: TaskEvent) -> None:
+        self.loop.call_soon_threadsafe(self._wake, encode(event))
+
+    def _wake(self, message: bytes) -> None:
+        waiting, self.waiting = self.waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(message)
+
+    async def _serve(
+        self,
+        scope: Message,
+        receive: Callable[[], Awaitable[Message]],
+        send: Callable[[Message], Awaitable[None]],
+    ) -> None:
+        async def stream() -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            message = encode(make_event(1))
+            while True:
+                await send({"type": "http.response.body", "body": message, "more_body": True})
+                future = self.loop.create_future()
+                self.waiting.append(future)
+                message = await future
+
+        await receive()  # the request's body, which is empty
+        streaming = self.loop.create_task(stream())
+        await receive()  # until the client has gone
+        streaming.cancel()
+
+
+def report() -> None:
+    """Report whenever the benchmark says so: a task."""
+    report_progress(3, 10)
+    while True:
+        reported.calls.get()
+        report_progress(3, 10, stamp())
+
+
+plain = Plain()
+reported = Reported()
+SIDES: dict[str, Side] = {
+    "ours": Ours(),
+    "reported": reported,
+    "eventstream": EventStream(),
+    "plain": plain,
+    "bare": Bare(),
+}
+
+
+async def plain_view(request: HttpRequest) -> StreamingHttpResponse:
+    """Stream to a logged-in user."""
+    user = await request.auser()
+    assert user.is_authenticated
+    return StreamingHttpResponse(plain.stream(), content_type="text/event-stream")
+
+
+def _events_path(result: TaskResult[Any, Any]) -> str:
+    """Return the path of our stream for this result and the one user."""
+
+    request = RequestFactory().get("/")
+    request.user = User.objects.get()
+    connections.close_all()  # Only those of streams shall be counted.
+    return events_url(request, result)
+
+
+urlpatterns = [
+    path("tasks/", include("django_tasks_local_sse.urls")),
+    path("eventstream/", include("django_eventstream.urls"), {"channels": ["task"]}),
+    path("plain/", plain_view),
+]
