@@ -54,7 +54,7 @@ def test_events_are_not_held_back(name: str, tmp_path: Path, gate: str) -> None:
             if message.event == "progress":
                 tasks.gates[gate].set()  # While the task runs; or this test would not end.
         assert kinds[-2:] == ["progress", "finished"]
-        assert proxy.answers[-1] == 204
+        assert 204 in proxy.answers
 
 
 def test_behind_a_proxy_that_speaks_tls(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_what_is_inside(dist: Path) -> None:
     for package in ("django_tasks_local", "django_tasks_local_sse"):
         assert f"{package}/py.typed" in names
     assert "django_tasks_local_sse/static/django_tasks_local_sse/task-progress.js" in names
-    assert not [name for name in names if "__pycache__" in name or "test" in name]
+    assert not [name for name in names if "__pycache__" in name or "/test_" in name]
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"example.py", "README.md", "LICENSE", "tests/test_hub.py", "pyproject.toml"} <= names
