@@ -79,7 +79,8 @@ class _Channel:
     def mark(self, cell: _Cell) -> bool:
         """Note a change; say whether the reader needs a wake-up. The caller holds the lock."""
         self.changed[cell] = None
-        if self.scheduled:
+        # A loop that was closed will never do what was scheduled; wake() finds that out.
+        if self.scheduled and not (self.loop and self.loop.is_closed()):
             return False
         self.scheduled = True
         return True
@@ -310,7 +311,7 @@ class Hub:
         """Publish a later event of a task that is known here; do nothing when it is not."""
         cell = self._cells.get(event.id)
         # A cell that is released just now is nobody's any more, and may say what it likes.
-        if cell is None or not cell.replace(event, self._recorders):
+        if cell is None or cell.event is None or not cell.replace(event, self._recorders):
             return False
         if cell.readers or self.everything:
             self._wake_readers(cell)
@@ -418,8 +419,10 @@ class Hub:
                 cell.readers[channel].discard(subscription)
                 if not cell.readers[channel]:
                     del cell.readers[channel]
-            if cell.event is None and not cell.held and not cell.readers:
-                self._cells.pop(cell.task_id, None)
+            is_idle = cell.event is None and not cell.held and not cell.readers
+            # A cell that was released may have a successor.
+            if is_idle and self._cells.get(cell.task_id) is cell:
+                del self._cells[cell.task_id]
         subscription._cells = []
         if subscription._everything and channel in self.everything:
             self.everything[channel].discard(subscription)

@@ -104,10 +104,11 @@ class Publication:
     all of them even when one is still on its way in another thread.
     """
 
-    __slots__ = ("_task_result",)
+    __slots__ = ("_held", "_task_result")
 
     def __init__(self, task_result: AnyResult) -> None:
         self._task_result = task_result
+        self._held = False  # The hub knows it until it is released, and must not hear of it after.
 
     def enqueued(self, position: int | None = None, *, hold: bool = False) -> None:
         """Publish `enqueued` with so many tasks before it; see Hub.publish() for `hold`."""
@@ -117,6 +118,7 @@ class Publication:
             sequence=ENQUEUED_SEQUENCE,
             position=position,
         )
+        self._held = hold
         hub.publish(event, hold=hold)
 
     def started(self, task_result: AnyResult) -> None:
@@ -146,7 +148,8 @@ class Publication:
         progress: Progress | None = None,
         message: str | None = None,
     ) -> None:
-        hub.publish(
+        publish = hub.amend if self._held else hub.publish
+        publish(
             event_from_result(
                 self._task_result, kind=kind, sequence=sequence, progress=progress, message=message
             )

@@ -183,6 +183,23 @@ def test_a_closed_loop_is_dropped_quietly(hub: Hub, task_id: str) -> None:
     assert hub.publish(event(task_id, 2))
 
 
+def test_a_loop_that_was_closed_before_it_woke_up(hub: Hub, task_id: str) -> None:
+    async def subscribe() -> None:
+        await hub.subscribe(task_id).__aenter__()
+        await hub.subscribe().__aenter__()
+        hub.publish(event(task_id, 1))
+        asyncio.get_running_loop().stop()  # and does not come to what the hub has scheduled
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(subscribe())
+    loop.run_forever()
+    assert task.done()
+    loop.close()
+    hub.publish(event("other", 1))
+    assert not hub._channels
+    assert not hub.everything
+
+
 def test_closing_twice_and_using_it_wrongly(hub: Hub, task_id: str) -> None:
     subscription = hub.subscribe(task_id)
     with pytest.raises(RuntimeError, match="block"):
@@ -253,6 +270,13 @@ def test_a_reader_still_gets_the_end_of_a_task_that_was_released(hub: Hub, task_
         hub.release(task_id)
         assert sequences(list(subscription)) == [2]
     assert hub.snapshot(task_id) is None
+
+
+def test_a_reader_of_a_task_that_was_released_leaves_the_next_alone(hub: Hub, task_id: str) -> None:
+    with hub.subscribe(task_id):
+        hub.release(task_id)
+        hub.publish(event(task_id, 1), hold=True)
+    assert hub.snapshot(task_id).sequence == 1
 
 
 async def test_a_reader_of_everything_forgets_released_tasks(hub: Hub) -> None:

@@ -7,7 +7,7 @@ from django.tasks import TaskResultStatus, task_backends
 from django.tasks.signals import task_enqueued, task_finished, task_started
 
 from django_tasks_local import current_result_id, lifecycle
-from django_tasks_local.events import LAST_SEQUENCE, TaskEvent
+from django_tasks_local.events import LAST_SEQUENCE, Progress, TaskEvent
 from django_tasks_local.hub import hub
 from django_tasks_local.progress import current_reporter
 from tests.conftest import finished
@@ -89,6 +89,16 @@ def test_signals_of_our_own_tasks_make_no_events() -> None:
         signal.send(sender=type(task_backends["default"]), task_result=result)
     assert hub.snapshot(result.id) is before
     assert not lifecycle._foreign_tasks
+
+
+def test_a_sample_that_comes_after_its_task_was_evicted() -> None:
+    result = finished(tasks.noop.enqueue())
+    hub.release(result.id)
+    publication = lifecycle.Publication(result)
+    publication.enqueued(hold=True)
+    hub.release(result.id)
+    publication.progress(1, Progress(current=1))
+    assert hub.snapshot(result.id) is None
 
 
 def test_events_from_stored_results() -> None:
