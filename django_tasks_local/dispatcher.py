@@ -220,7 +220,9 @@ class Dispatcher:
         self._selector.register(self._bell, selectors.EVENT_READ, self._on_bell)
         _dispatchers.add(self)
         # multiprocessing waits at exit for children, and asks its own finalizers before.
-        self._finalizer = multiprocessing_util.Finalize(None, shutdown.drain, exitpriority=100)
+        self._finalizer = multiprocessing_util.Finalize(
+            None, shutdown.drain_at_exit, exitpriority=100
+        )
         self._thread = threading.Thread(
             target=self._run, name=f"django-tasks-{pool.alias}-dispatcher", daemon=True
         )

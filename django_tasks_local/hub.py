@@ -274,6 +274,8 @@ class Hub:
         # operations; no callback, wake-up of a loop or code of a user runs inside.
         self.lock = threading.Lock()
         self.ended = False
+        self._attached = 0  # subscriptions that are open
+        self._all_closed = threading.Condition(self.lock)
         self.everything: dict[_Channel, set[Subscription]] = {}
         self._cells: dict[str, _Cell] = {}
         self._channels: dict[asyncio.AbstractEventLoop, _Channel] = {}
@@ -364,8 +366,12 @@ class Hub:
             self._cells.pop(result_id, None)
             self._unheld.pop(result_id, None)
 
-    def end(self) -> None:
-        """End every subscription, present and future: this process is about to exit."""
+    def end(self, timeout: float = 0) -> None:
+        """
+        End every subscription, present and future: this process is about to exit.
+
+        Wait until the present ones are closed, but not for more than `timeout` seconds.
+        """
         with self.lock:
             self.ended = True
             channels = {s for s in self._channels.values() if not s.scheduled}
@@ -374,6 +380,8 @@ class Hub:
             channels.update(readers, self.everything)
         for channel in channels:
             channel.wake()
+        with self.lock:
+            self._all_closed.wait_for(lambda: not self._attached, timeout)
 
     # For subscriptions and channels
 
@@ -388,6 +396,7 @@ class Hub:
                 channel = self._channels[loop] = _Channel(self, loop)
             subscription._channel = channel
             channel.subscriptions.add(subscription)
+            self._attached += 1
             if subscription._everything:
                 self.everything.setdefault(channel, set()).add(subscription)
                 cells = list(self._cells.values())
@@ -414,6 +423,9 @@ class Hub:
 
     def _detach_locked(self, subscription: Subscription, channel: _Channel) -> None:
         channel.subscriptions.discard(subscription)
+        self._attached -= 1
+        if not self._attached:
+            self._all_closed.notify_all()
         for cell in subscription._cells:
             with suppress(KeyError):
                 cell.readers[channel].discard(subscription)

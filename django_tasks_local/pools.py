@@ -120,8 +120,8 @@ class Pool[OptionsT: Options](ABC):
         """Stop a job that a worker has begun. Called from any thread."""
 
     @abstractmethod
-    def _close_workers(self) -> None:
-        """Let idle workers end, and busy ones after their job."""
+    def close_workers(self) -> None:
+        """Let idle workers end, and stop busy ones if possible: the last part of close()."""
 
     # The life of a task
 
@@ -206,9 +206,10 @@ class Pool[OptionsT: Options](ABC):
         """
         self.refuse()
         self.drain(self.options.shutdown_timeout if timeout is None else timeout)
+        self.close_workers()
 
     def refuse(self) -> None:
-        """Refuse new tasks and fail the waiting ones: the first half of close()."""
+        """Refuse new tasks and fail the waiting ones: the first part of close()."""
         with self._lock:
             self.closed = True
         jobs = list(self._jobs.values())
@@ -216,13 +217,12 @@ class Pool[OptionsT: Options](ABC):
         self._log_lost([job for job in jobs if self.fail_waiting(job, TaskLost(message))])
 
     def drain(self, timeout: float) -> None:
-        """Let running tasks finish, and fail what still runs then: the second half of close()."""
+        """Let running tasks finish, and fail what still runs then: the second part of close()."""
         jobs = self.wait_until_idle(timeout)
         message = "The process ended before the task finished."
         self._log_lost(
             [job for job in jobs if self.finish(job, Outcome.failure(TaskLost(message)))]
         )
-        self._close_workers()
 
     def wait_until_idle(self, timeout: float) -> list[Job]:
         """

@@ -99,7 +99,7 @@ class ProcessPool(Pool[ProcessOptions]):
         if self.closed:
             self.fail_waiting(job, TaskLost("The process ended before the task started."))
 
-    def _close_workers(self) -> None:
+    def close_workers(self) -> None:
         with self._dispatcher_lock:
             dispatcher = self._dispatcher
         if dispatcher is not None:

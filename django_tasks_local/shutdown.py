@@ -4,6 +4,7 @@ The one road out of the process: from atexit, and from SIGTERM and SIGINT.
 atexit is not enough. A server such as uvicorn waits for its open streams, which wait for their
 tasks; and it ends by raising the signal once more, when atexit does not run. So a handler in
 front of the server's own drains the pools and ends the streams, and then lets the server go on.
+Until then the server knows of nothing and serves: a stream tells what becomes of the last task.
 
 What is not covered: SIGKILL, a crash of the interpreter, power.
 """
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STREAMS_END = 1.0  # seconds for the streams to tell the ends of their tasks
 
 
 class Closable(Protocol):
@@ -41,7 +43,10 @@ class Closable(Protocol):
         """Refuse new tasks and fail the waiting ones."""
 
     def drain(self, timeout: float) -> None:
-        """Let running tasks finish for `timeout` seconds."""
+        """Let running tasks finish for `timeout` seconds, and fail what still runs then."""
+
+    def close_workers(self) -> None:
+        """Stop the workers. It may take a while, when they do not want to."""
 
 
 class _Exit:
@@ -51,6 +56,7 @@ class _Exit:
         self.pools: set[Any] = set()
         self.handles_signals = True
         self.at_exit = False
+        self.is_at_exit = False
         self.draining = False
         self.drained = threading.Event()
         # Guards the above: there is one drain, and no pool slips in behind it.
@@ -74,7 +80,7 @@ def register(pool: Closable) -> bool:
         _exit.pools.add(pool)
         if not _exit.at_exit:
             _exit.at_exit = True
-            atexit.register(drain)
+            atexit.register(drain_at_exit)
     install_signal_handlers()
     return True
 
@@ -106,9 +112,15 @@ def install_signal_handlers() -> None:
             signal.signal(number, _Handler(present))
 
 
+def drain_at_exit() -> None:
+    """See drain(). Called when the main thread is on its way out, and needs no signal any more."""
+    _exit.is_at_exit = True
+    drain()
+
+
 def drain() -> None:
     """
-    Fail the waiting tasks, end the streams, and let the running tasks finish in their time.
+    Fail the waiting tasks, let the running ones finish in their time, and end the streams.
 
     Called from atexit, or in a thread of its own after a signal; whoever comes second waits.
     """
@@ -119,19 +131,26 @@ def drain() -> None:
         _exit.drained.wait()
         return
     try:
+        _drain_pools(pools)
+        # Not earlier, so that the streams tell what has become of every task.
+        hub.end(timeout=STREAMS_END)
         for pool in pools:
-            pool.refuse()
-        hub.end()
-        # One after the other, because the tasks of all of them run on in the meantime. Not in
-        # threads: at exit Python 3.12 cannot start one any more.
-        began = time.monotonic()
-        for pool in sorted(pools, key=lambda pool: pool.options.shutdown_timeout):
-            left = began + pool.options.shutdown_timeout - time.monotonic()
-            pool.drain(max(0, left))
+            pool.close_workers()
     except Exception:
         logger.exception("The task backends could not be closed in good order.")
     finally:
         _exit.drained.set()
+
+
+def _drain_pools(pools: list[Closable]) -> None:
+    for pool in pools:
+        pool.refuse()
+    # One after the other, because the tasks of all of them run on in the meantime. Not in
+    # threads: at exit Python 3.12 cannot start one any more.
+    began = time.monotonic()
+    for pool in sorted(pools, key=lambda pool: pool.options.shutdown_timeout):
+        left = began + pool.options.shutdown_timeout - time.monotonic()
+        pool.drain(max(0, left))
 
 
 class _Handler:
@@ -147,7 +166,7 @@ class _Handler:
             self._chain(number, frame)
         else:
             # In a thread, because the main thread may hold any lock just now, and must go on to
-            # serve the streams that are about to end.
+            # serve the streams until they end.
             threading.Thread(
                 target=_drain_and_raise, args=(number,), name="django-tasks-drain", daemon=True
             ).start()
@@ -162,7 +181,8 @@ class _Handler:
 
 def _drain_and_raise(number: int) -> None:
     drain()
-    os.kill(os.getpid(), number)
+    if not _exit.is_at_exit:
+        os.kill(os.getpid(), number)
 
 
 def _start_anew() -> None:

@@ -89,7 +89,7 @@ class ThreadPool(Pool[ThreadOptions]):
         cancellation: Cancellation = job.running
         cancellation.request()
 
-    def _close_workers(self) -> None:
+    def close_workers(self) -> None:
         with self._workers_lock:
             self._stopping = True
             for _ in range(self._idle):

@@ -1,0 +1,51 @@
+"""A management command that ends while tasks run and wait, in threads and in processes."""
+
+import json
+import sys
+import threading
+from typing import Any
+
+from django.core.management import BaseCommand, CommandParser
+
+from django_tasks_local.hub import hub
+from tests.project.tasks import LIMIT, gated
+
+
+def leave(way: str, gate: str) -> None:
+    """Enqueue tasks on both backends, print their ids when one of each runs, and end this way."""
+    enqueued = []
+    for alias in ("default", "processes"):
+        results = [gated.using(backend=alias).enqueue(gate) for _ in range(3)]
+        with hub.subscribe(results[0].id) as subscription:
+            while not any(event.progress for event in subscription.take(LIMIT)):
+                assert not subscription.ended
+        enqueued += results
+    print(json.dumps([result.id for result in enqueued]), flush=True)  # noqa: T201
+    if way == "sys.exit":
+        sys.exit(3)
+    if way == "exception":
+        raise RuntimeError("an exception in main")
+    if way != "end":
+        threading.Event().wait(LIMIT)  # for a signal
+
+
+class Command(BaseCommand):
+    """End in one of the ways that there are."""
+
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """See BaseCommand."""
+        parser.add_argument("way")
+        parser.add_argument("gate")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """See Command."""
+        leave(options["way"], options["gate"])
+
+
+if __name__ == "__main__":  # the same, as a plain script
+    import django
+
+    django.setup()
+    leave(*sys.argv[1:])

@@ -1,0 +1,198 @@
+"""
+How a process ends while tasks run and wait: nothing hangs, and nothing is lost in silence.
+
+Every test has tasks in threads and in worker processes: of each three, of which one runs.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import LIMIT, wait_until
+from tests.servers import ROOT, Server, environment, group_is_gone, serve
+from tests.sse import Message, event_source
+
+SHUTDOWN_TIMEOUT = 1
+LONGEST = SHUTDOWN_TIMEOUT + 2  # seconds until a process has ended
+
+
+def settings(**options: Any) -> dict[str, Any]:
+    """Return the settings of a program, with a backend of each kind."""
+    options = {"MAX_WORKERS": 1, **options}
+    return {
+        "TASKS": {
+            "default": {"BACKEND": "django_tasks_local.ThreadPoolBackend", "OPTIONS": options},
+            "processes": {"BACKEND": "django_tasks_local.ProcessPoolBackend", "OPTIONS": options},
+        },
+        "TASKS_SSE": {"RETRY": 100},
+    }
+
+
+SETTINGS = settings(SHUTDOWN_TIMEOUT=SHUTDOWN_TIMEOUT)
+SERVERS = [
+    "runserver",
+    "runserver-reload",
+    "uvicorn",
+    "daphne",
+    "granian",
+    "gunicorn-sync",
+    "gunicorn-uvicorn",
+]
+POLLED = ["gunicorn-sync"]
+SIGNALS = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
+
+
+def assert_named(ids: Iterable[str], log: str) -> None:
+    """Check that the log names each of these tasks as lost."""
+    lost = [line for line in log.splitlines() if "these tasks are lost" in line]
+    for result_id in ids:
+        line = f"{result_id} (tests.project.tasks.gated)"
+        assert sum(line in text for text in lost) == 1, log
+
+
+def all_at_once[T, R](function: Any, values: Iterable[T], *args: Any) -> dict[T, R]:
+    """Call a function that waits most of the time, for all of these values at the same time."""
+    values = list(values)
+    with ThreadPoolExecutor() as threads:
+        results = threads.map(lambda value: function(value, *args), values)
+        return dict(zip(values, results, strict=True))
+
+
+# Scripts and management commands
+
+WAYS = ["SIGTERM", "Ctrl-C", "exception", "sys.exit", "end"]
+COMMAND = ROOT / "tests" / "process_project" / "management" / "commands" / "leave.py"
+PROGRAMS = {
+    "script": [str(COMMAND)],
+    "management command": [str(ROOT / "tests" / "project" / "manage.py"), "leave"],
+}
+
+
+def leave(way: str, command: list[str], gate: str) -> tuple[list[str], str, float]:
+    """Return the ids of the tasks, the log, and how many seconds the end has taken."""
+    own_apps = {
+        "INSTALLED_APPS": [
+            "django.contrib.auth",
+            "django.contrib.contenttypes",
+            "tests.process_project",
+        ]
+    }
+    environ = environment() | {
+        "DJANGO_SETTINGS_MODULE": "tests.project.settings",
+        "TEST_SETTINGS": json.dumps(SETTINGS | own_apps),
+    }
+    with subprocess.Popen(
+        [sys.executable, *command, way, gate],
+        cwd=ROOT,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        ids = json.loads(process.stdout.readline() or "[]")
+        began = time.monotonic()
+        if way == "Ctrl-C":
+            os.killpg(process.pid, signal.SIGINT)
+        elif way == "SIGTERM":
+            process.terminate()
+        _, log = process.communicate(timeout=LIMIT)
+        seconds = time.monotonic() - began
+    wait_until(lambda: group_is_gone(process.pid), "something is left")
+    return ids, log, seconds
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program(program: str, gate: str) -> None:
+    """However it ends."""
+    ends: dict[str, Any] = all_at_once(leave, WAYS, PROGRAMS[program], gate)
+    for way, (ids, log, seconds) in ends.items():
+        assert len(ids) == 6, log
+        assert_named(ids, log)
+        assert seconds < LONGEST, way
+
+
+# Servers
+
+
+class Watcher:
+    """A client of a server, which reads what becomes of some tasks."""
+
+    def __init__(self, server: Server, url: str) -> None:
+        self.last: dict[str, Any] = {}
+        self._url = server.url + url
+
+    def read(self) -> None:
+        """Read until the server is gone, or has told the end of each task."""
+        try:
+            for message in event_source(self._url):
+                self._note(message)
+        except httpx.TransportError:
+            pass
+
+    def _note(self, message: Message) -> None:
+        if message.data:
+            self.last[message.payload["id"]] = message.payload
+
+    def runs(self, result_id: str) -> bool:
+        """Whether a task has begun to report."""
+        return bool(self.last.get(result_id, {}).get("progress"))
+
+
+def stop_server(end: str, name: str, directory: Path, gate: str) -> tuple[Any, ...]:
+    """Return the ids of the tasks, what clients were told, the log, and the seconds it took."""
+    directory = directory / end
+    directory.mkdir()
+    # Django's reloader kills the serving process a quarter of a second after Ctrl-C, so the default
+    # there is 0.
+    options = settings() if name == "runserver-reload" else SETTINGS
+    with serve(name, directory, settings=options) as server, ThreadPoolExecutor() as threads:
+        started = [
+            server.start_task("gated", gate, backend=alias, count=3)
+            for alias in ("default", "processes")
+        ]
+        watchers = [Watcher(server, tasks["events"]) for tasks in started]
+        reading = [threads.submit(watcher.read) for watcher in watchers]
+        for watcher, tasks in zip(watchers, started, strict=True):
+            wait_until(lambda: watcher.runs(tasks["id"]), "the task does not start")  # noqa: B023
+        seconds = server.stop(SIGNALS[end], group=end == "Ctrl-C")
+        wait_until(lambda: group_is_gone(server.process.pid), "something is left")
+        for future in reading:
+            future.result(LIMIT)
+        told = {id: payload for watcher in watchers for id, payload in watcher.last.items()}
+        return [tasks["ids"] for tasks in started], told, server.log.read_text(), seconds
+
+
+def expected_on_streams(name: str, way: str, running: str, waiting: list[str]) -> list[str]:
+    """Return the tasks whose clients must have seen how they ended."""
+    if name not in POLLED:
+        return [running, *waiting]
+    # Who polls comes too late for what happens in the last moment; and at Ctrl-C gunicorn's sync
+    # worker stops to serve at once.
+    return waiting if way == "SIGTERM" else []
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_server(name: str, tmp_path: Path, gate: str) -> None:
+    """Waiting tasks are FAILED on their streams, and what still runs at the end is as well."""
+    # Django's reloader kills the serving process when it gets a SIGTERM itself.
+    ways = ["Ctrl-C"] if name == "runserver-reload" else list(SIGNALS)
+    ends: dict[str, Any] = all_at_once(stop_server, ways, name, tmp_path, gate)
+    for way, (started, told, log, seconds) in ends.items():
+        assert_named([id for ids in started for id in ids], log)
+        assert seconds < LONGEST, way
+        for running, *waiting in started:
+            for result_id in expected_on_streams(name, way, running, waiting):
+                payload = told[result_id]
+                assert (payload["status"], payload["error"]["reason"]) == ("FAILED", "lost"), way
