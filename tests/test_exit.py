@@ -6,6 +6,7 @@ Every test has tasks in threads and in worker processes: of each three, of which
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -150,6 +151,21 @@ class Watcher:
         return bool(self.last.get(result_id, {}).get("progress"))
 
 
+def stop(server: Server, end: str, pid: int) -> float:
+    """Return how many seconds the process with the tasks has taken to end; its master ends, too."""
+    serving = os.pidfd_open(pid)
+    try:
+        began = time.monotonic()
+        with ThreadPoolExecutor() as threads:
+            stopping = threads.submit(server.stop, SIGNALS[end], group=end == "Ctrl-C")
+            select.select([serving], [], [], LIMIT)
+            seconds = time.monotonic() - began
+            stopping.result()
+            return seconds
+    finally:
+        os.close(serving)
+
+
 def stop_server(end: str, name: str, directory: Path, gate: str) -> tuple[Any, ...]:
     """Return the ids of the tasks, what clients were told, the log, and the seconds it took."""
     directory = directory / end
@@ -166,7 +182,7 @@ def stop_server(end: str, name: str, directory: Path, gate: str) -> tuple[Any, .
         reading = [threads.submit(watcher.read) for watcher in watchers]
         for watcher, tasks in zip(watchers, started, strict=True):
             wait_until(lambda: watcher.runs(tasks["id"]), "the task does not start")  # noqa: B023
-        seconds = server.stop(SIGNALS[end], group=end == "Ctrl-C")
+        seconds = stop(server, end, started[0]["pid"])
         wait_until(lambda: group_is_gone(server.process.pid), "something is left")
         for future in reading:
             future.result(LIMIT)
