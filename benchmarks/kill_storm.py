@@ -33,6 +33,7 @@ from django.tasks import TaskResultStatus, task, task_backends
 from django.tasks.signals import task_finished
 
 from django_tasks_local import report_progress
+from django_tasks_local.events import NOTHING
 from django_tasks_local.hub import hub
 
 PENDING = 200  # tasks that wait or run
@@ -69,11 +70,11 @@ class Storm:
 
     def watch(self) -> None:
         """See that nothing comes after `finished`, and nothing twice. Runs in a thread."""
-        last: dict[str, int] = {}
+        last: dict[str, tuple[int, float]] = {}
         with hub.subscribe() as subscription:
             for event in subscription:
-                self.late_events += event.sequence <= last.get(event.id, 0)
-                last[event.id] = event.sequence
+                self.late_events += event.version <= last.get(event.id, NOTHING)
+                last[event.id] = event.version
 
     def run(self) -> bool:
         """Return whether all went well."""
