@@ -528,7 +528,7 @@ class ManualPool(Pool[ThreadOptions]):
     def _stop(self, job: Job) -> None:
         self.stopped.append(job)
 
-    def _close_workers(self) -> None:
+    def close_workers(self) -> None:
         pass
 
 
