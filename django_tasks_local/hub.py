@@ -36,6 +36,9 @@ from .events import NOTHING, TaskEvent
 UNHELD_LIMIT = 1000  # tasks
 UNHELD_AGE = 3600.0  # seconds since the task's last event
 
+# What a reader of every task may leave unread, besides the tasks that the hub keeps anyway.
+UNREAD_LIMIT = 10_000  # tasks
+
 
 type Recorder = Callable[[TaskEvent], object]
 
@@ -117,6 +120,8 @@ class _Channel:
             for subscription in everything:
                 subscription.changed[cell] = None
                 woken.add(subscription)
+        for subscription in everything:
+            subscription.bound()
         if self.hub.ended:
             woken |= self.subscriptions
         return woken
@@ -129,6 +134,10 @@ class Subscription:
     A context manager and an iterator, both sync and async; use it in one thread, or in one event
     loop. The current state of every task comes first. Between two reads only the latest event of
     each task is kept. With ids it ends when each of these tasks is finished; without, never.
+
+    A reader of every task that does not read is not kept supplied without end: `missed` counts the
+    tasks of which it missed the last event, because over UNREAD_LIMIT unread ones were no longer
+    known to the hub.
     """
 
     def __init__(self, hub: "Hub", result_ids: tuple[str, ...]) -> None:
@@ -146,6 +155,7 @@ class Subscription:
         # Cells with an event that was not read yet. Of an async subscription only the loop's
         # thread touches it after the start; of a sync one, whoever holds the hub's lock.
         self.changed: dict[_Cell, None] = {}
+        self.missed = 0
 
     @property
     def ended(self) -> bool:
@@ -234,6 +244,19 @@ class Subscription:
 
     # Both
 
+    def bound(self) -> None:
+        """
+        Drop the oldest unread events of tasks that the hub has released, if there are too many.
+
+        Many are dropped at once, so that it is rarely done. The caller holds the hub's lock.
+        """
+        known = self._hub._cells
+        if len(self.changed) > len(known) + UNREAD_LIMIT:
+            released = [cell for cell in self.changed if known.get(cell.task_id) is not cell]
+            for cell in released[: len(released) - UNREAD_LIMIT // 2]:
+                del self.changed[cell]
+                self.missed += 1
+
     def close(self) -> None:
         """Stop reading. Does nothing the second time."""
         self._hub.detach(self)
@@ -310,7 +333,11 @@ class Hub:
         return accepted
 
     def amend(self, event: TaskEvent) -> bool:
-        """Publish a later event of a task that is known here; do nothing when it is not."""
+        """
+        Publish a later event of a task that is known here; do nothing when it is not.
+
+        What is late, as a sample of the progress in another thread, must not bring a task back.
+        """
         cell = self._cells.get(event.id)
         # A cell that is released just now is nobody's any more, and may say what it likes.
         if cell is None or cell.event is None or not cell.replace(event, self._recorders):

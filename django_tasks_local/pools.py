@@ -101,6 +101,7 @@ class Pool[OptionsT: Options](ABC):
         self._jobs: dict[str, Job] = {}
         self._positions = Positions(self.queue, self._jobs)
         self.closed = False
+        self._discarded = False
 
     # How a job gets to a worker
 
@@ -140,8 +141,9 @@ class Pool[OptionsT: Options](ABC):
                 )
             self.results.add(task_result)
             self._jobs[job.result_id] = job
-        job.position = len(self.queue)
-        job.publication.enqueued(job.position, hold=True)
+            # In here, so that close() in another thread cannot end it before it was published.
+            job.position = len(self.queue)
+            job.publication.enqueued(job.position, hold=True)
         try:
             # A receiver that raises is logged by send_robust(), and harms nobody.
             task_enqueued.send_robust(sender=self.sender, task_result=task_result)
@@ -243,8 +245,11 @@ class Pool[OptionsT: Options](ABC):
     def discard(self) -> None:
         """Close at once and let the hub forget every task."""
         self.close(timeout=0)
+        self._discarded = True
         for result_id in self.results.ids():
-            hub.release(result_id)
+            # The end of some is recorded in another thread just now, and not published yet.
+            if result_id not in self._jobs:
+                hub.release(result_id)
 
     def fail_waiting(self, job: Job, error: BaseException) -> bool:
         """Fail a job that no worker has begun; False if one has. Called from any thread."""
@@ -268,6 +273,8 @@ class Pool[OptionsT: Options](ABC):
         for result_id in self.results.settle(job.result_id):
             hub.release(result_id)
         del self._jobs[job.result_id]
+        if self._discarded:
+            hub.release(job.result_id)
         # Unlocked: who begins to wait from here on sees that the job has gone.
         if self._waiters:
             with self._job_ended:

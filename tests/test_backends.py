@@ -21,6 +21,7 @@ import django_tasks_local
 from django_tasks_local import ThreadPoolBackend, cancel, current_result_id, pools, positions
 from django_tasks_local.exceptions import QueueFull
 from django_tasks_local.hub import hub
+from django_tasks_local.lifecycle import Publication
 from tests.conftest import LIMIT, AnyResult, finished, running, wait_for_event, wait_until
 from tests.project import tasks
 
@@ -627,3 +628,57 @@ def test_close_lets_running_tasks_finish(gate: str) -> None:
         tasks.gates[gate].set()
         closing.join(LIMIT)
         assert finished(busy).return_value == gate
+
+
+def test_a_task_that_starts_while_its_pool_is_discarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is published late must not bring back a task that the hub was told to forget."""
+    with settings_with(MAX_WORKERS=1), hub.subscribe() as subscription:
+        pool = task_backends["default"]._pool  # type: ignore[attr-defined]
+        start = pool.results.start
+
+        def start_then_discard(*args: Any) -> Any:
+            task_result = start(*args)
+            pool.discard()
+            return task_result
+
+        monkeypatch.setattr(pool.results, "start", start_then_discard)
+        result = tasks.noop.enqueue()
+        wait_until(lambda: not task_threads("default"), "the worker goes on")
+        events = [event for event in subscription.take(LIMIT) if event.id == result.id]
+        assert [event.kind for event in events] == ["finished"]
+        assert hub.snapshot(result.id) is None
+
+
+def test_a_task_that_ends_while_its_pool_is_discarded(
+    gate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with settings_with(MAX_WORKERS=1):
+        pool = task_backends["default"]._pool  # type: ignore[attr-defined]
+        finish = pool.results.finish
+
+        def finish_then_discard(*args: Any) -> Any:
+            task_result = finish(*args)
+            if task_result is not None:
+                pool.discard()
+            return task_result
+
+        monkeypatch.setattr(pool.results, "finish", finish_then_discard)
+        result = running(tasks.gated.enqueue(gate))
+        with hub.subscribe(result.id) as subscription:
+            tasks.gates[gate].set()
+            assert [event.status for event in subscription if event.is_last] == ["SUCCESSFUL"]
+        wait_until(lambda: hub.snapshot(result.id) is None, "the hub keeps a discarded task")
+
+
+def test_a_task_is_published_before_it_can_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or its end would be published first, and `enqueued` would stay in the hub for ever."""
+    locked: list[bool] = []
+    enqueued = Publication.enqueued
+
+    def note(self: Publication, *args: Any, **kwargs: Any) -> None:
+        locked.append(task_backends["default"]._pool._lock.locked())  # type: ignore[attr-defined]
+        enqueued(self, *args, **kwargs)
+
+    monkeypatch.setattr(Publication, "enqueued", note)
+    run(tasks.noop)
+    assert locked == [True], "close() waits for this lock"

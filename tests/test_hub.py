@@ -279,6 +279,44 @@ def test_a_reader_of_a_task_that_was_released_leaves_the_next_alone(hub: Hub, ta
     assert hub.snapshot(task_id).sequence == 1
 
 
+def test_what_comes_after_the_release_is_dropped(hub: Hub, task_id: str) -> None:
+    hub.publish(event(task_id, 1), hold=True)
+    assert hub.amend(event(task_id, 2))
+    assert not hub.amend(event(task_id, 2))
+    hub.amend(event(task_id, 4, "finished"))
+    hub.release(task_id)
+    with hub.subscribe(task_id) as subscription:
+        assert not hub.amend(event(task_id, 3))
+        assert subscription.take(timeout=0) == []
+    assert not hub._cells
+
+
+@pytest.mark.parametrize("in_loop", [False, True])
+async def test_what_a_reader_of_everything_leaves_unread_is_bounded(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, in_loop: bool
+) -> None:
+    monkeypatch.setattr(hub_module, "UNREAD_LIMIT", 10)
+    subscription = hub.subscribe()
+    if in_loop:
+        await subscription.__aenter__()
+    else:
+        subscription.__enter__()
+    hub.publish(event("kept", 1), hold=True)
+    with hub.subscribe("0", "99") as some:
+        for number in range(100):
+            hub.publish(event(str(number), 1, "finished"), hold=True)
+            hub.release(str(number))
+            await asyncio.sleep(0)
+        assert [e.id for e in some] == ["0", "99"], "who has named a task misses nothing"
+    hub.amend(event("kept", 2, "finished"))
+    events = await subscription.atake() if in_loop else subscription.take()
+    subscription.close()
+    assert len(events) + subscription.missed == 101
+    assert 5 <= len(events) <= 12
+    assert (events[0].id, events[0].sequence) == ("kept", 2), "the hub knows it still"
+    assert [e.id for e in events[-2:]] == ["98", "99"]
+
+
 async def test_a_reader_of_everything_forgets_released_tasks(hub: Hub) -> None:
     async with hub.subscribe() as subscription:
         hub.publish(event("a", 1, "finished"), hold=True)
