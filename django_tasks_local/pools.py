@@ -222,9 +222,11 @@ class Pool[OptionsT: Options](ABC):
         """Let running tasks finish, and fail what still runs then: the second part of close()."""
         jobs = self.wait_until_idle(timeout)
         message = "The process ended before the task finished."
-        self._log_lost(
-            [job for job in jobs if self.finish(job, Outcome.failure(TaskLost(message)))]
-        )
+        lost = [job for job in jobs if self.finish(job, Outcome.failure(TaskLost(message)))]
+        self._log_lost(lost)
+        for job in lost:
+            # Where the process lives on, a lost task must not run on for nobody.
+            self._stop(job)
 
     def wait_until_idle(self, timeout: float) -> list[Job]:
         """

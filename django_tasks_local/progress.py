@@ -216,14 +216,14 @@ class Reporter:
     ) -> None:
         """Note checked values, and publish a sample now or let the sampler do it when it is due."""
         with self._lock:
+            if self.cancelled:
+                self.raise_if_cancelled()
             if self._closed:
                 logger.debug(
                     "Task id=%s reported progress after it was finished; it is ignored.",
                     current_result_id.get(None),
                 )
                 return
-            if self.cancelled:
-                self.raise_if_cancelled()
             if current is not UNSET:
                 self.current = current
             if total is not UNSET:

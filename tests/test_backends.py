@@ -630,6 +630,16 @@ def test_close_lets_running_tasks_finish(gate: str) -> None:
         assert finished(busy).return_value == gate
 
 
+def test_a_lost_task_is_told_so() -> None:
+    """Where the process lives on, as in tests, it would run on for nobody."""
+    name = uuid.uuid4().hex
+    with settings_with(MAX_WORKERS=1):
+        result = running(tasks.until_cancelled.enqueue(name))
+        default_task_backend.close(timeout=0)  # type: ignore[attr-defined]
+        wait_until(lambda: tasks.notes[name] == ["tidied"], "the task goes on")
+        assert finished(result).errors[0].exception_class is django_tasks_local.exceptions.TaskLost
+
+
 def test_a_task_that_starts_while_its_pool_is_discarded(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is published late must not bring back a task that the hub was told to forget."""
     with settings_with(MAX_WORKERS=1), hub.subscribe() as subscription:

@@ -1,6 +1,7 @@
 """The same stream under every server; and what several web workers that share nothing can say."""
 
 import asyncio
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from playwright.async_api import Page, expect
 from tests.conftest import LIMIT
 from tests.project import tasks
 from tests.servers import ASGI, WSGI, Server, serve
-from tests.sse import event_source
+from tests.sse import event_source, stream
 from tests.test_event_source import LISTEN
 
 SETTINGS = {"TASKS_SSE": {"RETRY": 20, "EXPOSE_RESULTS": True}}
@@ -63,6 +64,23 @@ async def _watch_all(urls: list[str], server: Server, gate: str) -> None:
 
 def _last_kind(url: str) -> str:
     return [message.event for message in event_source(url) if message.data][-1]
+
+
+@pytest.mark.parametrize("name", ["uvicorn", "runserver-daphne"])
+def test_a_stream_tells_that_its_task_is_lost(name: str, tmp_path: Path, gate: str) -> None:
+    """The stream lives as long as its task may; Daphne sends nothing more when it ends."""
+    backend = "django_tasks_local.ThreadPoolBackend"
+    options = {"default": {"BACKEND": backend, "OPTIONS": {"SHUTDOWN_TIMEOUT": 0.5}}}
+    with serve(name, tmp_path, settings={"TASKS": options}) as server:
+        task = server.start_task("gated", gate)
+        with stream(server.url + task["events"]) as received:
+            while next(received).event != "progress":
+                pass
+            server.process.send_signal(signal.SIGINT)
+            last = [message.payload for message in received if message.data][-1]
+        assert (last["status"], last["error"]["reason"]) == ("FAILED", "lost")
+        server.process.wait(LIMIT)
+        assert f"{task['id']} (tests.project.tasks.gated)" in server.log.read_text()
 
 
 # Several web workers
