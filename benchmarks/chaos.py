@@ -106,9 +106,7 @@ class Chaos:
     # What is heard of everything
 
     def listen(self) -> None:
-        """Hear every event that the hub accepts, every signal, and every error of ours."""
-        for name in ("publish", "amend"):
-            setattr(hub, name, self._spy(getattr(hub, name)))
+        """Hear every signal, and every error of ours."""
         task_enqueued.connect(self.on_enqueued, weak=False)
         task_started.connect(self.on_started, weak=False)
         task_finished.connect(self.on_finished, weak=False)
@@ -124,15 +122,6 @@ class Chaos:
             logging.getLogger(name).addHandler(logging.NullHandler())
         threading.excepthook = lambda arguments: self.oops(f"{arguments.exc_value!r} in a thread")
         sys.unraisablehook = lambda arguments: self.oops(f"{arguments.exc_value!r} in a finalizer")
-
-    def _spy(self, publish: Callable[..., bool]) -> Callable[..., bool]:
-        def spy(event: Any, **options: Any) -> bool:
-            accepted = publish(event, **options)
-            if accepted:
-                self.tell("published", event)
-            return accepted
-
-        return spy
 
     def _counting(self, settle: Callable[..., list[str]]) -> Callable[..., list[str]]:
         def counting(store: ResultStore, result_id: str) -> list[str]:
@@ -560,7 +549,8 @@ def main() -> None:
     print(f"seed: {arguments.seed}", flush=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     chaos = Chaos(arguments.seed)
-    chaos.run(arguments.minutes * 60)
+    with hub.recording(lambda event: chaos.tell("published", event)):
+        chaos.run(arguments.minutes * 60)
     if not chaos.report(arguments.minutes * 60):
         raise SystemExit(1)
 
