@@ -26,6 +26,7 @@ class ThreadPool(Pool[ThreadOptions]):
 
     def __init__(self, sender: type, alias: str, options: ThreadOptions) -> None:
         super().__init__(sender, alias, options)
+        self._pid = os.getpid()
         self._bell: SimpleQueue[None] = SimpleQueue()  # wakes one idle worker
         # Guards what follows. A worker takes it to become idle, not for every job.
         self._workers_lock = threading.Lock()
@@ -149,5 +150,10 @@ class ThreadPool(Pool[ThreadOptions]):
         task_result = self.begin(job, worker_id)
         if task_result is None:
             return  # It was cancelled while it waited.
-        self.finish(job, execute(task_result, reporter, job.running))
+        outcome = execute(task_result, reporter, job.running)
+        if os.getpid() != self._pid:
+            # The task has forked, and this is its child. It has a copy of the queue, and would do
+            # all tasks in there once more.
+            os._exit(0)
+        self.finish(job, outcome)
         tidy()  # after the receivers of task_finished

@@ -14,7 +14,8 @@ import os, signal, sys, threading
 from django.conf import settings
 options = {{"SHUTDOWN_TIMEOUT": 1}}
 backend = {{"BACKEND": "django_tasks_local.ThreadPoolBackend", "OPTIONS": options}}
-settings.configure(TASKS={{"default": backend, "other": backend}})
+other = backend | {{"OPTIONS": {{"MAX_WORKERS": 1}}}}
+settings.configure(TASKS={{"default": backend, "other": other}})
 import django
 django.setup()
 from django_tasks_local import shutdown
@@ -96,3 +97,37 @@ say(results[-1].id)
     lost = "\n".join(line for line in done.stderr.splitlines() if "are lost" in line)
     assert f"{done.stdout.strip()} (tests.project.tasks.gated)" in lost
     assert lost.count("tests.project.tasks.gated") == 11
+
+
+def test_the_child_of_a_task_that_forks_does_no_tasks() -> None:
+    """It has a copy of the queue, and of the thread that works on it."""
+    done = run("""
+import warnings
+from django.tasks import task
+from django_tasks_local.hub import hub
+
+@task(backend="other")
+def forks(gate):
+    warnings.simplefilter("ignore")  # Python warns of fork() in a process with threads.
+    tasks.wait_for(gate)
+    return os.fork()
+
+@task(backend="other")
+def speak():
+    say(os.getpid())
+
+import tempfile
+gate = tempfile.mktemp()
+tasks.gates[gate] = tasks.Gate(gate)
+first = forks.enqueue(gate)
+results = [first, *(speak.enqueue() for _ in range(3))]
+tasks.gates[gate].set()
+with hub.subscribe(*(result.id for result in results)) as subscription:
+    list(subscription)
+first.refresh()
+assert os.waitpid(first.return_value, 0)[1] == 0
+""")
+    assert (done.returncode, done.stderr) == (0, "")
+    pids = done.stdout.split()
+    assert len(pids) == 3
+    assert len(set(pids)) == 1
