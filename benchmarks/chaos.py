@@ -77,6 +77,13 @@ RECENT = 60  # tasks of which cancellers and readers choose
 THREAD_READERS, LOOP_READERS, CLIENTS, CANCELLERS = 3, 6, 6, 3
 # What may grow between the first readings and the last ones.
 SLACK = {"RSS in MiB": 24, "files": 20, "threads": 16, "children": 6, "cells of the hub": 150}
+# Why enqueue() may raise RuntimeError: the second after many kills in a row.
+REFUSALS = ("is shutting down", "cannot start worker processes")
+# Errors in the log that are the doing of receivers, and of kills.
+NOT_OURS = {
+    "A receiver failed for task id=%s.": "receivers that raised SystemExit",
+    "The task backend %r cannot start worker processes:\n%s": "too many kills in a row",
+}
 ENOUGH = 20  # readings; in a shorter run everything still warms up
 OPTIONS = {alias: dict(settings.TASKS[alias]["OPTIONS"]) for alias in settings.TASKS}
 
@@ -182,15 +189,18 @@ class Chaos:
                 self.tell("count", "QueueFull")
                 self.over.wait(rng.uniform(0, 0.02))
             except RuntimeError as error:
-                if "shutting down" not in str(error):
+                known = [why for why in REFUSALS if why in str(error)]
+                if not known:
                     raise
-                self.tell("count", "refused while a pool was closed")
+                self.tell("count", f"refused: the backend {known[0]}")
+                self.over.wait(0.1)
             else:
                 self.tell("count", f"enqueued in {alias}")
                 self.recent.append((alias, result.id))
                 if task in chaos_tasks.TO_BE_CANCELLED:
                     self.to_cancel.append((alias, result.id))
-        self.over.wait(rng.uniform(0, 0.05))
+        # Now and then so long that the workers become idle.
+        self.over.wait(rng.uniform(0, 6 if rng.random() < 0.02 else 0.05))
 
     def cancel(self, rng: random.Random) -> None:
         """Cancel a task that was enqueued lately, finished or not, or one that needs it."""
@@ -212,11 +222,14 @@ class Chaos:
         self.tell("answered", task_id, cancelled, stored is None or stored.is_finished)
 
     def kill(self, rng: random.Random) -> None:
-        """Kill a worker process, whatever it is doing, or now and then all of them."""
+        """Kill a worker process, busy or idle, or now and then all of them."""
         self.over.wait(rng.uniform(0, 2))
         dispatcher = task_backends["processes"]._pool._dispatcher
         with contextlib.suppress(RuntimeError):  # The set has changed in the meantime.
             found = [] if dispatcher is None else list(dispatcher._workers)
+            if rng.random() < 0.9:
+                # One that starts is killed now and then only, or there would never be another.
+                found = [worker for worker in found if worker.was_ready]
             for worker in found if rng.random() < 0.05 else rng.sample(found, min(1, len(found))):
                 pid = int(worker.worker_id.rpartition("@")[2])
                 number = rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
@@ -227,7 +240,7 @@ class Chaos:
 
     def discard(self, rng: random.Random) -> None:
         """Close the pools at once, and begin with new ones, as a test does that changes TASKS."""
-        if not self.over.wait(rng.uniform(5, 20)):
+        if not self.over.wait(rng.uniform(10, 40)):
             self.discard_now()
 
     def discard_now(self) -> None:
@@ -531,7 +544,9 @@ class Listener(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Called from any thread."""
-        if record.msg != "A receiver failed for task id=%s.":
+        if record.msg in NOT_OURS:
+            self._chaos.tell("count", NOT_OURS[record.msg])
+        else:
             self._chaos.oops(self.format(record))
 
 
