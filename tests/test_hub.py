@@ -67,7 +67,7 @@ def test_stale_events_are_dropped(hub: Hub, task_id: str) -> None:
 
 def test_a_task_that_moves_up(hub: Hub, task_id: str) -> None:
     """Among events with one sequence the one with fewer tasks before it is later."""
-    assert hub.publish(event(task_id, 1, "enqueued", 3))
+    assert hub.publish(event(task_id, 1, "enqueued", 3), hold=True)
     with hub.subscribe(task_id) as subscription, hub.subscribe() as everything:
         readers = (subscription, everything)
         assert [[e.position for e in reader.take(timeout=0)] for reader in readers] == [[3], [3]]
