@@ -249,6 +249,7 @@ class Chaos:
         self.tell("count", "pools discarded")
         self.old_pools.extend(pools._pools.values())
         pools._on_setting_changed(setting="TASKS")
+        self.tell("closing")
 
     @property
     def pools(self) -> list[Any]:

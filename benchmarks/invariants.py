@@ -55,6 +55,7 @@ class Record:
     result: Any = None  # a snapshot, as task_finished has it
     stored: Any = None  # and what the store said at that moment
     cancelled: bool = False  # cancel() has returned True
+    missed: bool = False  # by the store, before its end
     may_be_missing: bool = False  # The pool was discarded, so its store is gone.
     finished_in: int | None = None  # the round
 
@@ -123,15 +124,19 @@ class Checker:
     def missing(self, task_id: str) -> None:
         """The store did not know a task that was enqueued."""
         record = self.records.get(task_id)
-        if record is not None and record.finished_in is None and not record.may_be_missing:
-            self.violate(task_id, "the store has lost a task that was not finished")
+        if record is not None and record.finished_in is None:
+            record.missed = True
 
     def killed(self, pid: int) -> None:
         """A worker process is about to be killed."""
         self._killed.add(pid)
 
     def closing(self) -> None:
-        """The pools are about to be closed, so that unfinished tasks may be lost."""
+        """
+        The pools are about to be discarded, so that unfinished tasks may be lost.
+
+        To be told before that and after it: tasks are enqueued in between.
+        """
         self._closings += 1
         for record in self.records.values():
             record.may_be_missing = True
@@ -174,6 +179,8 @@ class Checker:
 
     def _judge(self, task_id: str) -> None:
         record = self.records[task_id]
+        if record.missed and not record.may_be_missing:
+            self.violate(task_id, "the store has lost a task that was not finished")
         for what in (*_wrong_events(record.events), *self._wrong_end(record)):
             self.violate(task_id, what)
         del self.records[task_id]

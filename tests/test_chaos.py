@@ -88,6 +88,7 @@ def violations(log: list[Entry]) -> str:
         [*ENQUEUED, *STARTED, ("killed", 7), *FAILED["died"]],
         [*ENQUEUED, *STARTED, ("closing",), ("missing", ID), *FAILED["lost"]],
         [*HEALTHY, ("missing", ID), ("answered", ID, False, True)],
+        [*ENQUEUED, ("missing", ID), *HEALTHY[2:], ("closing",)],
         [*HEALTHY, ("read", "r", ID, (1, 0), False), ("read", "r", ID, (4, 0), True)],
         [*HEALTHY, ("read", "r", ID, (1, 0), False), *ROUNDS, ("left", "r", False)],
         [("read", "r", ID, (1, 0), False), ("left", "r", True), *HEALTHY],
@@ -127,7 +128,7 @@ def test_what_is_right(log: list[Entry]) -> None:
         ([*ENQUEUED, *STARTED, *FAILED["timeout"]], "the task noop timeout, and nobody"),
         ([*ENQUEUED, ("answered", ID, False, False)], "cancel() was False"),
         ([*HEALTHY, *ROUNDS, ("answered", ID, True, True)], "cancel() was True long after"),
-        ([*ENQUEUED, ("missing", ID)], "the store has lost"),
+        ([*ENQUEUED, ("missing", ID), *HEALTHY[2:]], "the store has lost"),
         ([*HEALTHY, *(("read", "r", ID, (3, 0), False),) * 2], "reader r got (3, 0) after (3, 0)"),
         (
             [*HEALTHY, ("read", "r", ID, (4, 0), True), ("read", "r", ID, (5, 0), False)],
