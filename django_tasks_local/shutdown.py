@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STREAMS_END = 1.0  # seconds for the streams to tell the ends of their tasks
+FLUSH = 0.1  # seconds from there until that has left the server
 
 
 class Closable(Protocol):
@@ -182,6 +183,8 @@ class _Handler:
 def _drain_and_raise(number: int) -> None:
     drain()
     if not _exit.is_at_exit:
+        # Daphne, for one, ends at once and sends nothing more, not even what it has been given.
+        time.sleep(FLUSH)
         os.kill(os.getpid(), number)
 
 

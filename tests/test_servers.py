@@ -66,7 +66,7 @@ def _last_kind(url: str) -> str:
     return [message.event for message in event_source(url) if message.data][-1]
 
 
-@pytest.mark.parametrize("name", ["uvicorn", "runserver-daphne"])
+@pytest.mark.parametrize("name", ["runserver-daphne"])
 def test_a_stream_tells_that_its_task_is_lost(name: str, tmp_path: Path, gate: str) -> None:
     """The stream lives as long as its task may; Daphne sends nothing more when it ends."""
     backend = "django_tasks_local.ThreadPoolBackend"
