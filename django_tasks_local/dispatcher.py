@@ -576,7 +576,8 @@ class Dispatcher:
         dead.close()
         death = f"The worker process {dead.worker_id} {_how_it_ended(dead.process)}"
         if dead.job is not None:
-            self._settle(dead, dead.job, f"{death} while it ran the task.")
+            job, dead.job = dead.job, None  # A cancel() that comes too late must not find it here.
+            self._settle(dead, job, f"{death} while it ran the task.")
         elif not dead.was_ready and not dead.terminated:
             limit = START_DEATHS if dead.error is None else START_ERRORS
             self._start_failed(dead.error or f"{death} before it was ready.", limit)

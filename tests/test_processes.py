@@ -369,6 +369,20 @@ def test_a_busy_worker_is_killed(fifo: Path) -> None:
     assert "SIGKILL" in error_of(finished(result))[1]
 
 
+def test_stopping_the_task_of_a_worker_that_has_died(
+    fifo: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when cancel() comes in the moment of the death."""
+    result = running(tasks.gated.enqueue(str(fifo)))
+    job, dispatcher = pool()._jobs[result.id], pool()._dispatcher
+    assert dispatcher is not None
+    os.kill(pid_of(result), signal.SIGKILL)
+    assert error_of(finished(result))[0] == "died"
+    dispatcher.post(dispatcher.stop_job, job)
+    assert run(tasks.noop).status == SUCCESSFUL
+    assert "An error in the dispatcher" not in caplog.text
+
+
 def test_killing_idle_workers_costs_nothing() -> None:
     for _ in range(3):
         pid = pid_of(run(tasks.noop))
