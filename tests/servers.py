@@ -115,6 +115,7 @@ def serve(
     project: str = "tests.project",
     settings: Mapping[str, Any] | None = None,
     port: int | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """
     Start one of COMMANDS in a session of its own, and wait until it answers.
@@ -131,7 +132,7 @@ def serve(
     with log.open("ab") as file:
         process = subprocess.Popen(
             [sys.executable, *(part.format_map(places) for part in COMMANDS[name])],
-            env=environment() | {"TEST_SETTINGS": json.dumps(settings)},
+            env=environment() | {"TEST_SETTINGS": json.dumps(settings)} | dict(environ or {}),
             cwd=ROOT,
             stdout=file,
             stderr=file,

@@ -114,6 +114,7 @@ def leave(way: str, command: list[str], gate: str) -> tuple[list[str], str, floa
     return ids, log, seconds
 
 
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_program(program: str, gate: str) -> None:
     """However it ends."""
@@ -199,6 +200,7 @@ def expected_on_streams(name: str, way: str, running: str, waiting: list[str]) -
     return waiting if way == "SIGTERM" else []
 
 
+@pytest.mark.timeout(120)  # A busy machine starts servers slowly.
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_server(name: str, tmp_path: Path, gate: str) -> None:
     """Waiting tasks are FAILED on their streams, and what still runs at the end is as well."""

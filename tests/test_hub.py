@@ -235,13 +235,14 @@ def test_end(hub: Hub, task_id: str) -> None:
         thread.start()
     ready.wait(LIMIT)
     hub.publish(event(task_id, 7))
-    hub.end()
+    hub.end(timeout=LIMIT)
+    # What was published before the end comes before the end, which waits until it was read.
+    assert seen == {"sync": [7], "async": [7]}
     for thread in threads:
         thread.join(LIMIT)
-    # What was published before the end comes before the end.
-    assert seen == {"sync": [7], "async": [7]}
     with hub.subscribe("other") as subscription:
         assert subscription.take() == []
+        hub.end(timeout=0.01)  # It does not wait for ever.
 
 
 def test_unheld_tasks_are_bounded(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,19 +141,21 @@ async def test_one_stream_of_tasks_of_both_workers(
 
 
 async def test_a_bar_over_a_restart(page: Page, tmp_path: Path, gate: str) -> None:
-    """It says that it is reconnecting, and then the truth: the new process knows no such task."""
-    backend = "django_tasks_local.ThreadPoolBackend"
-    settings = {"TASKS": {"default": {"BACKEND": backend, "OPTIONS": {"SHUTDOWN_TIMEOUT": 0.1}}}}
+    """
+    It says that it is reconnecting, and then the truth: the new process knows no such task.
+
+    The old process is killed, or else its stream would have told that the task is lost.
+    """
     requests: list[str] = []
     page.on("request", lambda r: requests.append(r.url) if "/events/" in r.url else None)
-    with serve("uvicorn", tmp_path, settings=settings) as server:
+    with serve("uvicorn", tmp_path) as server:
         task = server.start_task("gated", gate)
         await page.goto(f"{server.url}/?id={task['id']}")
         bar = page.locator("task-progress")
         await expect(bar).to_have_attribute("data-state", "running")
-        server.stop()
+        server.stop(signal.SIGKILL)
     await expect(bar).to_have_attribute("data-state", "reconnecting")
-    with serve("uvicorn", tmp_path, settings=settings, port=server.port):
+    with serve("uvicorn", tmp_path, port=server.port):
         await expect(bar).to_have_attribute("data-state", "unknown")
     # One a second, as `retry:` says, for the three seconds until it says so, and the new start.
     assert len(requests) <= 15

@@ -1,0 +1,83 @@
+"""
+What test_fork runs: `fork_script.py BACKEND BOOK HOW...`. It makes children while tasks go on.
+
+Tasks sign the book. On stdout goes the pid of this process, then of each child.
+"""
+
+import multiprocessing
+import os
+import sys
+import threading
+from typing import Any
+
+import django
+
+django.setup()
+
+from django_tasks_local.hub import hub  # noqa: E402
+from tests.project.tasks import LIMIT, Gate, noop, sign  # noqa: E402
+
+FORKS = 5
+
+
+def wait_for_event(result: Any, kind: str) -> None:
+    """Wait until there was such an event."""
+    with hub.subscribe(result.id) as subscription:
+        while not any(event.kind == kind for event in subscription.take(LIMIT)):
+            assert not subscription.ended
+
+
+def child(alias: str, book: str) -> None:
+    """Run two tasks of this process's own."""
+    for result in [sign.using(backend=alias).enqueue(book) for _ in range(2)]:
+        wait_for_event(result, "finished")
+    print(os.getpid(), flush=True)  # noqa: T201
+
+
+def fork(alias: str, book: str) -> None:
+    """Run child() in children of os.fork(), while other threads may hold any lock."""
+    stop = threading.Event()
+    traffic = threading.Thread(target=keep_busy, args=(stop,))
+    traffic.start()
+    for _ in range(FORKS):
+        pid = os.fork()
+        if pid == 0:
+            child(alias, book)
+            sys.exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+    stop.set()
+    traffic.join(LIMIT)
+
+
+def keep_busy(stop: threading.Event) -> None:
+    """Run one task after the other."""
+    while not stop.is_set():
+        wait_for_event(noop.using(backend="busy").enqueue(), "finished")
+
+
+def start(method: str, alias: str, book: str) -> None:
+    """Run child() in a child of multiprocessing."""
+    process = multiprocessing.get_context(method).Process(target=child, args=(alias, book))
+    process.start()
+    process.join(2 * LIMIT)
+    assert process.exitcode == 0
+
+
+def main(alias: str, book: str, *ways: str) -> None:
+    """Have one task run and two wait in this process; make children; let the tasks go on."""
+    print(os.getpid(), flush=True)  # noqa: T201
+    gate = Gate(f"{book}-gate")
+    results = [sign.using(backend=alias).enqueue(book, f"{book}-gate") for _ in range(3)]
+    wait_for_event(results[0], "progress")
+    for way in ways:
+        if way == "os.fork":
+            fork(alias, book)
+        else:
+            start(way, alias, book)
+    gate.set()
+    for result in results:
+        wait_for_event(result, "finished")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
