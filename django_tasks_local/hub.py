@@ -152,6 +152,7 @@ class Subscription:
         self._cells: list[_Cell] = []
         self._channel: _Channel | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         # Cells with an event that was not read yet. Of an async subscription only the loop's
         # thread touches it after the start; of a sync one, whoever holds the hub's lock.
         self.changed: dict[_Cell, None] = {}
@@ -224,13 +225,12 @@ class Subscription:
             if events or self.ended or (deadline is not None and loop.time() >= deadline):
                 return events
             self._waiter = loop.create_future()
-            timer = None if deadline is None else loop.call_at(deadline, self.resume)
+            if deadline is not None:
+                self._wake_at(deadline, loop)
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-                if timer is not None:
-                    timer.cancel()
 
     async def __aiter__(self) -> AsyncIterator[TaskEvent]:
         while events := await self.atake():
@@ -241,6 +241,19 @@ class Subscription:
         """Let a waiting atake() look again. Called in the loop's thread."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _wake_at(self, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
+        # A timer that rings before is left as it is: atake() then looks again, and sets the next
+        # one. A timer for each event and reader would cost more than anything else here.
+        if self._timer is not None:
+            if self._timer.when() <= deadline:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(deadline, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self.resume()
 
     # Both
 
@@ -259,6 +272,9 @@ class Subscription:
 
     def close(self) -> None:
         """Stop reading. Does nothing the second time."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._hub.detach(self)
 
     def _attached(self) -> _Channel:
