@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -89,7 +90,13 @@ def with_id(event_id: str, message: bytes) -> bytes:
 
 def state_digest(versions: Mapping[str, tuple[int, float]]) -> str:
     """Return what stands for the present state of a set of tasks."""
-    return _digest(f"{result_id}:{version}" for result_id, version in versions.items())
+    return _state_digest(tuple(versions.items()))
+
+
+# Most streams are of a single task, so that all who watch it have the same state.
+@lru_cache(maxsize=64)
+def _state_digest(versions: tuple[tuple[str, tuple[int, float]], ...]) -> str:
+    return _digest(f"{result_id}:{version}" for result_id, version in versions)
 
 
 def end_id(result_ids: Iterable[str]) -> str:
