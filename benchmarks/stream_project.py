@@ -9,6 +9,7 @@ up the logged-in user, so that each request uses the database.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
@@ -107,7 +108,7 @@ class Ours(DjangoSide):
         result = object.__new__(TaskResult)  # A link needs no more of a result than these two.
         object.__setattr__(result, "id", TASK_ID)
         object.__setattr__(result, "backend", "default")
-        self.path = _events_path(result)
+        self.path = events_path(result)
 
     def publish(self, event: TaskEvent) -> None:
         hub.publish(event, hold=True)  # as a backend of this package does
@@ -120,7 +121,7 @@ class Reported(Ours):
         self.calls: SimpleQueue[None] = SimpleQueue()
 
     def prepare(self) -> None:
-        self.path = _events_path(task(report).enqueue())
+        self.path = events_path(task(report).enqueue())
 
     def publish(self, event: TaskEvent) -> None:
         self.calls.put(None)
@@ -219,6 +220,21 @@ def report() -> None:
         report_progress(3, 10, stamp())
 
 
+working = threading.Event()
+REPORT_INTERVAL = 0.25  # seconds
+TEXT = "x" * 16_384  # So much that a client which does not read soon has its buffers full.
+
+
+def work() -> None:
+    """Report for as long as the readers of --churn are busy: a task."""
+    step = 0
+    while working.is_set():
+        step += 1
+        report_progress(step, None, TEXT)
+        time.sleep(REPORT_INTERVAL)
+    report_progress(step, step, "done")
+
+
 plain = Plain()
 reported = Reported()
 SIDES: dict[str, Side] = {
@@ -237,7 +253,7 @@ async def plain_view(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(plain.stream(), content_type="text/event-stream")
 
 
-def _events_path(result: TaskResult[Any, Any]) -> str:
+def events_path(result: TaskResult[Any, Any]) -> str:
     """Return the path of our stream for this result and the one user."""
 
     request = RequestFactory().get("/")

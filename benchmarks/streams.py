@@ -1,16 +1,22 @@
 """
 What open streams cost: this package's view beside its peers. See docs/performance.md.
 
-    uv run benchmarks/streams.py [--rounds 3] [--connections 1 100 1000 5000]
+    uv run benchmarks/streams.py [--rounds 5] [--connections 1 100 1000 5000]
+    uv run benchmarks/streams.py --churn [--readers 1000] [--seconds 30] [--seed 1]
 
 Every measurement has a server (uvicorn) and the clients in a process of their own each, and the
 rounds are interleaved (A B C D, A B C D, ...), because a machine is not equally fast at all times.
-Linux only.
+
+With --churn it measures nothing, but looks whether each of many readers, some of which stall or
+come and go, has the final state in the end, and whether the server's memory stays flat; the exit
+code is 1 if not. Linux only.
 """
 
 import argparse
+import asyncio
 import json
 import os
+import random
 import resource
 import subprocess
 import sys
@@ -24,6 +30,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import django
+from stream_churn import Reader, churn
 from tables import median_ratio, print_machine, print_table, print_verdict
 
 SIDES = {
@@ -38,6 +45,8 @@ EVENTS = 20  # delivered one at a time
 BACK_TO_BACK = 40_000  # messages in all, of events published back to back
 REPORTS = 100
 REPORT_PAUSE = 0.06  # seconds: more than PROGRESS_INTERVAL, so that no report is held back
+TASKS = 10  # that the readers of --churn watch
+PATIENCE = 20.0  # seconds for the server to close what its readers have left
 POLLING = 500.0  # ms between two requests of celery-progress
 
 JUDGED = 1000  # the number of connections that the budgets are about
@@ -45,6 +54,7 @@ THREAD_BUDGET = 5
 MEMORY_BUDGET = 60.0  # KiB for a connection
 DELIVERY_BUDGET = 1.3  # times bare ASGI
 REPORT_BUDGET = 2.0  # times bare ASGI
+CHURN_BUDGET = 2.0  # MiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,12 +335,58 @@ def run(rounds: int, numbers: Sequence[int]) -> tuple[Measured, dict[str, list[l
     return measured, reports
 
 
+def run_churn(count: int, seconds: float, seed: int) -> bool:
+    """Let readers come, stall and go; print how they have fared, and say whether all is well."""
+    rng = random.Random(seed)
+    with TemporaryDirectory() as directory:
+        cookie = create_user(Path(directory) / "db.sqlite3")
+        with Server("ours", Path(directory) / "db.sqlite3") as server:
+            before = server.sockets()
+            paths = server.ask("start_tasks", TASKS)
+            readers = [
+                # One in ten stalls, whichever task it watches.
+                Reader(server.port, path, cookie, stalls=number % 10 == 0)
+                for number, path in zip(range(count), rng.choices(paths, k=count), strict=True)
+            ]
+            outcome = asyncio.run(churn(readers, server, seconds, rng))
+            deadline = time.monotonic() + PATIENCE
+            while (left := server.sockets() - before) and time.monotonic() < deadline:
+                time.sleep(0.05)
+    print(
+        f"Seed {seed}: {outcome.readers} readers, {outcome.connections} connections; "
+        f"{outcome.without_end} readers are without the final state.",
+        f"Who read all the time has seen {outcome.events} events, who stalled at most "
+        f"{outcome.stalled_events}.",
+        sep="\n",
+    )
+    print(f"The server has {left} sockets left. Its memory in MiB, each second:")
+    print(*(f"{kibibytes / 1024:.0f}" for kibibytes in outcome.memory))
+    return outcome.without_end == 0 and left == 0 and is_flat(outcome.memory)
+
+
+def is_flat(samples: Sequence[float]) -> bool:
+    """Whether the last third is no larger than the one before; too few samples say nothing."""
+    third = len(samples) // 3
+    if third < 5:
+        return True
+    grown = median(samples[-third:]) - median(samples[third:-third])
+    print_verdict("memory grows in the last third by", grown / 1024, CHURN_BUDGET, "MiB")
+    return grown / 1024 <= CHURN_BUDGET
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="What open streams cost.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS)
+    parser.add_argument("--churn", action="store_true")
+    parser.add_argument("--readers", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    if options.churn:
+        allow_descriptors(options.readers)
+        sys.exit(0 if run_churn(options.readers, options.seconds, options.seed) else 1)
     allow_descriptors(max(options.connections))
     measured, reports = run(options.rounds, options.connections)
     print_machine(f"Medians of {options.rounds} interleaved rounds; uvicorn with asyncio and h11.")

@@ -283,15 +283,17 @@ class Subscription:
         return self._channel
 
     def _collect(self) -> list[TaskEvent]:
+        events: list[TaskEvent] = []
+        if not self.changed:
+            return events
         changed, self.changed = self.changed, {}
-        events = []
         for cell in changed:
             # Unlocked on purpose in an event loop: reading one attribute is atomic, and whatever
             # was put there later has marked the cell again.
             event = cell.event
-            if event is None or event.version <= self._seen.get(cell, NOTHING):
+            if event is None or (version := event.version) <= self._seen.get(cell, NOTHING):
                 continue
-            self._seen[cell] = event.version
+            self._seen[cell] = version
             if event.is_last:
                 self._unfinished.pop(event.id, None)
             events.append(event)

@@ -121,6 +121,24 @@ async def test_reading_in_an_event_loop(hub: Hub, task_id: str) -> None:
         assert sequences([event async for event in subscription]) == [2]
 
 
+async def test_a_wait_ends_at_its_time(hub: Hub, task_id: str) -> None:
+    """Whatever time an earlier wait, which an event has ended, would have had."""
+    loop = asyncio.get_running_loop()
+
+    async def wait(timeout: float) -> list[TaskEvent]:
+        return await asyncio.wait_for(subscription.atake(timeout=timeout), LIMIT)
+
+    async with hub.subscribe(task_id) as subscription:
+        for sequence, first, second in [(1, 0.02, 0.1), (2, 10 * LIMIT, 0.01)]:
+            waiting = asyncio.create_task(wait(first))
+            await asyncio.sleep(0)
+            hub.publish(event(task_id, sequence))
+            assert sequences(await waiting) == [sequence]
+            began = loop.time()
+            assert await wait(second) == []
+            assert loop.time() - began >= second
+
+
 async def test_everything(hub: Hub) -> None:
     hub.publish(event("a", 1))
     async with hub.subscribe() as subscription:

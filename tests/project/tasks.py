@@ -230,6 +230,14 @@ def steps(count: int, pause: float = 0.0) -> int:
 
 
 @task
+def large(count: int, size: int, pause: float) -> None:
+    """Report messages of so many characters."""
+    for number in range(1, count + 1):
+        report_progress(number, count, str(number).ljust(size))
+        time.sleep(pause)
+
+
+@task
 def tracked(count: int, gate: str | None = None) -> int:
     """Track a loop; with a gate, wait in the middle of it."""
     for number in track(range(count), message="tracking"):

@@ -9,6 +9,7 @@ from django.tasks import task_backends
 from django.template import engines
 from django_eventstream import send_event
 
+from django_tasks_local.hub import hub
 from django_tasks_local_sse.access import cancel_token, events_url
 from tests.project import tasks
 
@@ -42,6 +43,12 @@ def start(request: HttpRequest, name: str) -> HttpResponse:
             "pid": os.getpid(),
         }
     )
+
+
+def readers(request: HttpRequest) -> HttpResponse:
+    """Say how many streams are open in this process."""
+    channels = list(hub._channels.values())
+    return JsonResponse({"readers": sum(len(channel.subscriptions) for channel in channels)})
 
 
 def publish(request: HttpRequest, channel: str, text: str) -> HttpResponse:
