@@ -18,6 +18,7 @@ LIMIT = 60.0  # seconds for all readers to have the end, once the tasks are fini
 STAY = (0.1, 2.0)  # seconds that a reader which comes and goes stays
 RECEIVE_BUFFER = 4096  # bytes, of a reader that stalls
 SMALL_BUFFER, LARGE_BUFFER = 16_384, 1_048_576  # bytes, for sending to those that stall and others
+SAMPLE_INTERVAL = 2.0  # seconds between two looks at the server's memory
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST, as if the client had crashed
 
 
@@ -105,7 +106,7 @@ class Outcome:
     connections: int
     events: int  # seen by a reader that reads all the time
     stalled_events: int  # seen by one that stalled: fewer, or it did not stall
-    memory: list[float]  # KiB of the server, each second
+    memory: list[float]  # KiB of the server, at each SAMPLE_INTERVAL
 
 
 class Server(Protocol):
@@ -137,7 +138,7 @@ async def churn(
         while asyncio.get_running_loop().time() < over:
             server.ask("collect_garbage")
             memory.append(server.kibibytes())
-            await asyncio.sleep(1)
+            await asyncio.sleep(SAMPLE_INTERVAL)
     server.ask("finish_tasks")
     for reader in stalled:
         reader.transport.resume_reading()

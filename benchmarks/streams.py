@@ -359,7 +359,7 @@ def run_churn(count: int, seconds: float, seed: int) -> bool:
         f"{outcome.stalled_events}.",
         sep="\n",
     )
-    print(f"The server has {left} sockets left. Its memory in MiB, each second:")
+    print(f"The server has {left} sockets left. Its memory in MiB, every two seconds:")
     print(*(f"{kibibytes / 1024:.0f}" for kibibytes in outcome.memory))
     return outcome.without_end == 0 and left == 0 and is_flat(outcome.memory)
 
