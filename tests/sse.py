@@ -64,7 +64,8 @@ def event_source(url: str) -> Iterator[Message]:
     """
     Do what a browser's EventSource does: connect again, until the server says 204.
 
-    Yields what has data, and the blocks that begin a connection (with `retry`).
+    Yields what has data, and the blocks that begin a connection (with `retry`). Raises
+    httpx.HTTPStatusError for an answer that is neither.
     Source: HTML, section 9.2.3, "Processing model".
     """
     retry, last_event_id = 1000, ""
@@ -74,7 +75,7 @@ def event_source(url: str) -> Iterator[Message]:
             with client.stream("GET", url, headers=headers) as response:
                 if response.status_code == 204:
                     return
-                assert response.status_code == 200, response.read()
+                response.raise_for_status()
                 for message in messages(response.iter_lines()):
                     retry = message.retry or retry
                     last_event_id = message.last_event_id or last_event_id

@@ -140,8 +140,8 @@ class Watcher:
         try:
             for message in event_source(self._url):
                 self._note(message)
-        except httpx.TransportError:
-            pass
+        except httpx.HTTPError:
+            pass  # At Ctrl-C gunicorn's sync worker ends with 500 what it does just then.
 
     def _note(self, message: Message) -> None:
         if message.data:
