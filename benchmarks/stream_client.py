@@ -1,11 +1,13 @@
 """
-The clients of benchmarks/streams.py: raw sockets in one process, which does what stdin says.
+The clients of benchmarks/streams.py: many connections in one process, which does what stdin says.
 
-Each line of stdin is a command with its arguments in JSON, each line of stdout its answer. One loop
-around epoll; all that it does with what arrives is to look for stamps, so that the clients cost
-little beside the server.
+Each line of stdin is a command with its arguments in JSON, each line of stdout its answer. There
+are two kinds. `epoll` is one loop around raw sockets, which only looks for stamps, so that clients
+cost little beside the server and each microsecond of the server is seen. `asyncio` is what one
+would write in Python: a task for each connection, which reads one event after the other.
 """
 
+import asyncio
 import json
 import select
 import socket
@@ -22,7 +24,7 @@ PATIENCE = 60.0  # seconds for all connections to begin
 SIZE = 65536  # bytes of one read
 
 
-class Clients:
+class EpollClients:
     """All connections, and what they have received since the last command."""
 
     def __init__(self) -> None:
@@ -104,5 +106,72 @@ class Clients:
         return [self.received, self.last, self.latencies]
 
 
+class AsyncioClients:
+    """See EpollClients."""
+
+    def __init__(self) -> None:
+        self.tasks: list[asyncio.Task[None]] = []
+        self.latencies: list[int] = []  # ns
+        self.begun = self.received = self.last = 0
+        self.news = asyncio.Event()
+
+    def run(self) -> None:
+        """See EpollClients.run()."""
+        asyncio.run(self.answer())
+
+    async def answer(self) -> None:
+        """Answer commands until there are no more."""
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            command, *arguments = json.loads(line)
+            print(json.dumps(await getattr(self, command)(*arguments)), flush=True)
+
+    async def connect(self, count: int, port: int, path: str, cookie: str) -> None:
+        """See EpollClients.connect()."""
+        request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nCookie: {cookie}\r\n\r\n".encode()
+        async with asyncio.timeout(PATIENCE):
+            for number in range(1, count + 1):
+                self.tasks.append(asyncio.create_task(self.read(port, request)))
+                while number - self.begun >= OPENING or (number == count and self.begun < count):
+                    await self.some_news()
+
+    async def read(self, port: int, request: bytes) -> None:
+        """Open one stream and read its events."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request)
+        while b"event: " not in await reader.readuntil(b"\n\n"):
+            pass
+        self.begun += 1
+        self.news.set()
+        while True:
+            data = await reader.readuntil(b"\n\n")
+            now = time.monotonic_ns()
+            _, found, rest = data.partition(STAMP.encode())
+            if found:
+                self.received += 1
+                self.last = now
+                self.latencies.append(now - int(rest[:DIGITS]))
+                self.news.set()
+
+    async def some_news(self) -> None:
+        """Wait until something has arrived."""
+        self.news.clear()
+        await self.news.wait()
+
+    async def expect(self) -> None:
+        """See EpollClients.expect()."""
+        self.latencies.clear()
+        self.received = 0
+
+    async def wait(self, events: int, silence: float) -> list[object]:
+        """See EpollClients.wait()."""
+        while self.received < events:
+            try:
+                async with asyncio.timeout(silence):
+                    await self.some_news()
+            except TimeoutError:
+                break
+        return [self.received, self.last, self.latencies]
+
+
 if __name__ == "__main__":
-    Clients().run()
+    {"epoll": EpollClients, "asyncio": AsyncioClients}[sys.argv[1]]().run()

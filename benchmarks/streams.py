@@ -150,9 +150,11 @@ class Server(Program):
 
 
 @contextmanager
-def clients(server: Server, cookie: str, connections: int) -> Iterator[Program]:
+def clients(
+    server: Server, cookie: str, connections: int, kind: str = "epoll"
+) -> Iterator[Program]:
     """Return clients that are connected."""
-    with Program("stream_client.py") as program:
+    with Program("stream_client.py", kind) as program:
         program.ask("connect", connections, server.port, server.path, cookie)
         yield program
 
@@ -173,10 +175,10 @@ def deliver(
 
 def warm_up(server: Server, cookie: str) -> None:
     """Have connections come and go, so that what is measured later is theirs alone."""
-    before = server.sockets(), server.threads()
+    before = server.sockets()
     with clients(server, cookie, WARM_UP) as program:
         deliver(server, program, WARM_UP, 3)
-    while (server.sockets(), server.threads()) > before:
+    while server.sockets() > before:
         time.sleep(0.01)
 
 

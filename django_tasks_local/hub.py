@@ -108,22 +108,23 @@ class _Channel:
         for subscription in woken:
             subscription.resume()
 
-    def deliver_locked(self) -> "set[Subscription]":
+    def deliver_locked(self) -> "dict[Subscription, None]":
         changed, self.changed = self.changed, {}
         self.scheduled = False
-        woken: set[Subscription] = set()
+        # In order: those who are told the same follow one another.
+        woken: dict[Subscription, None] = {}
         everything = self.hub.everything.get(self, ())
         for cell in changed:
             for subscription in cell.readers.get(self, ()):
                 subscription.changed[cell] = None
-                woken.add(subscription)
+                woken[subscription] = None
             for subscription in everything:
                 subscription.changed[cell] = None
-                woken.add(subscription)
+                woken[subscription] = None
         for subscription in everything:
             subscription.bound()
         if self.hub.ended:
-            woken |= self.subscriptions
+            woken |= dict.fromkeys(self.subscriptions)
         return woken
 
 

@@ -78,6 +78,15 @@ def encode(event: TaskEvent, *, expose_results: bool, expose_errors: bool) -> by
     return message
 
 
+@lru_cache(maxsize=16)  # Listeners to the same task are told one after the other.
+def encode_alone(event: TaskEvent, expose_results: bool, expose_errors: bool) -> bytes:
+    """Return a server-sent event with the id that it has in a stream of its task alone."""
+    message = encode(event, expose_results=expose_results, expose_errors=expose_errors)
+    if event.is_last:
+        return with_id(end_id([event.id]), message)
+    return with_id(state_digest({event.id: event.version}), message)
+
+
 def encode_unknown(result_id: str) -> bytes:
     """See encode()."""
     return _encode(UNKNOWN, unknown_payload(result_id))
@@ -90,13 +99,7 @@ def with_id(event_id: str, message: bytes) -> bytes:
 
 def state_digest(versions: Mapping[str, tuple[int, float]]) -> str:
     """Return what stands for the present state of a set of tasks."""
-    return _state_digest(tuple(versions.items()))
-
-
-# Most streams are of a single task, so that all who watch it have the same state.
-@lru_cache(maxsize=64)
-def _state_digest(versions: tuple[tuple[str, tuple[int, float]], ...]) -> str:
-    return _digest(f"{result_id}:{version}" for result_id, version in versions)
+    return _digest(f"{result_id}:{version}" for result_id, version in versions.items())
 
 
 def end_id(result_ids: Iterable[str]) -> str:

@@ -12,7 +12,6 @@ from django.http import (
     HttpResponse,
     HttpResponseForbidden,
     JsonResponse,
-    StreamingHttpResponse,
 )
 from django.tasks.exceptions import InvalidTaskBackend, TaskResultDoesNotExist
 from django.views.decorators.csrf import csrf_protect
@@ -24,7 +23,7 @@ from django_tasks_local import shutdown
 from . import access, encoding
 from .channels import set_headers
 from .conf import SSESettings, sse_settings
-from .streams import Conversation, find_events, stream_async, stream_sync
+from .streams import Conversation, EventStreamResponse, find_events, stream_async, stream_sync
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -63,7 +62,7 @@ async def events(request: HttpRequest) -> HttpResponseBase:
     # A middleware that compresses would collect events before it lets any of them go. It asks the
     # request whether it may.
     request.META.pop("HTTP_ACCEPT_ENCODING", None)
-    return _finish(StreamingHttpResponse(content, content_type="text/event-stream"), request)
+    return _finish(EventStreamResponse(content, content_type="text/event-stream"), request)
 
 
 @require_safe
