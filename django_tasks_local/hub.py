@@ -427,7 +427,7 @@ class Hub:
         for channel in channels:
             channel.wake()
         with self.lock:
-            self._all_closed.wait_for(lambda: not self._attached, timeout)
+            self._all_closed.wait_for(lambda: self._attached <= 0, timeout)
 
     # For subscriptions and channels
 
@@ -470,7 +470,7 @@ class Hub:
     def _detach_locked(self, subscription: Subscription, channel: _Channel) -> None:
         channel.subscriptions.discard(subscription)
         self._attached -= 1
-        if not self._attached:
+        if self._attached <= 0:
             self._all_closed.notify_all()
         for cell in subscription._cells:
             with suppress(KeyError):
