@@ -77,7 +77,10 @@ class EpollClients:
 
     def receive(self, descriptor: int) -> None:
         """Read from one connection, and look for stamps."""
-        data = self.sockets[descriptor].recv(SIZE)
+        try:
+            data = self.sockets[descriptor].recv(SIZE)
+        except BlockingIOError:
+            return  # A command of the same poll has read it.
         now = time.monotonic_ns()
         if not data:
             raise ConnectionError("a stream has ended")
