@@ -7,7 +7,8 @@ Every connection begins with the state of every task, so nothing depends on hist
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
 from django.db import connections
@@ -23,7 +24,7 @@ from django_tasks_local.lifecycle import event_from_result
 from . import encoding
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from django_tasks_local.events import TaskEvent
 
@@ -150,12 +151,14 @@ class EventStreamResponse(StreamingHttpResponse):
     they are closed they leave ours to the garbage collector.
     """
 
+    def __init__(self, content: AsyncIterator[bytes] | Iterator[bytes], **kwargs: Any) -> None:
+        super().__init__(content, **kwargs)
+        self._own = content
+
     def __aiter__(self) -> AsyncIterator[bytes]:
-        # What middleware puts in its place is in there as well.
-        if not self.is_async:
-            return super().__aiter__()
-        iterator: AsyncIterator[bytes] = vars(self)["_iterator"]
-        return iterator
+        if vars(self)["_iterator"] is self._own and isinstance(self._own, AsyncIterator):
+            return self._own
+        return super().__aiter__()  # A middleware has put something else in its place.
 
 
 async def stream_async(conversation: Conversation) -> AsyncIterator[bytes]:

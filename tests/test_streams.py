@@ -7,7 +7,8 @@ import logging
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -425,6 +426,31 @@ async def test_nothing_is_released_outside_of_a_request() -> None:
         assert context not in SyncToAsync.context_to_thread_executor
         assert await sync_to_async(threading.get_ident)() != 0
         assert first != 0
+
+
+async def test_a_stream_is_closed_when_the_client_goes_away() -> None:
+    """Not by the garbage collector, some time later."""
+    closed = []
+
+    async def content() -> AsyncIterator[bytes]:
+        try:
+            yield b"state"
+            yield b"news"
+        finally:
+            closed.append(True)
+
+    response = streams.EventStreamResponse(content(), content_type="text/event-stream")
+    async with aclosing(aiter(response)) as parts:  # as Django's ASGI handler does
+        assert await anext(parts) == b"state"
+    assert closed == [True]
+
+    async def shout(parts: AsyncIterator[bytes]) -> AsyncIterator[str]:
+        async for part in parts:
+            yield part.decode().upper()
+
+    response = streams.EventStreamResponse(content())
+    response.streaming_content = shout(response.streaming_content)  # as a middleware does
+    assert [part async for part in response] == [b"STATE", b"NEWS"]
 
 
 async def test_with_djangos_async_client() -> None:
