@@ -133,16 +133,8 @@ def test_a_management_command() -> None:
 # Servers
 
 
-SERVERS = [
-    "runserver",
-    "runserver-reload",
-    "uvicorn",
-    "uvicorn-workers",
-    "daphne",
-    "granian",
-    "gunicorn-workers",
-    "gunicorn-preload",
-]
+# With several web workers; the others are in test_exit.
+SERVERS = ["uvicorn-workers", "gunicorn-workers", "gunicorn-preload"]
 
 
 def ask(server: Server) -> dict[str, Any]:
