@@ -175,7 +175,10 @@ def _has_unread_data(driver_connection: Any) -> bool:
     if fileno is None or not hasattr(select, "poll"):
         return False
     poll = select.poll()
-    poll.register(fileno(), select.POLLIN)
+    try:
+        poll.register(fileno(), select.POLLIN)
+    except Exception:  # noqa: BLE001 - each driver has its own for a connection that is closed
+        return True
     return bool(poll.poll(0))
 
 

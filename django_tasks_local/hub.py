@@ -316,7 +316,7 @@ class Hub:
         # operations; no callback, wake-up of a loop or code of a user runs inside.
         self.lock = threading.Lock()
         self.ended = False
-        self._attached = 0  # subscriptions that are open
+        self._open: set[Subscription] = set()
         self._all_closed = threading.Condition(self.lock)
         self.everything: dict[_Channel, set[Subscription]] = {}
         self._cells: dict[str, _Cell] = {}
@@ -427,7 +427,7 @@ class Hub:
         for channel in channels:
             channel.wake()
         with self.lock:
-            self._all_closed.wait_for(lambda: self._attached <= 0, timeout)
+            self._all_closed.wait_for(lambda: not self._open, timeout)
 
     # For subscriptions and channels
 
@@ -442,7 +442,7 @@ class Hub:
                 channel = self._channels[loop] = _Channel(self, loop)
             subscription._channel = channel
             channel.subscriptions.add(subscription)
-            self._attached += 1
+            self._open.add(subscription)
             if subscription._everything:
                 self.everything.setdefault(channel, set()).add(subscription)
                 cells = list(self._cells.values())
@@ -469,8 +469,8 @@ class Hub:
 
     def _detach_locked(self, subscription: Subscription, channel: _Channel) -> None:
         channel.subscriptions.discard(subscription)
-        self._attached -= 1
-        if self._attached <= 0:
+        self._open.discard(subscription)
+        if not self._open:
             self._all_closed.notify_all()
         for cell in subscription._cells:
             with suppress(KeyError):

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from django.core.signals import setting_changed
 from django.dispatch import receiver
+from django.tasks.exceptions import TaskResultDoesNotExist
 from django.tasks.signals import task_enqueued, task_finished, task_started
 
 from . import shutdown
@@ -196,6 +197,11 @@ class Pool[OptionsT: Options](ABC):
             return False
         if self.fail_waiting(job, TaskCancelled("The task was cancelled before it started.")):
             return True
+        try:
+            if self.results.get(result_id).is_finished:
+                return False  # Somebody else has cancelled it in the meantime, or it was lost.
+        except TaskResultDoesNotExist:
+            return False  # ... and it has been evicted since.
         self._stop(job)
         return True
 

@@ -80,6 +80,15 @@ class Positions:
 
         Called in the sampler's thread.
         """
+        try:
+            return self._go_on()
+        except Exception:
+            self._walk = None
+            with self._lock:
+                self._scheduled = False  # The next look() begins anew.
+            raise
+
+    def _go_on(self) -> float | None:
         began = self._clock()
         if self._walk is None:
             self._moved = False

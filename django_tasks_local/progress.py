@@ -395,7 +395,12 @@ class Sampler:
     def _run(self) -> None:
         while True:
             sampled = self._next()
-            again_at = sampled.sample()
+            try:
+                again_at = sampled.sample()
+            except Exception:
+                # A mistake of ours; the tasks of all others are sampled on.
+                logger.exception("%s could not be sampled.", type(sampled).__name__)
+                again_at = None
             if again_at is not None:
                 self.add(sampled, again_at)
             del sampled  # It would live on while this thread waits.

@@ -132,26 +132,27 @@ def drain() -> None:
         _exit.drained.wait()
         return
     try:
-        _drain_pools(pools)
-        # Not earlier, so that the streams tell what has become of every task.
-        hub.end(timeout=STREAMS_END)
         for pool in pools:
-            pool.close_workers()
-    except Exception:
-        logger.exception("The task backends could not be closed in good order.")
+            _safely(pool.refuse)
+        # One after the other, because the tasks of all of them run on in the meantime. Not in
+        # threads: at exit Python 3.12 cannot start one any more.
+        began = time.monotonic()
+        for pool in sorted(pools, key=lambda pool: pool.options.shutdown_timeout):
+            left = began + pool.options.shutdown_timeout - time.monotonic()
+            _safely(pool.drain, max(0, left))
+        # Not earlier, so that the streams tell what has become of every task.
+        _safely(hub.end, STREAMS_END)
+        for pool in pools:
+            _safely(pool.close_workers)
     finally:
         _exit.drained.set()
 
 
-def _drain_pools(pools: list[Closable]) -> None:
-    for pool in pools:
-        pool.refuse()
-    # One after the other, because the tasks of all of them run on in the meantime. Not in
-    # threads: at exit Python 3.12 cannot start one any more.
-    began = time.monotonic()
-    for pool in sorted(pools, key=lambda pool: pool.options.shutdown_timeout):
-        left = began + pool.options.shutdown_timeout - time.monotonic()
-        pool.drain(max(0, left))
+def _safely(step: Callable[..., object], *args: object) -> None:
+    try:
+        step(*args)
+    except Exception:
+        logger.exception("The task backends could not be closed in good order.")
 
 
 class _Handler:

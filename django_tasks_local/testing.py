@@ -78,7 +78,8 @@ def collect_progress(*tasks: Task[Any, Any] | TaskResult[Any, Any]) -> Iterator[
     """
     Collect the progress events that are published in the `with` block, in a list that grows.
 
-    With arguments only those of these tasks, or of these results. Nothing that is published is
+    With arguments only those of these tasks, which are told apart by the name of their function, or
+    of these results. Nothing that is published is
     missed, but progress is throttled before: at most one event of a task is published in the time
     of its option PROGRESS_INTERVAL, which is 0.05 seconds for tasks of other backends. What it has
     reported last is always there: when only its `finished` event tells it, that is in the list.

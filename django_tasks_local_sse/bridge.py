@@ -70,8 +70,16 @@ def _start(**kwargs: Any) -> None:
 
 def _run() -> None:
     # The state of every task comes first, so nothing is missed between the signal and this.
+    missed = 0
     with hub.subscribe() as subscription:
         while events := subscription.take():
+            if subscription.missed > missed:
+                logger.error(
+                    "The store of django-eventstream was too slow: the last events of %d tasks "
+                    "were not sent to their channels.",
+                    subscription.missed - missed,
+                )
+                missed = subscription.missed
             for event in events:
                 _send(event)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -65,7 +64,7 @@ def unknown_payload(result_id: str) -> Payload:
 
 
 # An event is encoded once, not once per listener, and its encoding lives as long as the event.
-_encoded: WeakKeyDictionary[TaskEvent, dict[tuple[bool, bool], bytes]] = WeakKeyDictionary()
+_encoded: WeakKeyDictionary[TaskEvent, dict[tuple[bool, ...], bytes]] = WeakKeyDictionary()
 
 
 def encode(event: TaskEvent, *, expose_results: bool, expose_errors: bool) -> bytes:
@@ -78,13 +77,15 @@ def encode(event: TaskEvent, *, expose_results: bool, expose_errors: bool) -> by
     return message
 
 
-@lru_cache(maxsize=16)  # Listeners to the same task are told one after the other.
-def encode_alone(event: TaskEvent, expose_results: bool, expose_errors: bool) -> bytes:
+def encode_alone(event: TaskEvent, *, expose_results: bool, expose_errors: bool) -> bytes:
     """Return a server-sent event with the id that it has in a stream of its task alone."""
-    message = encode(event, expose_results=expose_results, expose_errors=expose_errors)
-    if event.is_last:
-        return with_id(end_id([event.id]), message)
-    return with_id(state_digest({event.id: event.version}), message)
+    variants = _encoded.setdefault(event, {})
+    message = variants.get((expose_results, expose_errors, True))
+    if message is None:
+        id = end_id([event.id]) if event.is_last else state_digest({event.id: event.version})
+        message = encode(event, expose_results=expose_results, expose_errors=expose_errors)
+        message = variants[expose_results, expose_errors, True] = with_id(id, message)
+    return message
 
 
 def encode_unknown(result_id: str) -> bytes:
@@ -118,12 +119,12 @@ def to_json(content: Payload) -> str:
     # No line ends for server-sent events, but for str.splitlines() and the clients that use it.
     for character, escape in _LINE_ENDS.items():
         text = text.replace(character, escape)
-    return text
+    # A lone surrogate in a message is no UTF-8, and must not end the stream.
+    return text.encode("utf-8", "replace").decode()
 
 
 def _encode(kind: str, content: Payload) -> bytes:
-    # "replace": a lone surrogate in a message is no UTF-8, and must not end the stream.
-    encoded: bytes = sse_encode_event(kind, to_json(content)).encode("utf-8", "replace")
+    encoded: bytes = sse_encode_event(kind, to_json(content)).encode()
     return encoded
 
 

@@ -6,6 +6,7 @@ Every connection begins with the state of every task, so nothing depends on hist
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -108,13 +109,24 @@ class Conversation:
             return self._tell_alone(later[0])
         return self._tell(later, unknown) or encoding.KEEPALIVE
 
+    def after_silence(self, found: dict[str, TaskEvent], events: Iterable[TaskEvent]) -> bytes:
+        """Return what was `found`, or has come since; a task of which there is neither is gone."""
+        states = dict(found)
+        for event in events:
+            if event.id not in states or event.version > states[event.id].version:
+                states[event.id] = event
+        gone = [ref.id for ref in self.open_refs if ref.id not in states]
+        return self.news(states.values(), gone)
+
     def _tell_alone(self, event: TaskEvent) -> bytes:
         """See _tell(); most streams are of a single task, and are told the same."""
         self._versions[event.id] = event.version
         if event.is_last:
             self._open.clear()
         return encoding.encode_alone(
-            event, self.settings.expose_results, self.settings.expose_errors
+            event,
+            expose_results=self.settings.expose_results,
+            expose_errors=self.settings.expose_errors,
         )
 
     def _tell(self, events: Iterable[TaskEvent], unknown: Iterable[str]) -> bytes:
@@ -176,15 +188,16 @@ async def stream_async(conversation: Conversation) -> AsyncIterator[bytes]:
             elif subscription.ended:
                 return  # This process is about to exit; the client will connect to the next.
             else:
-                yield await _silence(conversation)
+                found = await _look(conversation)
+                await asyncio.sleep(0)  # What the hub has scheduled in the meantime comes first.
+                yield conversation.after_silence(found, await subscription.atake(timeout=0))
 
 
-async def _silence(conversation: Conversation) -> bytes:
+async def _look(conversation: Conversation) -> dict[str, TaskEvent]:
     """Look whether the silence is one of tasks that run elsewhere, or are gone."""
     found = await find_events(conversation.open_refs)
     await release_request_thread()
-    gone = [ref.id for ref in conversation.open_refs if ref.id not in found]
-    return conversation.news(found.values(), gone)
+    return found
 
 
 def stream_sync(conversation: Conversation, hold: float) -> Iterator[bytes]:
@@ -207,7 +220,8 @@ def stream_sync(conversation: Conversation, hold: float) -> Iterator[bytes]:
             elif subscription.ended:
                 return
             else:
-                yield async_to_sync(_silence)(conversation)
+                found = async_to_sync(_look)(conversation)
+                yield conversation.after_silence(found, subscription.take(timeout=0))
 
 
 async def release_request_thread() -> None:

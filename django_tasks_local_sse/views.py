@@ -53,12 +53,12 @@ async def events(request: HttpRequest) -> HttpResponseBase:
     shutdown.install_signal_handlers()
     settings = sse_settings()
     conversation = Conversation(refs, await find_events(refs), last_event_id, settings)
-    content: AsyncIterator[bytes] | Iterator[bytes] = iter(())
-    if request.method == "GET":
-        if isinstance(request, ASGIRequest):
-            content = stream_async(conversation)
-        else:
-            content = stream_sync(conversation, _hold(request, settings))
+    content: AsyncIterator[bytes] | Iterator[bytes]
+    if isinstance(request, ASGIRequest):
+        content = stream_async(conversation) if request.method == "GET" else _nothing()
+    else:
+        hold = _hold(request, settings)
+        content = stream_sync(conversation, hold) if request.method == "GET" else iter(())
     # A middleware that compresses would collect events before it lets any of them go. It asks the
     # request whether it may.
     request.META.pop("HTTP_ACCEPT_ENCODING", None)
@@ -110,6 +110,12 @@ def cancel(request: HttpRequest) -> HttpResponse:
 def _finish(response: HttpResponseBase, request: HttpRequest) -> HttpResponseBase:
     set_headers(response, request)
     return response
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    """The content of an answer to HEAD, through which Django's ASGI handler iterates as well."""
+    return
+    yield b""  # makes it a generator
 
 
 def _hold(request: HttpRequest, settings: SSESettings) -> float:

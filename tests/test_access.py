@@ -9,11 +9,11 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser
 from django.core import signing
-from django.test import Client, RequestFactory, override_settings
+from django.test import AsyncRequestFactory, Client, RequestFactory, override_settings
 from django_eventstream.channelmanager import DefaultChannelManager
 
 from django_tasks_local import cancel
-from django_tasks_local_sse import access
+from django_tasks_local_sse import access, views
 from django_tasks_local_sse.access import (
     acancel_token,
     aevents_url,
@@ -313,3 +313,11 @@ def test_head(server: str, result: AnyResult) -> None:
     response = httpx.head(server + path, timeout=LIMIT)
     assert (response.status_code, response.content) == (200, b"")
     assert response.headers["Content-Type"] == "text/event-stream"
+
+
+async def test_head_is_answered_without_a_warning(result: AnyResult) -> None:
+    """Django's ASGI handler iterates through the content of this answer, too."""
+    # Not AsyncClient, which takes the content out of such an answer.
+    request = AsyncRequestFactory().head(events_url(request_of(), result))
+    response = await views.events(request)
+    assert [part async for part in response] == []

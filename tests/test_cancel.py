@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.tasks import TaskResultStatus
+from django.tasks import TaskResultStatus, task_backends
 from django.tasks.exceptions import TaskResultDoesNotExist
 from django.test import override_settings
 
@@ -109,3 +109,16 @@ def test_in_the_moment_of_finishing(alias: str) -> None:
         cancelled = was_cancelled(finished(result))
         assert answer or not cancelled
         assert cancel(result.id, alias) is False
+
+
+def test_what_somebody_else_has_just_cancelled(gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at the result and the cancellation: the second one has cancelled nothing."""
+    busy = [tasks.gated.enqueue(gate) for _ in range(10)]
+    for result in busy:
+        running(result)
+    waiting = tasks.noop.enqueue()
+    pool = task_backends["default"]._pool
+    fail_waiting = pool.fail_waiting
+    monkeypatch.setattr(pool, "fail_waiting", lambda *args: fail_waiting(*args) and False)
+    assert cancel(waiting.id) is False
+    assert was_cancelled(finished(waiting))

@@ -46,3 +46,9 @@ def test_digests_depend_on_the_state_and_not_on_the_order() -> None:
     assert one == encoding.state_digest({"b": 2, "a": 1})
     assert one != encoding.state_digest({"a": 2, "b": 1})
     assert encoding.end_id(["a", "b"]) == encoding.end_id(["b", "a"]) != encoding.end_id(["a"])
+
+
+def test_half_a_character_is_replaced_in_all_that_leaves_the_server() -> None:
+    """In what the bridge sends to channels, too."""
+    text = encoding.to_json({"message": "a\ud800b"})
+    assert text == '{"message":"a?b"}'

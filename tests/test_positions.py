@@ -160,3 +160,16 @@ def test_a_move_in_the_midst_of_a_look_is_not_lost(
         assert stage.tick() == stage.now + INTERVAL
     assert stage.tick() is None
     assert list(stage.queue) == []
+
+
+def test_it_begins_anew_after_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(3)
+    stage.queue.popleft()
+    stage.positions.look()
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.positions, "_tell", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            stage.tick()
+    stage.positions.look()
+    stage.tick()
+    assert stage.told()[1:] == [0, 1]

@@ -383,3 +383,23 @@ def test_messages(gate: str, message: str) -> None:
 def test_an_error_in_a_report_is_the_tasks_own(gate: str) -> None:
     result = finished(tasks.report.enqueue([1, -1], {}, gate))
     assert result.return_value.startswith("ValueError: total must be above zero")
+
+
+def test_what_cannot_be_sampled_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def sample(self) -> float | None:
+            raise RuntimeError("a mistake")
+
+    class Sound:
+        def __init__(self) -> None:
+            self.sampled = threading.Event()
+
+        def sample(self) -> float | None:
+            self.sampled.set()
+            return None
+
+    sampler, sound = Sampler(), Sound()
+    sampler.add(Broken(), 0)
+    sampler.add(sound, 1)
+    assert sound.sampled.wait(LIMIT)
+    assert "Broken could not be sampled" in caplog.text

@@ -81,11 +81,19 @@ def main():
 
     # The channel manager of docs/deployment.md.
     assert Client().get(url).status_code == 403
+    from django.test import override_settings
+    from reports.channels import ChannelManager
     from reports.models import Report
-    Report.objects.create(result_id=re.search(r"task=([^.]+)", url)[1])
+    report = Report.objects.create(owner="ada", result_id=re.search(r"task=([^.]+)", url)[1])
+    may = {user: ChannelManager().can_read_channel(user, f"task-{report.pk}")
+           for user in ("ada", "bob", None)}
+    assert may == {"ada": True, "bob": False, None: False}
+
     body = ""
-    while "event: finished" not in body:
-        body = b"".join(Client().get(url).streaming_content).decode()
+    default = "django_eventstream.channelmanager.DefaultChannelManager"
+    with override_settings(EVENTSTREAM_CHANNELMANAGER_CLASS=default):
+        while "event: finished" not in body:
+            body = b"".join(Client().get(url).streaming_content).decode()
     assert '"message":"Page 20"' in body
 
     call_command("test", "reports", verbosity=0)

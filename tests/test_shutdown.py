@@ -131,3 +131,20 @@ assert os.waitpid(first.return_value, 0)[1] == 0
     pids = done.stdout.split()
     assert len(pids) == 3
     assert len(set(pids)) == 1
+
+
+def test_a_pool_that_fails_to_close_holds_up_nothing() -> None:
+    done = run("""
+from django_tasks_local import pools
+from django_tasks_local.hub import hub
+tasks.noop.enqueue()
+tasks.noop.using(backend="other").enqueue()
+first, second = pools._pools.values()
+def fail():
+    raise OSError("no memory")
+first.refuse = fail
+shutdown.drain()
+say(f"{hub.ended} {second.closed}")
+""")
+    assert done.stdout == "True True\n"
+    assert "no memory" in done.stderr

@@ -216,6 +216,18 @@ def test_a_task_that_disappears_while_it_is_watched(server: str, gate: str) -> N
     assert kinds(received_rest) == ["unknown"]
 
 
+def test_the_end_that_comes_while_it_is_looked_for() -> None:
+    """A task that finishes and is evicted in this moment is not unknown to who watches it."""
+    known, done, gone = (hub.snapshot(finished(tasks.noop.enqueue()).id) for _ in range(3))
+    started = {event.id: encoding_ready(event) for event in (known, done, gone)}
+    refs = [TaskRef(event.id, "default") for event in (known, done, gone)]
+    conversation = streams.Conversation(refs, started, "", sse_settings())
+    conversation.opening()
+    content = conversation.after_silence({known.id: started[known.id]}, [done]).decode()
+    told = {m.payload["id"]: m.event for m in messages(iter(content.splitlines())) if m.data}
+    assert told == {done.id: "finished", gone.id: "unknown"}
+
+
 class StoringBackend(BaseTaskBackend):
     """A backend that keeps its results where every process can read them."""
 
