@@ -22,7 +22,7 @@ import asyncio
 import os
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
@@ -67,13 +67,41 @@ class _Cell:
         return True
 
 
+class _Lock:
+    """
+    A lock that calls `afterwards` whenever it was released.
+
+    Not an RLock: what it guards may not be changed in the midst of a change by the same thread.
+    """
+
+    def __init__(self, afterwards: Callable[[], None]) -> None:
+        self._lock = threading.Lock()
+        self._afterwards = afterwards
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        return self._lock.acquire(blocking, timeout)
+
+    def let_go(self) -> None:
+        self._lock.release()
+
+    def release(self) -> None:
+        self._lock.release()
+        self._afterwards()
+
+    def __enter__(self) -> bool:
+        return self._lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+
 class _Channel:
     """The way from the hub to the subscriptions of one event loop, or to one reading thread."""
 
     def __init__(self, hub: "Hub", loop: asyncio.AbstractEventLoop | None) -> None:
         self.hub = hub
         self.loop = loop
-        self.readable = threading.Condition(hub.lock)
+        self.readable = threading.Condition(hub.lock)  # type: ignore[arg-type]
         # These are guarded by the hub's lock.
         self.changed: dict[_Cell, None] = {}
         self.scheduled = False
@@ -314,10 +342,11 @@ class Hub:
     def _reset(self) -> None:
         # Guards the cells, the channels and the subscriptions. Held for a few dictionary
         # operations; no callback, wake-up of a loop or code of a user runs inside.
-        self.lock = threading.Lock()
+        self.lock = _Lock(self._detach_waiting)
         self.ended = False
         self._open: set[Subscription] = set()
-        self._all_closed = threading.Condition(self.lock)
+        self._closing: deque[Subscription] = deque()  # by whom the lock was not to be had
+        self._all_closed = threading.Condition(self.lock)  # type: ignore[arg-type]
         self.everything: dict[_Channel, set[Subscription]] = {}
         self._cells: dict[str, _Cell] = {}
         self._channels: dict[asyncio.AbstractEventLoop, _Channel] = {}
@@ -454,12 +483,25 @@ class Hub:
             subscription.changed = dict.fromkeys(cells)
 
     def detach(self, subscription: Subscription) -> None:
-        """End a subscription."""
-        with self.lock:
-            channel = subscription._channel
-            if channel is None or subscription not in channel.subscriptions:
-                return
-            self._detach_locked(subscription, channel)
+        """
+        End a subscription.
+
+        Does not wait for the lock: the garbage collector may close a reader at any moment, also
+        while this thread has it. Whoever has it does the rest.
+        """
+        self._closing.append(subscription)
+        self._detach_waiting()
+
+    def _detach_waiting(self) -> None:
+        while self._closing and self.lock.acquire(blocking=False):
+            try:
+                while self._closing:
+                    subscription = self._closing.popleft()
+                    channel = subscription._channel
+                    if channel is not None and subscription in channel.subscriptions:
+                        self._detach_locked(subscription, channel)
+            finally:
+                self.lock.let_go()
 
     def drop_channel(self, channel: _Channel) -> None:
         """Forget the subscriptions of a loop that was closed."""

@@ -218,6 +218,15 @@ def test_a_loop_that_was_closed_before_it_woke_up(hub: Hub, task_id: str) -> Non
     assert not hub.everything
 
 
+def test_a_reader_that_is_closed_in_the_midst_of_something(hub: Hub, task_id: str) -> None:
+    """As the garbage collector may do it, in a thread that has the lock just then."""
+    with hub.subscribe(task_id) as subscription:
+        with hub.lock:
+            subscription.close()
+        assert not hub._open
+        subscription.close()
+
+
 def test_closing_twice_and_using_it_wrongly(hub: Hub, task_id: str) -> None:
     subscription = hub.subscribe(task_id)
     with pytest.raises(RuntimeError, match="block"):
