@@ -85,8 +85,9 @@ def test_beside_the_applications_own_events(server: Server, gate: str) -> None:
         heard = []
         with stream(url, cookies=dict(ada.cookies)) as received, publishing(server) as listened_to:
             for message in received:
-                if message.data and message.event != "stream-open":
-                    heard.append((message.event, message.payload))
+                if message.event == "stream-open" or not message.data:
+                    continue
+                heard.append((message.event, message.payload))
                 if message.event == "message":
                     listened_to.set()
                     tasks.gates[gate].set()
