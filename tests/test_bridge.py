@@ -4,10 +4,7 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ from django_tasks_local_sse import bridge
 from tests.conftest import LIMIT, finished, wait_until
 from tests.project import tasks
 from tests.servers import ROOT, Server, environment, serve
-from tests.sse import read_all, stream
+from tests.sse import read_all
 
 SETTINGS: dict[str, Any] = {
     "EVENTSTREAM_CHANNELMANAGER_CLASS": "tests.project.channels.ChannelManager",
@@ -38,10 +35,24 @@ User.objects.create_user("ada")
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def notes(tmp_path: Path) -> Path:
+    """What the application's store was given."""
+    path = tmp_path / "notes"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def server(tmp_path: Path, notes: Path) -> Iterator[Server]:
     """An application with a user `ada`, whose channel manager lets only users see tasks."""
     database = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "db.sqlite3")}
-    settings = {**SETTINGS, "DATABASES": {"default": database}}
+    settings = {
+        **SETTINGS,
+        "DATABASES": {"default": database},
+        "EVENTSTREAM_STORAGE_CLASS": "tests.project.channels.Store",
+        "STORE_GATE": os.devnull,
+        "STORE_NOTES": str(notes),
+    }
     subprocess.run(
         [sys.executable, ROOT / "tests/project/manage.py", "shell", "--verbosity=0"],
         env=environment() | {"TEST_SETTINGS": json.dumps(settings)},
@@ -53,56 +64,24 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
-@contextmanager
-def publishing(server: Server) -> Iterator[threading.Event]:
-    """
-    Publish news until somebody listens.
-
-    Without a store, django-eventstream drops what comes while a stream is about to begin, and says
-    that it has begun before.
-    """
-    listened_to = threading.Event()
-
-    def publish() -> None:
-        while not listened_to.wait(0.05):
-            httpx.get(f"{server.url}/publish/news/hello/", timeout=LIMIT)
-
-    with ThreadPoolExecutor() as threads:
-        published = threads.submit(publish)
-        try:
-            yield listened_to
-        finally:
-            listened_to.set()
-        published.result()
-
-
-def test_beside_the_applications_own_events(server: Server, gate: str) -> None:
+def test_beside_the_applications_own_events(server: Server, gate: str, notes: Path) -> None:
     with httpx.Client(base_url=server.url, timeout=LIMIT) as ada:
         ada.get("/login/ada/")
         task = ada.get("/start/gated/", params={"args": json.dumps([gate])}).json()
-        channel = f"task-{task['id']}"
-        url = f"{server.url}/stream/?channel=news&channel={channel}"
-        heard = []
-        with stream(url, cookies=dict(ada.cookies)) as received, publishing(server) as listened_to:
-            for message in received:
-                if message.event == "stream-open" or not message.data:
-                    continue
-                heard.append((message.event, message.payload))
-                if message.event == "message":
-                    listened_to.set()
-                    tasks.gates[gate].set()
-                if message.event == "finished":
-                    break
-    assert ("message", {"text": "hello"}) in heard
-    payloads = [payload for kind, payload in heard if kind != "message"]
-    assert [payload["kind"] for payload in payloads][-1] == "finished"
-    assert {payload["id"] for payload in payloads} == {task["id"]}
+        ada.get("/publish/news/hello/")
+        tasks.gates[gate].set()
+        own = read_all(server.url + task["events"], cookies=dict(ada.cookies))
+    channel = f"task-{task['id']}"
+    wait_until(lambda: '"finished"' in notes.read_text(), "the channel is not told the end")
+    sent = [json.loads(line) for line in notes.read_text().splitlines()]
+    assert ["news", {"text": "hello"}] in sent
+    payloads = [payload for name, payload in sent if name == channel]
     assert payloads[-1]["result"] == gate
     # Our own stream says the same.
-    own = read_all(server.url + task["events"], cookies=dict(ada.cookies))
     assert own[-1].payload == payloads[-1]
 
     # Who has not logged in may read neither.
+    url = f"{server.url}/stream/?channel=news&channel={channel}"
     assert "forbidden" in httpx.get(url).text
     assert httpx.get(server.url + server.start_task("noop")["events"]).status_code == 403
 
