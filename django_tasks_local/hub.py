@@ -375,8 +375,7 @@ class Hub:
                     self._unheld.pop(event.id, None)
                 elif accepted and not cell.held:
                     self._bound_unheld_locked(event.id)
-        # Who begins to read from here on finds the event in the cell.
-        if accepted and (cell.readers or self.everything):
+        if accepted:
             self._wake_readers(cell)
         return accepted
 
@@ -390,11 +389,13 @@ class Hub:
         # A cell that is released just now is nobody's any more, and may say what it likes.
         if cell is None or cell.event is None or not cell.replace(event, self._recorders):
             return False
-        if cell.readers or self.everything:
-            self._wake_readers(cell)
+        self._wake_readers(cell)
         return True
 
     def _wake_readers(self, cell: _Cell) -> None:
+        # Who begins to read from here on finds the event in the cell.
+        if not cell.readers and not self.everything:
+            return
         with self.lock:
             channels = {*cell.readers, *self.everything}
             to_wake = [channel for channel in channels if channel.mark(cell)]

@@ -33,6 +33,13 @@ def no_leaks() -> Iterator[None]:
     wait_until(lambda: not hub._channels and not hub.everything, "subscriptions are open")
 
 
+@pytest.fixture(params=["threads", "processes"])
+def alias(request: pytest.FixtureRequest) -> str:
+    """The alias of a backend of each kind, as settings_with() names them."""
+    kind: str = request.param
+    return kind
+
+
 @pytest.fixture
 def gate(tmp_path: Path) -> str:
     """The path of a gate, closed, at which tasks wait until `tasks.gates[gate].set()`."""

@@ -29,13 +29,6 @@ THREADS = "django_tasks_local.ThreadPoolBackend"
 PROCESSES = "django_tasks_local.ProcessPoolBackend"
 
 
-@pytest.fixture(params=["threads", "processes"])
-def alias(request: pytest.FixtureRequest) -> str:
-    """The alias of a backend of each kind. What is different is in test_processes."""
-    kind: str = request.param
-    return kind
-
-
 @pytest.fixture(scope="module", autouse=True)
 def both_backends() -> Iterator[None]:
     """One pool of each kind for all tests that need no other."""

@@ -29,12 +29,6 @@ from tests.test_backends import settings_with
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(params=["threads", "processes"])
-def alias(request: pytest.FixtureRequest) -> str:
-    kind: str = request.param
-    return kind
-
-
 @pytest.fixture(scope="module", autouse=True)
 def all_backends() -> Iterator[None]:
     """Where every report is an event."""
