@@ -30,6 +30,7 @@ from django_tasks_local.events import EventKind, Progress, TaskEvent
 from django_tasks_local.hub import hub
 from django_tasks_local_sse import encoding
 from django_tasks_local_sse.access import events_url
+from django_tasks_local_sse.conf import SSESettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -63,12 +64,12 @@ def stamp() -> str:
 
 def payload(event: TaskEvent) -> dict[str, Any]:
     """Return what is sent of an event."""
-    return encoding.payload(event, expose_results=False, expose_errors=False)
+    return encoding.payload(event, SSESettings())
 
 
 def encode(event: TaskEvent) -> bytes:
     """Return the bytes that are sent of an event, with an id as long as ours."""
-    message = encoding.encode(event, expose_results=False, expose_errors=False)
+    message = encoding.encode(event, SSESettings())
     return encoding.with_id("0" * 24, message)
 
 

@@ -88,7 +88,8 @@ def _send(event: TaskEvent) -> None:
     """Send an event, if need be a few times. Called in the bridge's thread; raises nothing."""
     for delay in (*RETRY_DELAYS, None):
         try:
-            send_event(channel(event.id), event.kind, _payload(event), json_encode=False)
+            content = encoding.to_json(encoding.payload(event, sse_settings()))
+            send_event(channel(event.id), event.kind, content, json_encode=False)
             return
         except Exception:
             message = "The event %r of task id=%s could not be sent to its channel; %s."
@@ -98,15 +99,6 @@ def _send(event: TaskEvent) -> None:
             tidy()  # The store may have used the database.
         if delay is not None:
             time.sleep(delay)
-
-
-def _payload(event: TaskEvent) -> str:
-    settings = sse_settings()
-    return encoding.to_json(
-        encoding.payload(
-            event, expose_results=settings.expose_results, expose_errors=settings.expose_errors
-        )
-    )
 
 
 def _start_anew() -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from django_tasks_local.events import Progress, TaskEvent, TaskFailure
 
+    from .conf import SSESettings
+
 type Payload = dict[str, Any]
 
 logger = logging.getLogger(__name__)
@@ -27,8 +29,8 @@ UNKNOWN = "unknown"
 KEEPALIVE = b":\n\n"  # A comment line: WHATWG HTML, section 9.2.7, "Authoring notes".
 
 
-def payload(event: TaskEvent, *, expose_results: bool, expose_errors: bool) -> Payload:
-    """Return what a client may know of an event."""
+def payload(event: TaskEvent, settings: SSESettings) -> Payload:
+    """Return what a client may know of an event, as EXPOSE_RESULTS and EXPOSE_ERRORS say."""
     return {
         "id": event.id,
         "sequence": event.sequence,
@@ -40,8 +42,8 @@ def payload(event: TaskEvent, *, expose_results: bool, expose_errors: bool) -> P
         "enqueued_at": _time(event.enqueued_at),
         "started_at": _time(event.started_at),
         "finished_at": _time(event.finished_at),
-        "error": event.error and _error(event.error, expose_errors),
-        "result": _json_value(event.id, event.return_value) if expose_results else None,
+        "error": event.error and _error(event.error, settings.expose_errors),
+        "result": _json_value(event.id, event.return_value) if settings.expose_results else None,
     }
 
 
@@ -67,24 +69,24 @@ def unknown_payload(result_id: str) -> Payload:
 _encoded: WeakKeyDictionary[TaskEvent, dict[tuple[bool, ...], bytes]] = WeakKeyDictionary()
 
 
-def encode(event: TaskEvent, *, expose_results: bool, expose_errors: bool) -> bytes:
+def encode(event: TaskEvent, settings: SSESettings) -> bytes:
     """Return a server-sent event without an id, which depends on the stream."""
     variants = _encoded.setdefault(event, {})
-    message = variants.get((expose_results, expose_errors))
+    variant = (settings.expose_results, settings.expose_errors)
+    message = variants.get(variant)
     if message is None:
-        content = payload(event, expose_results=expose_results, expose_errors=expose_errors)
-        message = variants[expose_results, expose_errors] = _encode(event.kind, content)
+        message = variants[variant] = _encode(event.kind, payload(event, settings))
     return message
 
 
-def encode_alone(event: TaskEvent, *, expose_results: bool, expose_errors: bool) -> bytes:
+def encode_alone(event: TaskEvent, settings: SSESettings) -> bytes:
     """Return a server-sent event with the id that it has in a stream of its task alone."""
     variants = _encoded.setdefault(event, {})
-    message = variants.get((expose_results, expose_errors, True))
+    variant = (settings.expose_results, settings.expose_errors, True)
+    message = variants.get(variant)
     if message is None:
         id = end_id([event.id]) if event.is_last else state_digest({event.id: event.version})
-        message = encode(event, expose_results=expose_results, expose_errors=expose_errors)
-        message = variants[expose_results, expose_errors, True] = with_id(id, message)
+        message = variants[variant] = with_id(id, encode(event, settings))
     return message
 
 

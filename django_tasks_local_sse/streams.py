@@ -123,23 +123,13 @@ class Conversation:
         self._versions[event.id] = event.version
         if event.is_last:
             self._open.clear()
-        return encoding.encode_alone(
-            event,
-            expose_results=self.settings.expose_results,
-            expose_errors=self.settings.expose_errors,
-        )
+        return encoding.encode_alone(event, self.settings)
 
     def _tell(self, events: Iterable[TaskEvent], unknown: Iterable[str]) -> bytes:
         messages = [encoding.encode_unknown(result_id) for result_id in unknown]
         self._open.difference_update(unknown)
         for event in events:
-            messages.append(
-                encoding.encode(
-                    event,
-                    expose_results=self.settings.expose_results,
-                    expose_errors=self.settings.expose_errors,
-                )
-            )
+            messages.append(encoding.encode(event, self.settings))
             self._versions[event.id] = event.version
             if event.is_last:
                 self._open.discard(event.id)

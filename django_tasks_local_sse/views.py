@@ -74,11 +74,7 @@ async def status(request: HttpRequest) -> HttpResponseBase:
     settings = sse_settings()
     found = await find_events(refs)
     payloads = [
-        encoding.payload(
-            found[ref.id],
-            expose_results=settings.expose_results,
-            expose_errors=settings.expose_errors,
-        )
+        encoding.payload(found[ref.id], settings)
         if ref.id in found
         else encoding.unknown_payload(ref.id)
         for ref in refs

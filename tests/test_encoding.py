@@ -7,6 +7,7 @@ from django.test import override_settings
 
 from django_tasks_local.hub import hub
 from django_tasks_local_sse import encoding
+from django_tasks_local_sse.conf import SSESettings
 from tests.conftest import finished
 from tests.project import tasks
 
@@ -16,8 +17,8 @@ def test_an_event_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     encode = encoding._encode
     monkeypatch.setattr(encoding, "_encode", lambda *args: calls.append(args) or encode(*args))
     event = hub.snapshot(finished(tasks.fail.enqueue()).id)
-    hidden = [encoding.encode(event, expose_results=False, expose_errors=False) for _ in range(3)]
-    shown = encoding.encode(event, expose_results=False, expose_errors=True)
+    hidden = [encoding.encode(event, SSESettings()) for _ in range(3)]
+    shown = encoding.encode(event, SSESettings(expose_errors=True))
     assert len(calls) == 2
     assert len(set(hidden)) == 1
     assert b"bad value" in shown
@@ -26,7 +27,7 @@ def test_an_event_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_encoding_lives_as_long_as_its_event() -> None:
     result = finished(tasks.noop.enqueue())
-    encoding.encode(hub.snapshot(result.id), expose_results=False, expose_errors=False)
+    encoding.encode(hub.snapshot(result.id), SSESettings())
     before = len(encoding._encoded)
     hub.release(result.id)
     gc.collect()
@@ -37,7 +38,7 @@ def test_an_encoding_lives_as_long_as_its_event() -> None:
 def test_times_say_their_zone(use_tz: bool) -> None:
     with override_settings(USE_TZ=use_tz, TIME_ZONE="America/New_York"):
         event = hub.snapshot(finished(tasks.noop.enqueue()).id)
-        payload = encoding.payload(event, expose_results=False, expose_errors=False)
+        payload = encoding.payload(event, SSESettings())
     assert payload["finished_at"].endswith("+00:00" if use_tz else ("-05:00", "-04:00"))
 
 
