@@ -51,7 +51,7 @@ _DATABASE = Path(tempfile.gettempdir()) / f"django-tasks-local-{os.getpid()}.sql
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
-        "NAME": os.environ.get("TEST_DATABASE", str(_DATABASE)),
+        "NAME": os.devnull,
         "TEST": {"NAME": str(_DATABASE)},
     }
 }
