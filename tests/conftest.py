@@ -1,5 +1,6 @@
 """Fixtures for all tests. Around every test a check that nothing was left behind."""
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,12 @@ from tests.project import tasks
 type AnyResult = TaskResult[Any, Any]
 
 LIMIT = tasks.LIMIT
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach what tests start; a shell ignores it for a command in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
