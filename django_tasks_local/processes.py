@@ -36,9 +36,10 @@ class ProcessPool(Pool[ProcessOptions]):
     def _prepare(self, task_result: AnyResult) -> Parcel:
         if worker.is_worker:
             raise RuntimeError(
-                f"Task {task_result.task.module_path} was not enqueued: a task that runs in a "
-                f"worker process cannot enqueue tasks of a ProcessPoolBackend. Enqueue the next "
-                f"one in a receiver of task_finished."
+                f"Task {task_result.task.module_path} was not enqueued: a worker process cannot "
+                f"enqueue tasks of a ProcessPoolBackend. Enqueue what follows a task in a receiver "
+                f"of task_finished; AppConfig.ready() runs in worker processes too, where "
+                f"django_tasks_local.worker.is_worker is True."
             )
         dispatcher = self._dispatcher
         if dispatcher is not None:
