@@ -22,7 +22,7 @@ from django_tasks_local import current_result_id, report_progress, track
 from django_tasks_local.exceptions import TaskCancelled
 from tests.project.tasks import DemandingError, UnprintableError
 
-LIMIT = 20.0  # seconds
+LIMIT = 30.0  # seconds
 
 
 def wait_at(fifo: str) -> str:

@@ -43,7 +43,6 @@ def play(postgres: Postgres, *args: str) -> dict[str, list[Any]]:  # noqa: F811 
     return told
 
 
-@pytest.mark.timeout(120)  # A busy machine opens connections slowly.
 @pytest.mark.parametrize("backend", ["ThreadPoolBackend", "ProcessPoolBackend"])
 def test_connections(postgres: Postgres, backend: str) -> None:  # noqa: F811 - the fixture
     """

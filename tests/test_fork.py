@@ -38,7 +38,6 @@ def signatures(book: Path) -> dict[int, Counter[str]]:
     return done
 
 
-@pytest.mark.timeout(120)  # A busy machine starts processes slowly.
 @pytest.mark.parametrize(
     ("alias", "ways"),
     [

@@ -97,7 +97,6 @@ def resident_mebibytes(server: Server) -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-@pytest.mark.timeout(120)
 def test_readers_that_stall_and_readers_that_come_and_go() -> None:
     """A small version of what the benchmark does: everybody has the final state in the end."""
     script = ROOT / "benchmarks" / "streams.py"

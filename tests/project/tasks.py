@@ -18,7 +18,7 @@ from django.utils import timezone, translation
 from django_tasks_local import current_result_id, report_progress, track
 from django_tasks_local.exceptions import TaskCancelled
 
-LIMIT = 20.0  # seconds
+LIMIT = 30.0  # seconds
 
 
 class Gate:
