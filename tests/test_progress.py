@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -297,6 +298,12 @@ def test_cancelling_is_told_once(stage: Stage, step: Callable[[], object]) -> No
     step()
 
 
+def standing_clock() -> Callable[[], float]:
+    """A clock by which every second report is in the interval of the first, however late it is."""
+    now = time.monotonic()
+    return lambda: now
+
+
 def test_a_publisher_that_raises_does_not_stop_the_sampler(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -305,12 +312,15 @@ def test_a_publisher_that_raises_does_not_stop_the_sampler(
             raise RuntimeError("broken")
 
     sampler = Sampler()
-    broken = Reporter(fail, 0.001, sampler=sampler)
+    broken = Reporter(fail, 0.001, clock=standing_clock(), sampler=sampler)
     broken.report(1)
     broken.report(2)
     published = threading.Event()
     good = Reporter(
-        lambda number, progress: number == 2 and published.set(), 0.001, sampler=sampler
+        lambda number, progress: number == 2 and published.set(),
+        0.001,
+        clock=standing_clock(),
+        sampler=sampler,
     )
     good.report(1)
     good.report(2)
@@ -326,13 +336,18 @@ def test_a_sampler_whose_thread_does_not_start_tries_again(
 
     published = threading.Event()
     sampler = Sampler()
-    reporter = Reporter(lambda n, p: p.current == 3 and published.set(), 0.001, sampler=sampler)
+    reporter = Reporter(
+        lambda n, p: p.current == 3 and published.set(),
+        0.001,
+        clock=standing_clock(),
+        sampler=sampler,
+    )
     with monkeypatch.context() as broken:
         broken.setattr(threading.Thread, "start", fail)
         reporter.report(1)
         reporter.report(2)
     assert "did not start" in caplog.text
-    other = Reporter(lambda n, p: None, 0.001, sampler=sampler)
+    other = Reporter(lambda n, p: None, 0.001, clock=standing_clock(), sampler=sampler)
     other.report(1)
     other.report(2)
     reporter.report(3)
