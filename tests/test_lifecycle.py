@@ -10,7 +10,7 @@ from django_tasks_local import current_result_id, lifecycle
 from django_tasks_local.events import LAST_SEQUENCE, Progress, TaskEvent
 from django_tasks_local.hub import hub
 from django_tasks_local.progress import current_reporter
-from tests.conftest import finished
+from tests.conftest import LIMIT, finished
 from tests.project import tasks
 
 
@@ -25,6 +25,8 @@ def events_of_an_immediate_task(task: Any, *args: Any) -> tuple[Any, list[TaskEv
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(hub, "publish", note)
+        # However long the task takes, what it reports next is in the interval of its first report.
+        monkeypatch.setattr(lifecycle, "PROGRESS_INTERVAL", LIMIT)
         result = task.using(backend="immediate").enqueue(*args)
     return result, seen
 
