@@ -14,6 +14,7 @@ from django.tasks import TaskResultStatus
 from django.tasks.signals import task_finished
 from django.test import SimpleTestCase, TestCase, TransactionTestCase
 
+from django_tasks_local import lifecycle
 from django_tasks_local.events import TaskEvent
 from django_tasks_local.hub import hub
 from django_tasks_local.testing import (
@@ -135,7 +136,10 @@ def test_collecting_from_some(alias: str, gate: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["threads", "immediate"])
-def test_the_last_report_is_collected_though_it_was_throttled(backend: str) -> None:
+def test_the_last_report_is_collected_though_it_was_throttled(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "PROGRESS_INTERVAL", LIMIT)
     with settings_with(PROGRESS_INTERVAL=LIMIT), collect_progress() as events:
         tasks.steps.using(backend=backend).enqueue(3)
         wait_until_idle(backend, timeout=LIMIT)
@@ -160,10 +164,11 @@ def test_as_a_pytest_plugin(tmp_path: Path) -> None:
 import threading
 from django.tasks import task
 
-opened = threading.Event()
+started, opened = threading.Event(), threading.Event()
 
 @task
 def wait():
+    started.set()
     opened.wait(20)
 
 def test_that_passes(idle_tasks, task_progress):
@@ -172,6 +177,7 @@ def test_that_passes(idle_tasks, task_progress):
 def test_that_leaves_a_task(monkeypatch, idle_tasks):
     monkeypatch.setattr("django_tasks_local.testing.wait_until_idle.__defaults__", ("default", 0))
     wait.enqueue()
+    assert started.wait(20)
 
 def test_that_opens():
     opened.set()
