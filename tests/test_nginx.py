@@ -68,7 +68,7 @@ def test_behind_a_proxy_that_speaks_tls(tmp_path: Path) -> None:
             events = client.get("/start/noop/").json()["events"]
             received = client.get(events).text
             assert "event: finished" in received
-        redirect = httpx.get(proxy.url + events)
+        redirect = httpx.get(proxy.url + events, timeout=LIMIT)
         assert (redirect.status_code, redirect.headers["Location"][:8]) == (301, "https://")
 
 
@@ -126,6 +126,7 @@ async def test_a_proxy_that_answers_503_for_a_while(page: Page, tmp_path: Path, 
         proxy.start()
         # After 3 s without a connection.
         await expect(bar).to_have_attribute("data-state", "reconnecting")
+        wait_until(lambda: 503 in proxy.answers, "nginx has refused nothing")
         refused = proxy.answers.count(503)
         proxy.unavailable = False
         tasks.gates[gate].set()
