@@ -346,7 +346,9 @@ def test_threads_start_as_needed_and_are_named(gate: str) -> None:
         results = [tasks.gated.enqueue(gate) for _ in range(5)]
         for result in results[:3]:
             running(result)
-        assert results[3].status == TaskResultStatus.READY
+        for result in results[3:]:
+            result.refresh()
+            assert result.status == TaskResultStatus.READY
         assert {f"django-tasks-default-{n}" for n in range(3)} <= set(task_threads("default"))
         tasks.gates[gate].set()
         for result in results:
@@ -616,8 +618,10 @@ def test_close(gate: str, caplog: pytest.LogCaptureFixture) -> None:
 def test_close_lets_running_tasks_finish(gate: str) -> None:
     with settings_with(MAX_WORKERS=1):
         busy = running(tasks.gated.enqueue(gate))
+        pool = default_task_backend._pool
         closing = threading.Thread(target=default_task_backend.close, args=(LIMIT,))
         closing.start()
+        wait_until(lambda: pool._waiters, "it does not wait for the task")
         tasks.gates[gate].set()
         closing.join(LIMIT)
         assert finished(busy).return_value == gate
