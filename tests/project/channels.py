@@ -28,11 +28,16 @@ class EverybodysChannelManager(DefaultChannelManager):
 
 
 class Store(StorageBase):
-    """A store as slow as the test wants: it waits at a gate, and notes what it was given."""
+    """
+    A store as slow as the test wants: it waits at a gate, and notes what it was given.
+
+    Before it waits for the first time, it makes the file STORE_NOTES with the suffix `.asked`.
+    """
 
     numbers = itertools.count(1)
 
     def append_event(self, channel: str, event_type: str, data: str) -> Event:
+        Path(settings.STORE_NOTES).with_suffix(".asked").touch()
         wait_for(settings.STORE_GATE)
         with Path(settings.STORE_NOTES).open("a") as notes:
             notes.write(json.dumps([channel, json.loads(data)]) + "\n")
