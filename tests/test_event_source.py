@@ -16,7 +16,7 @@ from tests.test_streams import anonymous
 
 # Resolves when the browser has given up the source by itself.
 LISTEN = """(url) => new Promise((resolve) => {
-  const seen = [];
+  const seen = (window.seen = []);
   const source = new EventSource(url);
   const note = (event) => seen.push([event.type, JSON.parse(event.data).sequence]);
   for (const kind of ["enqueued", "started", "progress", "finished", "unknown"]) {
