@@ -49,7 +49,8 @@ BACKEND = {
 @pytest.fixture(scope="module")
 def uvicorn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all but the test that ends it."""
-    settings = {"TASKS": {"default": BACKEND}}
+    # What keeps a connection alive would also find out that nobody is there.
+    settings = {"TASKS": {"default": BACKEND}, "TASKS_SSE": {"KEEPALIVE": 10 * LIMIT}}
     with serve("uvicorn", tmp_path_factory.mktemp("uvicorn"), settings=settings) as server:
         yield server
 
