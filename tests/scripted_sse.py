@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 STATIC = Path(__file__).resolve().parent.parent / "static"
-TIMEOUT = 5.0  # seconds
+TIMEOUT = 20.0  # seconds
 SLOW = "<!-- slow -->"  # what comes after it in a page is sent when the test releases it
 
 type Payload = Mapping[str, Any]
