@@ -374,9 +374,9 @@ class Chaos:
         self.finish_all()
         server.should_exit = True
         server_thread.join(PATIENCE)
+        self.check_end()  # Whoever has had a task has told what became of it.
         self.drain_log()
         self.checker.end()
-        self.check_end()
 
     def serve(self) -> tuple[Any, threading.Thread]:
         """Start a real uvicorn in a thread of this process."""

@@ -56,7 +56,7 @@ class Record:
     stored: Any = None  # and what the store said at that moment
     cancelled: bool = False  # cancel() has returned True
     missed: bool = False  # by the store, before its end
-    may_be_missing: bool = False  # The pool was discarded, so its store is gone.
+    may_be_missing: bool = False  # The pool was discarded, and the task may be lost with it.
     finished_in: int | None = None  # the round
 
 
@@ -73,7 +73,6 @@ class Checker:
         self._judged: dict[str, int] = {}  # the round in which a task was
         self._round = 0
         self._killed: set[int] = set()
-        self._closings = 0
         # What each reader has seen last of each task; LATEST is its end.
         self._readers: dict[str, dict[str, Version]] = {}
 
@@ -137,7 +136,6 @@ class Checker:
 
         To be told before that and after it: tasks are enqueued in between.
         """
-        self._closings += 1
         for record in self.records.values():
             record.may_be_missing = True
 
@@ -205,7 +203,7 @@ class Checker:
             case "cancelled":
                 return record.cancelled
             case "lost":
-                return self._closings > 0
+                return record.may_be_missing
             case "died":
                 # Without a worker: several have died with the task before it began.
                 pids = [int(worker_id.rpartition("@")[2]) for worker_id in result.worker_ids]
