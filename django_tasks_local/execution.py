@@ -24,6 +24,7 @@ from django.tasks.base import TaskError
 from django.utils.json import normalize_json
 
 from .exceptions import TaskCancelled
+from .executors import DaemonExecutor
 from .progress import current_reporter, current_result_id
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Cancellation:
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
         self._coroutine: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None = None
+        self._watched = False
         self.delivered = False
 
     def request(self) -> None:
@@ -87,9 +89,13 @@ class Cancellation:
 
     def watch(self, loop: asyncio.AbstractEventLoop, coroutine: asyncio.Task[Any]) -> None:
         """Name the coroutine to cancel. Called in its event loop."""
-        self._coroutine = loop, coroutine
+        self._coroutine, self._watched = (loop, coroutine), True
         if self._reporter.cancelled:
             self._interrupt()
+
+    def unwatch(self) -> None:
+        """Cancel it no more: it has ended, and what follows is ours. Called in its event loop."""
+        self._watched = False
 
     def _interrupt(self) -> None:
         if self._coroutine is not None:
@@ -97,7 +103,7 @@ class Cancellation:
                 self._coroutine[0].call_soon_threadsafe(self._cancel_coroutine)
 
     def _cancel_coroutine(self) -> None:
-        if self._coroutine is not None and self._reporter.take_cancellation():
+        if self._coroutine and self._watched and self._reporter.take_cancellation():
             self.delivered = True
             self._coroutine[1].cancel()
 
@@ -205,7 +211,7 @@ def _call(task_result: AnyResult, cancellation: Cancellation) -> Any:
         args.insert(0, TaskContext(task_result=task_result))
     if _is_coroutine_function(task.func):
         # Not async_to_sync(): that runs the loop in a thread which the interpreter waits for at
-        # exit, however long the task takes. This thread is a daemon.
+        # exit, however long the task takes. This thread is a daemon, and those of _run_coroutine().
         return asyncio.run(_run_coroutine(cancellation, task.func, args, kwargs))
     return task.func(*args, **kwargs)
 
@@ -225,9 +231,12 @@ async def _run_coroutine(
 ) -> Any:
     coroutine = asyncio.current_task()
     assert coroutine is not None
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(DaemonExecutor())
     # Thread-sensitive code, such as the ORM's, gets a thread of this task's own, if it needs one.
     async with ThreadSensitiveContext() as context:
-        cancellation.watch(asyncio.get_running_loop(), coroutine)
+        executor = SyncToAsync.context_to_thread_executor[context] = DaemonExecutor(max_workers=1)
+        cancellation.watch(loop, coroutine)
         try:
             return await func(*args, **kwargs)
         except asyncio.CancelledError as error:
@@ -235,6 +244,7 @@ async def _run_coroutine(
                 raise TaskCancelled("The task was cancelled.") from error
             raise
         finally:
-            if context in SyncToAsync.context_to_thread_executor:
+            cancellation.unwatch()
+            if executor.has_threads:
                 # The thread of the thread-sensitive code ends with its task.
                 await sync_to_async(leave_thread)()

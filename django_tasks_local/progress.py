@@ -170,6 +170,7 @@ class Reporter:
         "_rate_weight",
         "_sampler",
         "_tracking",
+        "_was_told",
         "cancelled",
         "current",
         "data",
@@ -191,7 +192,8 @@ class Reporter:
         self.message = ""
         self.data: dict[str, Any] = {}
         self.interval = interval
-        self.cancelled = False  # set by cancel(), taken back when TaskCancelled was raised
+        self.cancelled = False  # and the task was not told yet
+        self._was_told = False
         self._publish = publish
         self._clock = clock
         self._sampler = sampler or default_sampler
@@ -287,14 +289,19 @@ class Reporter:
             self._tracking -= 1
 
     def cancel(self) -> None:
-        """Make the next step of the task raise TaskCancelled. Called from any thread."""
+        """
+        Make the next step of the task raise TaskCancelled, once. Called from any thread.
+
+        Whoever cancels again must not interrupt what the task does in its `finally`.
+        """
         with self._lock:
-            self.cancelled = True
+            self.cancelled = not self._was_told
 
     def take_cancellation(self) -> bool:
         """Whether the task was cancelled and was not told yet; it is told once."""
         with self._lock:
             cancelled, self.cancelled = self.cancelled, False
+            self._was_told |= cancelled
         return cancelled
 
     def raise_if_cancelled(self) -> None:

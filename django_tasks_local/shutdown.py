@@ -17,6 +17,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .hub import hub
@@ -32,6 +33,16 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STREAMS_END = 1.0  # seconds for the streams to tell the ends of their tasks
 FLUSH = 0.1  # seconds from there until that has left the server
+
+
+_LEFT_ALONE = (
+    signal.SIG_IGN,
+    # It raises KeyboardInterrupt, which ends the process by way of atexit, or is caught: then an
+    # interactive prompt, for one, goes on and wants its tasks.
+    signal.default_int_handler,
+    # Installed by something that is not Python, which we could not call.
+    None,
+)
 
 
 class Closable(Protocol):
@@ -65,6 +76,7 @@ class _Exit:
 
 
 _exit = _Exit()
+_installed: dict[int, tuple[Handler, Handler]] = {}  # by signal: ours, and the one before it
 
 
 def register(pool: Closable) -> bool:
@@ -108,9 +120,19 @@ def install_signal_handlers() -> None:
         return
     for number in SIGNALS:
         present = signal.getsignal(number)
-        # None: installed by something that is not Python, which we could not call.
-        if present not in {None, signal.SIG_IGN} and not isinstance(present, _Handler):
-            signal.signal(number, _Handler(present))
+        if present not in _LEFT_ALONE and not isinstance(present, _Handler):
+            # A sub-interpreter, as of mod_wsgi, has a main thread that may not.
+            with suppress(ValueError):
+                install(number, _Handler(present))
+
+
+def install(number: int, handler: Handler) -> None:
+    """
+    Install a signal handler, which a child of fork() does not inherit. For the main thread.
+
+    The child may be anybody's, such as multiprocessing.Pool's, which ends its children by SIGTERM.
+    """
+    _installed[number] = handler, signal.signal(number, handler)
 
 
 def drain_at_exit() -> None:
@@ -189,12 +211,31 @@ def _drain_and_raise(number: int) -> None:
         os.kill(os.getpid(), number)
 
 
+_forking = threading.local()  # `mask`: the signals that were blocked before
+
+
+def _hold_signals() -> None:
+    """Before a fork(): what is sent to the child before it has its handlers must wait."""
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _let_signals_go() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
 def _start_anew() -> None:
-    """In a child of fork(): nothing is open, but what the parent has installed is still there."""
+    """In a child of fork(): nothing is open; handlers are installed when there is a pool again."""
     global _exit
     parent, _exit = _exit, _Exit()
     _exit.at_exit, _exit.handles_signals = parent.at_exit, parent.handles_signals
+    for number, (ours, previous) in _installed.items():
+        if signal.getsignal(number) == ours:
+            signal.signal(number, previous)
+    _installed.clear()
+    _let_signals_go()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+    os.register_at_fork(
+        before=_hold_signals, after_in_parent=_let_signals_go, after_in_child=_start_anew
+    )

@@ -196,7 +196,7 @@ class Worker:
 
     def serve(self) -> None:
         """Do tasks until the parent closes its side."""
-        signal.signal(signal.SIGTERM, self._on_sigterm)
+        shutdown.install(signal.SIGTERM, self._on_sigterm)
         self.say(READY)
         while not self._terminated and (order := self._next_order()) is not None:
             # A fresh context for every task: nothing leaks from one into the next.

@@ -1,0 +1,110 @@
+"""An executor whose threads the interpreter does not wait for."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class _Call(NamedTuple):
+    future: Future[Any]
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class DaemonExecutor(ThreadPoolExecutor):
+    """
+    Like a ThreadPoolExecutor, but in daemon threads, which do not hold up the end of the process.
+
+    The interpreter waits for every thread of a ThreadPoolExecutor before it calls atexit, however
+    long that takes. This class is one because asyncio accepts no other kind.
+
+    Source: the documentation of concurrent.futures, "ThreadPoolExecutor", note on shutdown.
+    """
+
+    def __init__(self, max_workers: int | None = None) -> None:
+        super().__init__(max_workers)
+        self._limit = max_workers or min(32, (os.cpu_count() or 1) + 4)
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._waiting = threading.Semaphore(0)  # threads that have nothing to do
+        # Guards the two below: nothing is queued behind the end.
+        self._guard = threading.Lock()
+        self._workers: list[threading.Thread] = []
+        self._closed = False
+
+    @property
+    def has_threads(self) -> bool:
+        """Whether anything was ever called."""
+        return bool(self._workers)
+
+    def submit[**P, T](self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """
+        Have a function called in one of the threads. Called in any thread.
+
+        Raises RuntimeError after shutdown(), or when the system has no thread.
+        """
+        future: Future[T] = Future()
+        with self._guard:
+            if self._closed:
+                raise RuntimeError("The executor is shut down; nothing more can be called in it.")
+            if not self._waiting.acquire(blocking=False) and len(self._workers) < self._limit:
+                self._start_worker()
+            self._calls.put(_Call(future, fn, args, kwargs))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Call nothing more than what is queued; see concurrent.futures.Executor."""
+        with self._guard:
+            self._closed = True
+            if cancel_futures:
+                self._cancel_calls()
+            self._calls.put(None)
+        if wait:
+            for worker in self._workers:
+                worker.join()
+
+    def _start_worker(self) -> None:
+        worker = threading.Thread(target=self._work, name="django-tasks-sync", daemon=True)
+        try:
+            worker.start()
+        except RuntimeError:
+            if not self._workers:
+                raise
+        else:
+            self._workers.append(worker)
+
+    def _cancel_calls(self) -> None:
+        while True:
+            try:
+                call = self._calls.get_nowait()
+            except Empty:
+                return
+            if call is not None:
+                call.future.cancel()
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            _do(call)
+            del call  # It would live on while this thread waits.
+            self._waiting.release()
+        self._calls.put(None)  # for the next
+
+
+def _do(call: _Call) -> None:
+    future = call.future
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        value = call.function(*call.args, **call.kwargs)
+    except BaseException as error:  # noqa: BLE001 - whoever waits for the future is to have it
+        future.set_exception(error)
+        del call, future  # They hold the error, whose traceback holds them.
+    else:
+        future.set_result(value)
