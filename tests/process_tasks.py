@@ -10,6 +10,8 @@ import ctypes
 import os
 import signal
 import threading
+import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,29 @@ async def async_until_cancelled(marker: str) -> None:
         await asyncio.sleep(LIMIT)
     finally:
         Path(marker).write_text("tidied")  # noqa: ASYNC240 - there is nothing else in this loop
+
+
+def _status_of_a_child() -> int:
+    """Return how a child of fork() has ended after a SIGTERM, as waitpid() has it."""
+    warnings.simplefilter("ignore")  # Python warns of fork() in a process with threads.
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(LIMIT)
+        os._exit(3)
+    os.kill(pid, signal.SIGTERM)
+    return os.waitpid(pid, 0)[1]
+
+
+@task
+def fork() -> int:
+    """See _status_of_a_child()."""
+    return _status_of_a_child()
+
+
+@task
+async def fork_async() -> int:
+    """See _status_of_a_child()."""
+    return _status_of_a_child()
 
 
 @task

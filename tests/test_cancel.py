@@ -13,7 +13,7 @@ from django.test import override_settings
 
 from django_tasks_local import cancel
 from django_tasks_local.hub import hub
-from tests.conftest import finished, running
+from tests.conftest import finished, running, wait_for_event, wait_until
 from tests.project import tasks
 
 CANCELLED = "django_tasks_local.exceptions.TaskCancelled"
@@ -69,6 +69,29 @@ def test_twice(tmp_path: Path) -> None:
     assert was_cancelled(finished(result))
     assert cancel(result.id) is False
     assert tasks.notes[str(tmp_path)] == ["tidied"]
+
+
+@pytest.mark.parametrize("task", [tasks.tidy_up, tasks.tidy_up_async])
+def test_again_while_it_tidies_up(task: Any, gate: str) -> None:
+    """It is not interrupted there, however often somebody clicks."""
+    result = running(task.enqueue(gate, gate))
+    notes = tasks.notes[gate]
+    assert cancel(result.id) is True
+    wait_until(lambda: notes, "it is not cancelled")
+    assert cancel(result.id) is True
+    tasks.gates[gate].set()
+    assert was_cancelled(finished(result))
+    assert notes == ["tidying", "tidied"]
+
+
+def test_a_coroutine_that_has_just_ended(gate: str) -> None:
+    """Its thread has not, and is not interrupted: the task is one that has succeeded."""
+    result = tasks.leave_a_query.enqueue(gate)
+    wait_for_event(result.id, lambda e: e.progress and e.progress.message == "ending")
+    assert cancel(result.id) is True
+    tasks.gates[gate].set()
+    assert finished(result).return_value == "value"
+    assert not was_cancelled(result)
 
 
 def test_by_many_at_once(gate: str) -> None:

@@ -1,7 +1,8 @@
 """
 How a process ends while tasks run and wait: nothing hangs, and nothing is lost in silence.
 
-Every test has tasks in threads and in worker processes: of each three, of which one runs.
+Every test has tasks in threads, in worker processes, and coroutines that wait for sync code, whose
+threads the interpreter would wait for: of each three, of which one runs.
 """
 
 import json
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,12 @@ LONGEST = SHUTDOWN_TIMEOUT + 2  # seconds until a process has ended
 
 
 def settings(**options: Any) -> dict[str, Any]:
-    """Return the settings of a program, with a backend of each kind."""
+    """Return the settings of a program, with a backend for each kind."""
     options = {"MAX_WORKERS": 1, **options}
+    threads = {"BACKEND": "django_tasks_local.ThreadPoolBackend", "OPTIONS": options}
+    processes = {"BACKEND": "django_tasks_local.ProcessPoolBackend", "OPTIONS": options}
     return {
-        "TASKS": {
-            "default": {"BACKEND": "django_tasks_local.ThreadPoolBackend", "OPTIONS": options},
-            "processes": {"BACKEND": "django_tasks_local.ProcessPoolBackend", "OPTIONS": options},
-        },
+        "TASKS": {"default": threads, "processes": processes, "coroutines": threads},
         "TASKS_SSE": {"RETRY": 100},
     }
 
@@ -51,15 +51,15 @@ SERVERS = [
     "gunicorn-uvicorn",
 ]
 POLLED = ["gunicorn-sync"]
+TASKS = {"default": "gated", "processes": "gated", "coroutines": "gated_async"}
 SIGNALS = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
 
 
-def assert_named(ids: Iterable[str], log: str) -> None:
+def assert_named(paths: Mapping[str, str], log: str) -> None:
     """Check that the log names each of these tasks as lost."""
     lost = [line for line in log.splitlines() if "these tasks are lost" in line]
-    for result_id in ids:
-        line = f"{result_id} (tests.project.tasks.gated)"
-        assert sum(line in text for text in lost) == 1, log
+    for result_id, path in paths.items():
+        assert sum(f"{result_id} ({path})" in text for text in lost) == 1, log
 
 
 def all_in_time(function: Any, ways: Iterable[str], *args: Any) -> dict[str, Any]:
@@ -87,8 +87,8 @@ PROGRAMS = {
 }
 
 
-def leave(way: str, command: list[str], gate: str) -> tuple[list[str], str, float]:
-    """Return the ids of the tasks, the log, and how many seconds the end has taken."""
+def leave(way: str, command: list[str], gate: str) -> tuple[dict[str, str], str, float]:
+    """Return the paths of the tasks by id, the log, and how many seconds the end has taken."""
     own_apps = {
         "INSTALLED_APPS": [
             "django.contrib.auth",
@@ -110,7 +110,7 @@ def leave(way: str, command: list[str], gate: str) -> tuple[list[str], str, floa
         start_new_session=True,
     ) as process:
         assert process.stdout is not None
-        ids = json.loads(process.stdout.readline() or "[]")
+        paths = json.loads(process.stdout.readline() or "{}")
         began = time.monotonic()
         if way == "Ctrl-C":
             os.killpg(process.pid, signal.SIGINT)
@@ -119,15 +119,15 @@ def leave(way: str, command: list[str], gate: str) -> tuple[list[str], str, floa
         _, log = process.communicate(timeout=LIMIT)
         seconds = time.monotonic() - began
     wait_until(lambda: group_is_gone(process.pid), "something is left")
-    return ids, log, seconds
+    return paths, log, seconds
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_program(program: str, gate: str) -> None:
     """However it ends."""
-    for ids, log, _ in all_in_time(leave, WAYS, PROGRAMS[program], gate).values():
-        assert len(ids) == 6, log
-        assert_named(ids, log)
+    for paths, log, _ in all_in_time(leave, WAYS, PROGRAMS[program], gate).values():
+        assert len(paths) == 9, log
+        assert_named(paths, log)
 
 
 # Servers
@@ -173,15 +173,14 @@ def stop(server: Server, end: str, pid: int) -> float:
 
 
 def stop_server(end: str, name: str, directory: Path, gate: str) -> tuple[Any, ...]:
-    """Return the ids of the tasks, what clients were told, the log, and the seconds it took."""
+    """Return what was started, what clients were told, the log, and the seconds it took."""
     directory = Path(tempfile.mkdtemp(prefix=end, dir=directory))
     # Django's reloader kills the serving process a quarter of a second after Ctrl-C, so the default
     # there is 0.
     options = settings() if name == "runserver-reload" else SETTINGS
     with serve(name, directory, settings=options) as server, ThreadPoolExecutor() as threads:
         started = [
-            server.start_task("gated", gate, backend=alias, count=3)
-            for alias in ("default", "processes")
+            server.start_task(name, gate, backend=alias, count=3) for alias, name in TASKS.items()
         ]
         watchers = [Watcher(server, tasks["events"]) for tasks in started]
         reading = [threads.submit(watcher.read) for watcher in watchers]
@@ -192,7 +191,7 @@ def stop_server(end: str, name: str, directory: Path, gate: str) -> tuple[Any, .
         for future in reading:
             future.result(LIMIT)
         told = {id: payload for watcher in watchers for id, payload in watcher.last.items()}
-        return [tasks["ids"] for tasks in started], told, server.log.read_text(), seconds
+        return started, told, server.log.read_text(), seconds
 
 
 def expected_on_streams(name: str, way: str, running: str, waiting: list[str]) -> list[str]:
@@ -211,8 +210,10 @@ def test_a_server(name: str, tmp_path: Path, gate: str) -> None:
     ways = ["Ctrl-C"] if name == "runserver-reload" else list(SIGNALS)
     ends = all_in_time(stop_server, ways, name, tmp_path, gate)
     for way, (started, told, log, _) in ends.items():
-        assert_named([id for ids in started for id in ids], log)
-        for running, *waiting in started:
+        for tasks, name_of_task in zip(started, TASKS.values(), strict=True):
+            path = f"tests.project.tasks.{name_of_task}"
+            assert_named(dict.fromkeys(tasks["ids"], path), log)
+            running, *waiting = tasks["ids"]
             for result_id in expected_on_streams(name, way, running, waiting):
                 payload = told[result_id]
                 assert (payload["status"], payload["error"]["reason"]) == ("FAILED", "lost"), way

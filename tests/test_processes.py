@@ -299,6 +299,12 @@ def test_c_code_that_holds_the_gil_is_cancelled() -> None:
     wait_until(lambda: not is_alive(pid_of(result)), "the process lives on")
 
 
+@pytest.mark.parametrize("task", [tasks.fork, tasks.fork_async])
+def test_a_child_of_a_worker_dies_of_sigterm(task: Any) -> None:
+    """As multiprocessing.Pool wants it: our handler is not its business."""
+    assert run(task).return_value == signal.SIGTERM
+
+
 def test_timeout(tmp_path: Path) -> None:
     # A worker imports the task in this time, too.
     with processes(MAX_WORKERS=1, TIMEOUT=2):

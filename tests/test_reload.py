@@ -22,10 +22,11 @@ NOTICED = "changed, reloading"
 
 
 def reload(server: Server, module: Path, gate: str) -> float:
-    """Change a file while two tasks run; return how many seconds the old process lives on."""
+    """Change a file while tasks run; return how many seconds the old process lives on."""
     old = server.start_task("gated", gate)
     in_process = server.start_task("gated", gate, backend="processes")
-    for task in (old, in_process):
+    coroutine = server.start_task("gated_async", gate)
+    for task in (old, in_process, coroutine):
         with stream(server.url + task["events"]) as messages:
             assert any(m.data and m.payload["progress"] for m in messages)
     noticed = server.log.read_text().count(NOTICED)
@@ -41,14 +42,14 @@ def reload(server: Server, module: Path, gate: str) -> float:
     wait_until(lambda: accepts(server.port), "the new process does not start")
     assert server.start_task("noop")["pid"] != old["pid"]
     log = server.log.read_text()
-    for task in (old, in_process):
-        assert f"{task['id']} (tests.project.tasks.gated)" in log, "it was lost in silence"
+    for task in (old, in_process, coroutine):
+        assert f"{task['id']} (tests.project.tasks.gated" in log, "it was lost in silence"
     return seconds
 
 
 def test_a_reload_does_not_wait_for_tasks(tmp_path: Path, gate: str) -> None:
     """
-    It takes less than two seconds, with tasks in a thread and in a process that do not end.
+    It takes less than two seconds, with tasks that do not end: a thread, a process, a coroutine.
 
     Measured from the moment when the reloader, which looks at the files once a second, says that
     one has changed, until the old process is gone: then Django starts the new one, at once. A busy

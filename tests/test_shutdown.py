@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 SCRIPT = """
-import os, signal, sys, threading
+import os, signal, sys, threading, time
+{before}
 from django.conf import settings
 options = {{"SHUTDOWN_TIMEOUT": 1}}
 backend = {{"BACKEND": "django_tasks_local.ThreadPoolBackend", "OPTIONS": options}}
@@ -29,8 +30,8 @@ if __name__ == "__main__":
 """
 
 
-def run(body: str) -> subprocess.CompletedProcess[str]:
-    code = SCRIPT.format(body=body.strip().replace("\n", "\n    "))
+def run(body: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    code = SCRIPT.format(before=before, body=body.strip().replace("\n", "\n    "))
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         cwd=ROOT,
@@ -69,6 +70,49 @@ threading.Event().wait(20)
     expected = -signal.SIGTERM if number is signal.SIGTERM else -signal.SIGINT
     assert done.returncode == expected, done.stderr
     assert "RecursionError" not in done.stderr
+
+
+def test_ctrl_c_at_a_prompt() -> None:
+    """Who catches KeyboardInterrupt goes on, with tasks."""
+    done = run("""
+tasks.noop.enqueue()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait(20)
+except KeyboardInterrupt:
+    say("caught")
+from django_tasks_local.hub import hub
+with hub.subscribe(tasks.noop.enqueue().id) as subscription:
+    say([event.status for event in subscription][-1])
+""")
+    assert done.stdout == "caught\nSUCCESSFUL\n", done.stderr
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_child_of_fork_dies_of_sigterm(begins: bool) -> None:
+    """Also when it comes at once; multiprocessing.Pool counts on it."""
+    done = run(
+        f"""
+tasks.noop.enqueue()
+import warnings
+warnings.simplefilter("ignore")  # Python warns of fork() in a process with threads.
+pid = os.fork()
+if pid == 0:
+    if {begins}:
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(20)
+    os._exit(3)
+assert isinstance(signal.getsignal(signal.SIGTERM), shutdown._Handler)
+assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+say(os.waitpid(pid, 0)[1])
+""",
+        # Before any hook of ours, as if the parent had been that quick.
+        before=""
+        if begins
+        else "os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))",
+    )
+    assert done.stdout == f"{signal.SIGTERM:d}\n", done.stderr
 
 
 def test_a_pool_that_comes_too_late_is_refused() -> None:

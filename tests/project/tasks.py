@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
 from django.core.cache import cache
 from django.db import connections
@@ -161,6 +162,13 @@ def gated(gate: str) -> str:
 
 
 @task
+async def gated_async(gate: str) -> None:
+    """Wait for the test in the two kinds of threads that sync code may have in a coroutine."""
+    report_progress(10, message="waiting for the test")
+    await asyncio.gather(sync_to_async(wait_for)(gate), asyncio.to_thread(wait_for, gate))
+
+
+@task
 def sign(book: str, gate: str | None = None) -> int:
     """Report, wait for the test if it wants that, and sign a book: who has done which task."""
     report_progress(1)
@@ -273,6 +281,43 @@ def until_cancelled(name: str, swallow: bool = False) -> str:
     finally:
         notes[name].append("tidied")
     return "swallowed"
+
+
+@task
+def tidy_up(name: str, gate: str) -> None:
+    """Wait for the cancellation, and for the test before and after it has tidied up."""
+    try:
+        while True:
+            report_progress(message="working")
+            time.sleep(0.001)
+    finally:
+        notes[name].append("tidying")
+        wait_for(gate)
+        report_progress(message="tidy")
+        notes[name].append("tidied")
+
+
+@task
+async def tidy_up_async(name: str, gate: str) -> None:
+    """The same in a coroutine."""
+    report_progress(message="working")
+    try:
+        await asyncio.sleep(LIMIT)
+    finally:
+        notes[name].append("tidying")
+        await asyncio.to_thread(wait_for, gate)
+        report_progress(message="tidy")
+        notes[name].append("tidied")
+
+
+@task
+async def leave_a_query(gate: str) -> str:
+    """End while the thread of thread-sensitive code is busy."""
+    report_progress(message="working")
+    query = sync_to_async(wait_for)(gate)
+    await asyncio.wait([asyncio.ensure_future(query)], timeout=0.01)
+    report_progress(message="ending")
+    return "value"
 
 
 @task

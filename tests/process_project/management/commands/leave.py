@@ -1,4 +1,4 @@
-"""A management command that ends while tasks run and wait, in threads and in processes."""
+"""A management command that ends while tasks run and wait: threads, processes, coroutines."""
 
 import json
 import sys
@@ -8,19 +8,20 @@ from typing import Any
 from django.core.management import BaseCommand, CommandParser
 
 from django_tasks_local.hub import hub
-from tests.project.tasks import LIMIT, gated
+from tests.project.tasks import LIMIT, gated, gated_async
 
 
 def leave(way: str, gate: str) -> None:
-    """Enqueue tasks on both backends, print their ids when one of each runs, and end this way."""
+    """Enqueue tasks on each backend, print their ids when one of each runs, and end this way."""
     enqueued = []
-    for alias in ("default", "processes"):
-        results = [gated.using(backend=alias).enqueue(gate) for _ in range(3)]
+    for task, alias in ((gated, "default"), (gated, "processes"), (gated_async, "coroutines")):
+        results = [task.using(backend=alias).enqueue(gate) for _ in range(3)]
         with hub.subscribe(results[0].id) as subscription:
             while not any(event.progress for event in subscription.take(LIMIT)):
                 assert not subscription.ended
         enqueued += results
-    print(json.dumps([result.id for result in enqueued]), flush=True)  # noqa: T201
+    ids = {result.id: result.task.module_path for result in enqueued}
+    print(json.dumps(ids), flush=True)  # noqa: T201
     if way == "sys.exit":
         sys.exit(3)
     if way == "exception":
