@@ -20,6 +20,7 @@ from contextvars import ContextVar
 from enum import Enum
 from typing import Any, Final, Literal, Protocol, overload
 
+from django.core.exceptions import SynchronousOnlyOperation
 from django.utils.functional import Promise
 
 from .events import Progress
@@ -53,7 +54,11 @@ def report_progress(
     **data: Any,
 ) -> None:
     """
-    Say how far the running task is. Called from the task, in any of its threads.
+    Say how far the running task is. Called from the task, in any thread that has its context.
+
+    asyncio.to_thread() and sync_to_async() hand the context on; threading.Thread and
+    ThreadPoolExecutor do not, and there it is as outside of a task. Hand it on yourself:
+    `executor.submit(copy_context().run, function, argument)`, with contextvars.copy_context().
 
     What is left out keeps its last value; None means unknown. `total` starts as 100, so `current`
     alone is a percentage. `data` must be JSON and replaces the last data. Outside of a task the
@@ -75,6 +80,34 @@ def report_progress(
         reporter.report(current, total, message, checked)
 
 
+class _Both[T](Iterable[T], AsyncIterable[T], Protocol):
+    """What either loop takes, as a QuerySet is."""
+
+
+class _BothLoops[T](Iterator[T], AsyncIterator[T]):
+    """What track() makes of _Both: only the loop that begins shows which of the two it is."""
+
+    def __init__(self, items: Iterator[T], aitems: AsyncIterator[T]) -> None:
+        self._items = items
+        self._aitems = aitems
+
+    def __iter__(self) -> Iterator[T]:
+        return self._items
+
+    def __next__(self) -> T:
+        return next(self._items)
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self._aitems
+
+    async def __anext__(self) -> T:
+        return await anext(self._aitems)
+
+
+@overload
+def track[T](
+    iterable: _Both[T], total: Number | Unset | None = ..., message: str | Unset | None = ...
+) -> _BothLoops[T]: ...
 @overload
 def track[T](
     iterable: Iterable[T], total: Number | Unset | None = ..., message: str | Unset | None = ...
@@ -91,61 +124,124 @@ def track[T](
     message: str | Unset | None = UNSET,
 ) -> Iterator[T] | AsyncIterator[T]:
     """
-    Yield the items of `iterable` and report how many are done. Called from the task.
+    Yield the items of `iterable` and report how many are done. Called as report_progress() is.
 
-    `total` is len(iterable) where there is one; None, or nothing to count, means unknown.
-    A `report_progress(message=...)` between two items keeps the count.
+    For a QuerySet, write `for` or `async for`, as without track(). `total` is len(iterable) where
+    there is one, looked up when the loop begins; in an `async for`, with the first item. None, or
+    nothing to count, means unknown. A `report_progress(message=...)` between two items keeps the
+    count. When a loop inside another one ends, the outer one's count, total and message are back.
 
     Raises TypeError or ValueError as report_progress() does, and TaskCancelled after an item when
     the task was cancelled.
     """
-    if total is UNSET:
-        total = _length(iterable)
-    total = _number("total", total)
-    # An empty query has the total 0, which is not a mistake: there is nothing to count.
-    total = None if total == 0 else _positive(total)
+    if total is not UNSET:
+        total = _number("total", total)
+        # An empty query has the total 0, which is not a mistake: there is nothing to count.
+        total = None if total == 0 else _positive(total)
     if message is not UNSET:
         message = _text(message)
     reporter = current_reporter.get(None)
-    if isinstance(iterable, AsyncIterable):
-        return aiter(iterable) if reporter is None else _atrack(reporter, iterable, total, message)
-    return iter(iterable) if reporter is None else _track(reporter, iterable, total, message)
+    items: Iterator[T] = _track(reporter, iterable, total, message)
+    aitems: AsyncIterator[T] = _atrack(reporter, iterable, total, message)
+    if not isinstance(iterable, AsyncIterable):
+        return items
+    if not isinstance(iterable, Iterable):
+        return aitems
+    return _BothLoops(items, aitems)
 
 
-# In both loops the task's thread only counts; the sampler's thread looks at the count. The store
-# needs no lock: it is atomic, and the sampler reads each value as a whole.
+# In both loops the task's thread only counts; the sampler's thread looks at the count. The stores
+# need no lock: they are atomic, and the sampler reads each value as a whole.
 
 
-def _track[T](
-    reporter: "Reporter", iterable: Iterable[T], total: Number | None, message: str | Unset
-) -> Iterator[T]:
+def _track(
+    reporter: "Reporter | None", iterable: Any, total: Number | Unset | None, message: str | Unset
+) -> Iterator[Any]:
+    items = iter(iterable)  # This fetches a queryset. So its length costs no second query.
+    if reporter is None:
+        yield from items
+        return
     count = 0
-    reporter.start_tracking(total, message)
+    loop = Count(0, _length(iterable) if total is UNSET else total)
     try:
-        for item in iterable:
+        reporter.start_tracking(loop, message)
+        for item in items:
             yield item
             count += 1
-            reporter.current = count
+            loop.current = count
             if reporter.cancelled:
                 reporter.raise_if_cancelled()
     finally:
-        reporter.stop_tracking()
+        reporter.stop_tracking(loop)
 
 
-async def _atrack[T](
-    reporter: "Reporter", iterable: AsyncIterable[T], total: Number | None, message: str | Unset
-) -> AsyncIterator[T]:
+async def _atrack(
+    reporter: "Reporter | None", iterable: Any, total: Number | Unset | None, message: str | Unset
+) -> AsyncIterator[Any]:
+    items = aiter(iterable)
+    if reporter is None:
+        async for item in items:
+            yield item
+        return
     count = 0
-    reporter.start_tracking(total, message)
+    loop = Count(0, None if total is UNSET else total)
     try:
-        async for item in iterable:
+        reporter.start_tracking(loop, message)
+        async for item in items:
+            # Not earlier: a queryset has been fetched now, and its length needs no query.
+            if not count and total is UNSET:
+                loop.total = _length(iterable)
             yield item
             count += 1
-            reporter.current = count
+            loop.current = count
             if reporter.cancelled:
                 reporter.raise_if_cancelled()
     finally:
-        reporter.stop_tracking()
+        reporter.stop_tracking(loop)
+
+
+class Count:
+    """
+    How far one thing is, and how fast it goes: a task, or a track() loop in it.
+
+    A reporter's lock guards it, except for what a track() loop stores.
+    """
+
+    __slots__ = ("_base", "_rate", "_rate_weight", "current", "first_message", "message", "total")
+
+    def __init__(self, current: Number | None, total: Number | None) -> None:
+        self.current = current
+        self.total = total
+        self.message = self.first_message = ""
+        self._base: tuple[Number, float] | None = None
+        self._rate = self._rate_weight = 0.0
+
+    def start(self, message: str, now: float) -> None:
+        """Begin a loop, with the message that it is given or finds."""
+        self.message = self.first_message = message
+        self._base = (0, now)
+
+    def rate(self, now: float) -> float | None:
+        """
+        Average the steps a second, later ones weighing more, over about SMOOTHING seconds.
+
+        The first report is the base, not 0: a task that goes on at 5,000 has not done 5,000 steps.
+        """
+        current = self.current
+        if current is None or self._base is None or current < self._base[0]:
+            self._base = None if current is None else (current, now)
+            self._rate = self._rate_weight = 0.0
+            return None
+        base, base_at = self._base
+        if current > base and now > base_at:
+            weight = 1 - math.exp((base_at - now) / SMOOTHING)
+            step_rate = float(current - base) / (now - base_at)
+            self._rate += weight * (step_rate - self._rate)
+            self._rate_weight += weight * (1 - self._rate_weight)
+            self._base = (current, now)
+        if not self._rate_weight:
+            return None
+        return float(f"{self._rate / self._rate_weight:.4g}")
 
 
 class Reporter:
@@ -157,26 +253,21 @@ class Reporter:
     """
 
     __slots__ = (
-        "_base",
         "_clock",
         "_closed",
         "_lock",
+        "_loops",
         "_next_at",
         "_number",
         "_publish",
         "_published",
         "_queued",
-        "_rate",
-        "_rate_weight",
         "_sampler",
-        "_tracking",
+        "_shown",
         "_was_told",
         "cancelled",
-        "current",
         "data",
         "interval",
-        "message",
-        "total",
     )
 
     def __init__(
@@ -187,9 +278,6 @@ class Reporter:
         clock: Callable[[], float] = time.monotonic,
         sampler: "Sampler | None" = None,
     ) -> None:
-        self.current: Number | None = None
-        self.total: Number | None = 100
-        self.message = ""
         self.data: dict[str, Any] = {}
         self.interval = interval
         self.cancelled = False  # and the task was not told yet
@@ -197,17 +285,16 @@ class Reporter:
         self._publish = publish
         self._clock = clock
         self._sampler = sampler or default_sampler
-        # Guards everything here but `current` while it is tracked. Re-entrant, because a signal
+        # Guards everything here but what track() loops store. Re-entrant, because a signal
         # handler or a finalizer may report in the midst of a report.
         self._lock = threading.RLock()
         self._closed = False
         self._queued = False  # the sampler will look at this reporter
-        self._tracking = 0  # open track() loops
+        self._loops: list[Count] = []  # the open track() loops, the newest one last
+        self._shown = Count(None, 100)  # what is reported: the newest loop's, and then the last's
         self._number = 0
         self._next_at = -math.inf
         self._published: tuple[Any, ...] | None = None
-        self._base: tuple[Number, float] | None = None
-        self._rate = self._rate_weight = 0.0
 
     def report(
         self,
@@ -226,12 +313,13 @@ class Reporter:
                     current_result_id.get(None),
                 )
                 return
+            shown = self._shown
             if current is not UNSET:
-                self.current = current
+                shown.current = current
             if total is not UNSET:
-                self.total = total
+                shown.total = total
             if message is not UNSET:
-                self.message = message
+                shown.message = message
             if data is not UNSET:
                 self.data = data
             if self._queued:
@@ -253,7 +341,7 @@ class Reporter:
         with self._lock:
             if self._closed:
                 return None
-            self._queued = bool(self._tracking)
+            self._queued = bool(self._loops)
             now = self._clock()
             again = now + max(self.interval, 0.005) if self._queued else None
             if self._values() == self._published:
@@ -274,19 +362,36 @@ class Reporter:
                 return self._number, None
             return self._number, self._progress(self._clock())
 
-    def start_tracking(self, total: Number | None, message: str | Unset) -> None:
-        """Begin a track() loop: from now on the sampler looks at `current` by itself."""
-        self.report(0, total, message)
+    def start_tracking(self, loop: Count, message: str | Unset) -> None:
+        """Begin a track() loop: from now on the sampler looks at its count by itself."""
         with self._lock:
-            self._tracking += 1
+            if self.cancelled:
+                self.raise_if_cancelled()
+            if not self._closed:
+                loop.start(self._shown.message if message is UNSET else message, self._clock())
+                self._loops.append(loop)
+                self._shown = loop
+        self.report()
+        with self._lock:
             if not self._queued and not self._closed:
                 self._queued = True
                 self._sampler.add(self, self._next_at)
 
-    def stop_tracking(self) -> None:
-        """End a track() loop; the sampler looks once more, for the last value."""
+    def stop_tracking(self, loop: Count) -> None:
+        """
+        End a track() loop, if it has begun; the sampler looks once more, for the last value.
+
+        The loop around it is shown again, with its own message, unless the task has reported
+        another one meanwhile. Loops may end in any order: coroutines have theirs side by side.
+        """
         with self._lock:
-            self._tracking -= 1
+            if loop not in self._loops:
+                return
+            self._loops.remove(loop)
+            if self._loops and self._shown is loop:
+                self._shown = outer = self._loops[-1]
+                if loop.message is not loop.first_message:
+                    outer.message = loop.message
 
     def cancel(self) -> None:
         """
@@ -310,7 +415,8 @@ class Reporter:
             raise TaskCancelled("The task was cancelled.")
 
     def _values(self) -> tuple[Any, ...]:
-        return self.current, self.total, self.message, self.data
+        shown = self._shown
+        return shown.current, shown.total, shown.message, self.data
 
     def _sample_locked(self, now: float) -> tuple[int, Progress]:
         self._next_at = now + self.interval
@@ -320,7 +426,7 @@ class Reporter:
 
     def _progress(self, now: float) -> Progress:
         current, total, message, data = self._values()
-        rate = self._smoothed_rate(current, now)
+        rate = self._shown.rate(now)
         return Progress(
             current=current,
             total=total,
@@ -330,27 +436,6 @@ class Reporter:
             rate=rate,
             eta=_eta(current, total, rate),
         )
-
-    def _smoothed_rate(self, current: Number | None, now: float) -> float | None:
-        """
-        Average the steps a second, later ones weighing more, over about SMOOTHING seconds.
-
-        The first report is the base, not 0: a task that goes on at 5,000 has not done 5,000 steps.
-        """
-        if current is None or self._base is None or current < self._base[0]:
-            self._base = None if current is None else (current, now)
-            self._rate = self._rate_weight = 0.0
-            return None
-        base, base_at = self._base
-        if current > base and now > base_at:
-            weight = 1 - math.exp((base_at - now) / SMOOTHING)
-            step_rate = float(current - base) / (now - base_at)
-            self._rate += weight * (step_rate - self._rate)
-            self._rate_weight += weight * (1 - self._rate_weight)
-            self._base = (current, now)
-        if not self._rate_weight:
-            return None
-        return float(f"{self._rate / self._rate_weight:.4g}")
 
 
 class Sampled(Protocol):
@@ -481,8 +566,9 @@ def _json(data: dict[str, Any]) -> dict[str, Any]:
 
 def _length(iterable: Any) -> int | None:
     try:
-        return len(iterable)
-    except TypeError:
+        return len(iterable) or None
+    except (TypeError, OverflowError, SynchronousOnlyOperation):
+        # There is none, it is beyond all counting, or it takes a query in the loop's thread.
         return None
 
 

@@ -1,17 +1,22 @@
 """report_progress() and track(): values, throttling, rate, cancelling."""
 
+import asyncio
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync, sync_to_async
+from django.contrib.auth.models import User
 from django.utils.translation import gettext_lazy
 
-from django_tasks_local import report_progress, track
+from django_tasks_local import current_result_id, report_progress, track
 from django_tasks_local.events import Progress
 from django_tasks_local.exceptions import TaskCancelled
 from django_tasks_local.hub import hub
@@ -48,6 +53,11 @@ class Stage:
     @property
     def last(self) -> Progress:
         return self.published[-1][1]
+
+    def look(self) -> tuple[Any, ...]:
+        """Return what is told an interval later."""
+        self.tick(self.now + self.reporter.interval)
+        return self.last.current, self.last.total, self.last.message
 
     def tick(self, now: float) -> None:
         """Move the clock and let the sampler do what is due."""
@@ -244,13 +254,27 @@ def test_track_counts_and_the_sampler_looks(stage: Stage) -> None:
     assert stage.sampler.due == []
 
 
+class Endless:
+    """An iterable whose length is beyond all counting."""
+
+    def __len__(self) -> int:
+        return 10**100
+
+    def __iter__(self) -> Iterator[str]:
+        return iter("ab")
+
+
 def test_track_of_unknown_length(stage: Stage) -> None:
     assert list(track(iter("ab"))) == ["a", "b"]
-    assert (stage.reporter.current, stage.reporter.total) == (2, None)
+    assert stage.look() == (2, None, "")
     assert list(track([])) == []
-    assert (stage.reporter.current, stage.reporter.total) == (0, None)
+    assert stage.look() == (0, None, "")
+    assert list(track(iter("ab"), total=0)) == ["a", "b"]
+    assert stage.look() == (2, None, "")
+    assert list(track(Endless())) == ["a", "b"]
+    assert stage.look() == (2, None, "")
     assert list(track(iter("ab"), total=2)) == ["a", "b"]
-    assert (stage.reporter.current, stage.reporter.total) == (2, 2)
+    assert stage.look() == (2, 2, "")
 
 
 def test_leaving_a_tracked_loop_early(stage: Stage) -> None:
@@ -263,15 +287,211 @@ def test_leaving_a_tracked_loop_early(stage: Stage) -> None:
     assert stage.sampler.due == []
 
 
-async def test_track_of_an_async_iterable(stage: Stage) -> None:
-    async def letters() -> AsyncIterator[str]:
-        for letter in "abc":
-            yield letter
+def test_an_inner_loop_hands_back_to_the_outer_one(stage: Stage) -> None:
+    seen = []
+    for outer in track(range(3), message="outer"):
+        for _ in track(range(10 + outer), message="inner"):
+            pass
+        seen.append(stage.look())
+        for _ in track(iter("ab")):
+            seen.append(stage.look())
+            break
+        seen.append(stage.look())
+    assert seen == [
+        (step, total, "outer")
+        for step in range(3)
+        for step, total in ((step, 3), (0, None), (step, 3))
+    ]
+    assert stage.look() == (3, 3, "outer")
+    stage.look()
+    assert stage.sampler.due == []
 
+
+def test_an_inner_loop_that_is_left_by_an_error(stage: Stage) -> None:
+    for _ in track(range(3), message="outer"):
+        inner = (1 // number for number in track([1, 0], message="inner"))
+        with pytest.raises(ZeroDivisionError):
+            list(inner)
+    assert stage.look() == (3, 3, "outer")
+
+
+def test_what_the_task_reports_in_an_inner_loop(stage: Stage) -> None:
+    for _ in track(range(2), message="outer"):
+        for _ in track("ab", message="inner"):
+            report_progress(50, 60, "a message of its own", stage="upload")
+    assert stage.look() == (2, 2, "a message of its own")
+    assert stage.last.data == {"stage": "upload"}
+
+
+def test_each_loop_has_a_rate_of_its_own(stage: Stage) -> None:
+    for _ in track(range(4)):
+        for number in track(range(1000)):
+            stage.now += 0.01
+            if number == 500:
+                stage.tick(stage.now)
+                assert stage.last.rate == pytest.approx(100, rel=0.01)
+                assert stage.last.eta == pytest.approx(5, rel=0.01)
+    assert stage.look() == (4, 4, "")
+    assert stage.last.rate == pytest.approx(0.1, rel=0.05)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_loops_side_by_side_may_end_in_any_order(stage: Stage, first: int) -> None:
+    for _ in track(range(3), message="outer"):
+        loops = [track(range(5), message="one"), track(range(7), message="another")]
+        for loop in loops:
+            assert [next(loop), next(loop)] == [0, 1]
+        assert stage.look() == (1, 7, "another")
+        loops.pop(first).close()  # type: ignore[attr-defined]
+        assert stage.look() == ((1, 7, "another") if first == 0 else (1, 5, "one"))
+        loops.pop().close()  # type: ignore[attr-defined]
+    assert stage.look() == (3, 3, "outer")
+
+
+async def letters() -> AsyncIterator[str]:
+    """Yield a, b and c."""
+    for letter in "abc":
+        yield letter
+
+
+async def test_track_of_an_async_iterable(stage: Stage) -> None:
     assert [letter async for letter in track(letters(), total=3)] == ["a", "b", "c"]
-    assert stage.reporter.current == 3
+    assert stage.look() == (3, 3, "")
+    async for _ in track(letters(), message="outer"):
+        assert [letter async for letter in track(letters(), 3, "inner")] == ["a", "b", "c"]
+    assert stage.look() == (3, None, "outer")
     current_reporter.set(None)  # type: ignore[arg-type]
     assert [letter async for letter in track(letters())] == ["a", "b", "c"]
+
+
+def test_an_inner_async_loop_that_is_left_early(stage: Stage) -> None:
+    async def loops() -> None:
+        async for _ in track(letters(), total=3, message="outer"):
+            async for _ in track(letters(), message="inner"):
+                break  # asyncio closes it a moment later
+
+    asyncio.run(loops())
+    assert stage.look() == (3, 3, "outer")
+    stage.look()
+    assert stage.sampler.due == []
+
+
+# Of querysets: each is made anew, because it keeps what it has fetched.
+
+
+def collect(users: Iterable[User]) -> list[str]:
+    """Loop with `for`."""
+    return [user.username for user in users]
+
+
+@async_to_sync
+async def acollect(users: AsyncIterator[User]) -> list[str]:
+    """Loop with `async for`; the queries are made in the thread that waits for this."""
+    return [user.username async for user in users]
+
+
+def all_users() -> Any:
+    return User.objects.order_by("username")
+
+
+def raw_users() -> Any:
+    return User.objects.raw("SELECT * FROM auth_user ORDER BY username")
+
+
+@pytest.fixture
+def users(db: None) -> list[str]:
+    names = ["ann", "bob", "eve"]
+    User.objects.bulk_create(User(username=name) for name in names)
+    return names
+
+
+@pytest.fixture(params=[True, False], ids=["in a task", "outside"])
+def maybe_stage(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue("stage") if request.param else None
+
+
+@pytest.mark.parametrize("queryset", [all_users, raw_users])
+@pytest.mark.parametrize("loop", [collect, acollect])
+def test_track_of_a_queryset(
+    maybe_stage: Stage | None,
+    users: list[str],
+    loop: Any,
+    queryset: Any,
+    django_assert_num_queries: Any,
+) -> None:
+    with django_assert_num_queries(1):
+        assert loop(track(queryset(), message="Users")) == users
+    if maybe_stage:
+        assert maybe_stage.look() == (3, 3, "Users")
+    User.objects.all().delete()
+    assert loop(track(queryset())) == []
+    if maybe_stage:
+        assert maybe_stage.look() == (0, None, "Users")
+
+
+@pytest.mark.parametrize("loop", [collect, acollect])
+def test_track_of_a_queryset_with_a_total(
+    maybe_stage: Stage | None, users: list[str], loop: Any, django_assert_num_queries: Any
+) -> None:
+    with django_assert_num_queries(2):
+        assert loop(track(all_users(), total=User.objects.count())) == users
+    if maybe_stage:
+        assert maybe_stage.look() == (3, 3, "")
+    with django_assert_num_queries(1):
+        assert loop(track(all_users(), total=None)) == users
+    if maybe_stage:
+        assert maybe_stage.look() == (3, None, "")
+
+
+@pytest.mark.parametrize(
+    ("loop", "iterate"),
+    [
+        (collect, lambda: all_users().iterator()),
+        (acollect, lambda: all_users().aiterator()),
+    ],
+)
+def test_track_of_a_querysets_iterator(
+    maybe_stage: Stage | None, users: list[str], loop: Any, iterate: Any
+) -> None:
+    assert loop(track(iterate())) == users
+    if maybe_stage:
+        assert maybe_stage.look() == (3, None, "")
+    assert loop(track(iterate(), total=all_users().count())) == users
+    if maybe_stage:
+        assert maybe_stage.look() == (3, 3, "")
+
+
+def test_the_length_of_a_queryset_is_told_as_soon_as_it_is_known(
+    stage: Stage, users: list[str]
+) -> None:
+    @async_to_sync
+    async def look_at_each(tracked: AsyncIterator[User]) -> list[Any]:
+        return [stage.look() async for _ in tracked]
+
+    expected = [(0, 3, ""), (1, 3, ""), (2, 3, "")]
+    assert [stage.look() for _ in track(all_users())] == expected
+    assert look_at_each(track(all_users())) == expected
+
+
+def test_single_steps_of_a_tracked_queryset(maybe_stage: Stage | None, users: list[str]) -> None:
+    @async_to_sync
+    async def first(tracked: AsyncIterator[User]) -> str:
+        return (await anext(tracked)).username
+
+    assert next(track(all_users())).username == "ann"
+    assert first(track(all_users())) == "ann"
+
+
+async def test_a_length_that_cannot_be_had_in_an_event_loop(stage: Stage) -> None:
+    class Users:
+        def __len__(self) -> int:
+            return User.objects.count()
+
+        def __aiter__(self) -> AsyncIterator[str]:
+            return letters()
+
+    assert [letter async for letter in track(Users())] == ["a", "b", "c"]
+    assert stage.look() == (3, None, "")
 
 
 @pytest.mark.parametrize(
@@ -281,6 +501,7 @@ async def test_track_of_an_async_iterable(stage: Stage) -> None:
         ([1], {"total": math.nan}, ValueError),
         ([1], {"total": "3"}, TypeError),
         ([1], {"message": 3}, TypeError),
+        (User.objects.all(), {"total": -1}, ValueError),
     ],
 )
 def test_track_complains_at_the_call(
@@ -288,6 +509,59 @@ def test_track_complains_at_the_call(
 ) -> None:
     with pytest.raises(error):
         track(iterable, **keywords)
+
+
+@pytest.mark.parametrize("in_task", [True, False])
+def test_track_of_what_is_not_iterable(stage: Stage, in_task: bool) -> None:
+    if not in_task:
+        current_reporter.set(None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="'int' object is not iterable"):
+        for _ in track(3):  # type: ignore[call-overload]
+            pass
+    assert stage.published == []
+
+
+# In the task's other threads
+
+
+def report_from_a_thread(current: int) -> str:
+    """Report, and return what is known there of the task."""
+    report_progress(current)
+    return current_result_id.get("unknown")
+
+
+@pytest.fixture
+def result_id() -> Iterator[str]:
+    token = current_result_id.set("the task's id")
+    yield "the task's id"
+    current_result_id.reset(token)
+
+
+def test_a_thread_that_is_handed_the_context_may_report(stage: Stage, result_id: str) -> None:
+    with ThreadPoolExecutor(2) as executor:
+        futures = [
+            executor.submit(copy_context().run, report_from_a_thread, number)
+            for number in (1, 2, 3)
+        ]
+        assert [future.result() for future in futures] == [result_id] * 3
+        assert stage.look()[0] in {1, 2, 3}
+        stage.reporter.cancel()
+        with pytest.raises(TaskCancelled):
+            executor.submit(copy_context().run, report_from_a_thread, 4).result()
+
+
+@pytest.mark.parametrize(
+    "in_thread",
+    [asyncio.to_thread, lambda function, *args: sync_to_async(function)(*args)],
+)
+def test_asyncio_and_asgiref_hand_the_context_on(
+    stage: Stage, result_id: str, in_thread: Any
+) -> None:
+    async def report() -> Any:
+        return await in_thread(report_from_a_thread, 7)
+
+    assert asyncio.run(report()) == result_id
+    assert stage.look()[0] == 7
 
 
 @pytest.mark.parametrize("step", [lambda: report_progress(1), lambda: list(track([1, 2]))])
@@ -381,6 +655,16 @@ def test_a_message_inside_a_tracked_loop(gate: str) -> None:
     tasks.gates[gate].set()
     finished(result)
     assert hub.snapshot(result.id).progress.percent == 100.0
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("task", [tasks.track_users, tasks.atrack_users])
+def test_a_task_that_tracks_a_queryset(task: Any) -> None:
+    User.objects.bulk_create(User(username=name) for name in ("ann", "bob"))
+    result = finished(task.enqueue())
+    assert result.return_value == ["ann", "bob"]
+    progress = hub.snapshot(result.id).progress
+    assert (progress.current, progress.total, progress.percent) == (2, 2, 100.0)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ from django_tasks_local.execution import Outcome
 from django_tasks_local.hub import Hub, Subscription, hub
 from django_tasks_local.pools import Job, Pool
 from django_tasks_local.positions import Positions
-from django_tasks_local.progress import Reporter
+from django_tasks_local.progress import UNSET, Count, Reporter
 from django_tasks_local.results import ResultStore
 from tests.project import tasks
 from tests.test_progress import FakeSampler, Stage
@@ -172,7 +172,8 @@ class ThrottleMachine(RuleBasedStateMachine):
         self.reporter = self.stage.reporter
         self.values: dict[str, Any] = {"current": None, "total": 100, "message": "", "data": {}}
         self.reported = False
-        self.tracking = 0
+        # The open loops: of each its first message, and what is told while it is the newest.
+        self.loops: list[tuple[Count, str, dict[str, Any]]] = []
         self.cancelled = False
         self.closed = False
         self.times: list[float] = []
@@ -196,27 +197,40 @@ class ThrottleMachine(RuleBasedStateMachine):
             self.reported = True
         self.note()
 
-    @precondition(lambda self: self.tracking < 2)
-    @rule(total=st.none() | st.integers(1, 9))
-    def start_tracking(self, total: int | None) -> None:
-        if self.told_of_cancellation(lambda: self.reporter.start_tracking(total, "tracking")):
+    @precondition(lambda self: len(self.loops) < 3)
+    @rule(total=st.none() | st.integers(1, 9), message=st.sampled_from([UNSET, "tracking"]))
+    def start_tracking(self, total: int | None, message: Any) -> None:
+        loop = Count(0, total)
+        if self.told_of_cancellation(lambda: self.reporter.start_tracking(loop, message)):
             return
-        self.tracking += 1
         if not self.closed:
-            self.values |= {"current": 0, "total": total, "message": "tracking"}
+            if message is UNSET:
+                message = self.values["message"]
+            self.values = self.values | {"current": 0, "total": total, "message": message}
+            self.loops.append((loop, message, self.values))
             self.reported = True
         self.note()
 
-    @precondition(lambda self: self.tracking and not self.closed)
-    @rule(count=st.integers(0, 9))
-    def step(self, count: int) -> None:
-        self.reporter.current = self.values["current"] = count
+    @precondition(lambda self: self.loops and not self.closed)
+    @rule(data=st.data(), count=st.integers(0, 9))
+    def step(self, data: st.DataObject, count: int) -> None:
+        loop, _, values = data.draw(st.sampled_from(self.loops))
+        loop.current = values["current"] = count
 
-    @precondition(lambda self: self.tracking)
-    @rule()
-    def stop_tracking(self) -> None:
-        self.reporter.stop_tracking()
-        self.tracking -= 1
+    @precondition(lambda self: self.loops)
+    @rule(data=st.data())
+    def stop_tracking(self, data: st.DataObject) -> None:
+        ended = data.draw(st.sampled_from(self.loops))
+        loop, message, values = ended
+        self.reporter.stop_tracking(loop)
+        self.loops.remove(ended)
+        if self.values is values and self.loops:
+            # The task's own words stay, and so does its data; the rest is the other loop's again.
+            kept = {"data": values["data"]}
+            if values["message"] is not message:
+                kept["message"] = values["message"]
+            self.values = self.loops[-1][2]
+            self.values |= kept
 
     @rule()
     def cancel(self) -> None:

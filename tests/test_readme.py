@@ -79,6 +79,12 @@ def main():
     assert (progress.current, progress.total, progress.message) == (3, 3, "Row c")
     assert progress.data == {"stage": "upload"}
 
+    from reports.threads import convert_all
+    status, progress = wait_for(convert_all.enqueue(3))
+    assert status == "SUCCESSFUL"
+    assert (progress.current, progress.total) == (3, 3)
+    assert progress.message in ("Page 0", "Page 1", "Page 2")
+
     # The channel manager of docs/deployment.md.
     assert Client().get(url).status_code == 403
     from django.test import override_settings

@@ -256,6 +256,18 @@ def tracked(count: int, gate: str | None = None) -> int:
 
 
 @task
+def track_users() -> list[str]:
+    """Track a query."""
+    return [user.get_username() for user in track(get_user_model().objects.order_by("pk"))]
+
+
+@task
+async def atrack_users() -> list[str]:
+    """Track a query in a coroutine."""
+    return [user.get_username() async for user in track(get_user_model().objects.order_by("pk"))]
+
+
+@task
 def report(arguments: list[Any], keywords: dict[str, Any], gate: str) -> str:
     """Report what the test says, return the error if there is one, and wait."""
     try:
