@@ -259,6 +259,7 @@ class Reporter:
         "_loops",
         "_next_at",
         "_number",
+        "_outermost",
         "_publish",
         "_published",
         "_queued",
@@ -291,7 +292,7 @@ class Reporter:
         self._closed = False
         self._queued = False  # the sampler will look at this reporter
         self._loops: list[Count] = []  # the open track() loops, the newest one last
-        self._shown = Count(None, 100)  # what is reported: the newest loop's, and then the last's
+        self._shown = self._outermost = Count(None, 100)  # where reports go, and the first loop
         self._number = 0
         self._next_at = -math.inf
         self._published: tuple[Any, ...] | None = None
@@ -358,6 +359,8 @@ class Reporter:
         """Publish nothing any more; return the last number and the final state, if any."""
         with self._lock:
             self._closed = True
+            if self._loops:  # asyncio may have had no time to close one that was left early
+                self._show_locked(self._outermost)
             if self._published is None:
                 return self._number, None
             return self._number, self._progress(self._clock())
@@ -369,6 +372,8 @@ class Reporter:
                 self.raise_if_cancelled()
             if not self._closed:
                 loop.start(self._shown.message if message is UNSET else message, self._clock())
+                if not self._loops:
+                    self._outermost = loop
                 self._loops.append(loop)
                 self._shown = loop
         self.report()
@@ -388,10 +393,8 @@ class Reporter:
             if loop not in self._loops:
                 return
             self._loops.remove(loop)
-            if self._loops and self._shown is loop:
-                self._shown = outer = self._loops[-1]
-                if loop.message is not loop.first_message:
-                    outer.message = loop.message
+            if self._shown is loop:
+                self._show_locked(self._loops[-1] if self._loops else self._outermost)
 
     def cancel(self) -> None:
         """
@@ -413,6 +416,11 @@ class Reporter:
         """Raise TaskCancelled if the task was cancelled and was not told yet."""
         if self.take_cancellation():
             raise TaskCancelled("The task was cancelled.")
+
+    def _show_locked(self, outer: Count) -> None:
+        if self._shown.message is not self._shown.first_message:
+            outer.message = self._shown.message
+        self._shown = outer
 
     def _values(self) -> tuple[Any, ...]:
         shown = self._shown

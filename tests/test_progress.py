@@ -348,6 +348,24 @@ def test_loops_side_by_side_may_end_in_any_order(stage: Stage, first: int) -> No
     assert stage.look() == (3, 3, "outer")
 
 
+def test_the_outer_loop_is_shown_also_when_it_ends_first(stage: Stage) -> None:
+    outer, inner = track(range(3), message="outer"), track(range(9), message="inner")
+    assert [next(outer), next(inner)] == [0, 0]
+    assert list(outer) == [1, 2]
+    assert stage.look() == (0, 9, "inner")
+    del inner
+    assert stage.look() == (3, 3, "outer")
+    stage.look()
+    assert stage.sampler.due == []
+
+
+def final(stage: Stage) -> tuple[Any, ...]:
+    """Return what is told at the task's end."""
+    progress = stage.reporter.close()[1]
+    assert progress is not None
+    return progress.current, progress.total, progress.message
+
+
 async def letters() -> AsyncIterator[str]:
     """Yield a, b and c."""
     for letter in "abc":
@@ -371,9 +389,18 @@ def test_an_inner_async_loop_that_is_left_early(stage: Stage) -> None:
                 break  # asyncio closes it a moment later
 
     asyncio.run(loops())
-    assert stage.look() == (3, 3, "outer")
-    stage.look()
-    assert stage.sampler.due == []
+    assert final(stage) == (3, 3, "outer")
+
+
+def test_an_async_task_that_fails_in_an_inner_loop(stage: Stage) -> None:
+    async def loops() -> None:
+        async for _ in track(letters(), total=3, message="outer"):
+            async for _ in track(letters(), message="inner"):
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(loops())
+    assert final(stage) == (0, 3, "outer")
 
 
 # Of querysets: each is made anew, because it keeps what it has fetched.

@@ -174,6 +174,7 @@ class ThrottleMachine(RuleBasedStateMachine):
         self.reported = False
         # The open loops: of each its first message, and what is told while it is the newest.
         self.loops: list[tuple[Count, str, dict[str, Any]]] = []
+        self.outermost = self.values
         self.cancelled = False
         self.closed = False
         self.times: list[float] = []
@@ -207,6 +208,8 @@ class ThrottleMachine(RuleBasedStateMachine):
             if message is UNSET:
                 message = self.values["message"]
             self.values = self.values | {"current": 0, "total": total, "message": message}
+            if not self.loops:
+                self.outermost = self.values
             self.loops.append((loop, message, self.values))
             self.reported = True
         self.note()
@@ -224,13 +227,16 @@ class ThrottleMachine(RuleBasedStateMachine):
         loop, message, values = ended
         self.reporter.stop_tracking(loop)
         self.loops.remove(ended)
-        if self.values is values and self.loops:
-            # The task's own words stay, and so does its data; the rest is the other loop's again.
-            kept = {"data": values["data"]}
-            if values["message"] is not message:
-                kept["message"] = values["message"]
-            self.values = self.loops[-1][2]
-            self.values |= kept
+        if self.values is values:
+            self.show_outer(message, self.loops[-1][2] if self.loops else self.outermost)
+
+    def show_outer(self, message: str, outer: dict[str, Any]) -> None:
+        """Keep the task's own words and its data; the rest is the outer loop's again."""
+        kept = {"data": self.values["data"]}
+        if self.values["message"] is not message:
+            kept["message"] = self.values["message"]
+        self.values = outer
+        self.values |= kept
 
     @rule()
     def cancel(self) -> None:
@@ -256,6 +262,8 @@ class ThrottleMachine(RuleBasedStateMachine):
     @rule()
     def close(self) -> None:
         number, progress = self.reporter.close()
+        if self.loops:
+            self.show_outer(self.loops[-1][1], self.outermost)
         assert number == len(self.stage.published)
         assert (progress is not None) == self.reported
         if progress is not None:
