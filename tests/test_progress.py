@@ -366,6 +366,12 @@ def final(stage: Stage) -> tuple[Any, ...]:
     return progress.current, progress.total, progress.message
 
 
+def test_loops_that_are_open_when_the_task_ends(stage: Stage) -> None:
+    outer, inner = track(range(3), message="outer"), track(range(9), message="inner")
+    assert [next(outer), next(inner), next(inner)] == [0, 0, 1]
+    assert final(stage) == (0, 3, "outer")
+
+
 async def letters() -> AsyncIterator[str]:
     """Yield a, b and c."""
     for letter in "abc":
