@@ -96,6 +96,19 @@ def event_from_result(
     )
 
 
+def later_state(task_result: AnyResult) -> TaskEvent:
+    """
+    Return the state of a task: what the hub knows, or what this result tells if that is later.
+
+    The hub knows more, but of a task that runs in another process only that it was enqueued.
+    """
+    event = hub.snapshot(task_result.id)
+    if event is not None and event.is_last:
+        return event
+    told = event_from_result(task_result)
+    return told if event is None or told.version > event.version else event
+
+
 class Publication:
     """
     Publishes the events of one task, numbered.

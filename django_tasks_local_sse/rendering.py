@@ -9,8 +9,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.tasks import TaskResultStatus
 
 from django_tasks_local.events import FailureReason
-from django_tasks_local.hub import hub
-from django_tasks_local.lifecycle import event_from_result
+from django_tasks_local.lifecycle import later_state
 
 from .access import events_url
 from .conf import sse_settings
@@ -56,7 +55,7 @@ def widget_context(
             "and have 'django.template.context_processors.request' among the context processors."
         )
     src = events_url(request, result)
-    event = hub.snapshot(result.id) or event_from_result(result)
+    event = later_state(result)
     return {
         "src": src,
         "href": href,

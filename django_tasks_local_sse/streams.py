@@ -20,7 +20,7 @@ from django.tasks.exceptions import InvalidTaskBackend, TaskResultDoesNotExist
 from django_tasks_local.backends import LocalBackend
 from django_tasks_local.events import NOTHING
 from django_tasks_local.hub import hub
-from django_tasks_local.lifecycle import event_from_result
+from django_tasks_local.lifecycle import later_state
 
 from . import encoding
 
@@ -53,10 +53,9 @@ async def _find_event(result_id: str, alias: str) -> TaskEvent | None:
         if isinstance(backend, LocalBackend) or not backend.supports_get_result:
             return event
         # The task may run in another process, and this one has heard nothing since `enqueued`.
-        stored = event_from_result(await backend.aget_result(result_id))
+        return later_state(await backend.aget_result(result_id))
     except (InvalidTaskBackend, TaskResultDoesNotExist):
         return event
-    return stored if event is None or stored.version > event.version else event
 
 
 class Conversation:

@@ -1,5 +1,6 @@
 """`{% task_progress %}` and `{% task_progress_media %}`, as the server renders them."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -156,6 +157,16 @@ def test_a_result_that_the_hub_has_forgotten() -> None:
     result = finished(tasks.noop.enqueue())
     hub.release(result.id)
     assert state(result)[0] == "done"
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [("RUNNING", "running"), ("SUCCESSFUL", "done"), ("FAILED", "failed")]
+)
+def test_a_task_that_runs_in_another_process(status: str, expected: str) -> None:
+    enqueued = tasks.noop.using(backend="dummy").enqueue()  # all that the hub hears of it
+    read_from_a_store = replace(enqueued, status=TaskResultStatus(status))
+    assert state(read_from_a_store)[0] == expected
+    assert state(enqueued)[0] == "waiting"
 
 
 @pytest.mark.parametrize("wrong", [None, "", "an id", 7, [1]])
