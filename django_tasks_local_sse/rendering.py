@@ -62,6 +62,7 @@ def widget_context(
         "label": label,
         "name": event.name,
         "state": state(event),
+        "sequence": event.sequence,
         "percent": event.progress and event.progress.percent,
         "message": message(event, expose_errors=sse_settings().expose_errors),
         "detail": detail(event),

@@ -8,11 +8,12 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.tasks import TaskResultStatus
 from django.template import Context, Template
-from django.test import RequestFactory
+from django.test import RequestFactory, override_settings
 from django.utils import translation
 
 from django_tasks_local import cancel
 from django_tasks_local.events import (
+    LAST_SEQUENCE,
     EventKind,
     FailureReason,
     Progress,
@@ -167,6 +168,17 @@ def test_a_task_that_runs_in_another_process(status: str, expected: str) -> None
     read_from_a_store = replace(enqueued, status=TaskResultStatus(status))
     assert state(read_from_a_store)[0] == expected
     assert state(enqueued)[0] == "waiting"
+
+
+def test_the_widget_knows_how_late_the_rendered_state_is() -> None:
+    enqueued = tasks.noop.using(backend="dummy").enqueue()
+    done = replace(enqueued, status=TaskResultStatus.SUCCESSFUL)
+    with override_settings(USE_THOUSAND_SEPARATOR=True):
+        sequences = [
+            Page(render(result)).elements["task-progress"]["data-sequence"]
+            for result in (enqueued, done)
+        ]
+    assert sequences == ["1", str(LAST_SEQUENCE)]
 
 
 @pytest.mark.parametrize("wrong", [None, "", "an id", 7, [1]])

@@ -505,6 +505,88 @@ async def test_removed_and_back_later(page: Page, server: ScriptedServer) -> Non
     assert len(await page.evaluate("window.seen")) == 2
 
 
+INSERT = "html => document.body.insertAdjacentHTML('beforeend', html)"
+
+
+def twin(id: str) -> str:
+    """Another element for the task `a`."""
+    return element("a").replace('id="a"', f'id="{id}"')
+
+
+async def test_inserted_for_a_task_that_is_watched(page: Page, server: ScriptedServer) -> None:
+    stream = await show(page, server, element("a") + element("b"))
+    await stream.send(payload(sequence=7, progress=progress(30)), payload("started", 2, id="b"))
+    await expect_state(page, "running", id="b")
+    await page.evaluate(INSERT, twin("late"))
+    await expect_state(page, "running", "30 %", id="late")
+    await expect_bar(page, "30", id="late")
+    await page.evaluate(
+        "src => document.querySelector('#b').setAttribute('src', src)",
+        src("a"),
+    )
+    await expect_state(page, "running", "30 %", id="b")
+    # Nobody reported anything anew, to the page or to its listeners.
+    assert len(server.requests) == 1
+    assert await page.evaluate("window.seen") == [
+        "task-progress a progress 7",
+        "task-progress b started 2",
+    ]
+    await stream.send(payload(sequence=8, progress=progress(40)))
+    await expect_bar(page, "40", id="late")
+
+
+async def test_what_the_server_rendered_later_stays(page: Page, server: ScriptedServer) -> None:
+    # As with a backend whose store is looked at now and then by a stream, and by each page.
+    stream = await show(page, server)
+    await stream.send(payload(sequence=5, progress=progress(30)))
+    await expect_bar(page, "30")
+    for id, sequence in {"later": 6, "earlier": 4}.items():
+        html = rendered("running", 'value="50"', "50 %").replace('id="a"', f'id="{id}"')
+        html = html.replace("data-state", f'data-sequence="{sequence}" data-state')
+        await page.evaluate(INSERT, html)
+    await expect_state(page, "running", "30 %", id="earlier")
+    await expect_state(page, "running", "50 %", id="later")
+    # A later state is that of one task.
+    await page.evaluate(INSERT, element("b"))
+    again = await server.next_stream()
+    await again.send(payload(sequence=2, id="b", progress=progress(10)))
+    await expect_bar(page, "10", id="b")
+    await page.locator("#later").evaluate("(e, src) => e.setAttribute('src', src)", src("b"))
+    await expect_state(page, "running", "10 %", id="later")
+
+
+async def test_page_rendered_anew_at_each_event(page: Page, server: ScriptedServer) -> None:
+    stream = await show(page, server, f"<div>{element()}</div>")
+    await page.evaluate(
+        """html => {
+            window.renderings = 0;
+            const render = () => {
+                window.renderings++;
+                const elements = new DOMParser().parseFromString(html, "text/html").body;
+                document.querySelector("div").replaceChildren(...elements.children);
+            };
+            document.addEventListener("task-progress", render);
+            document.addEventListener("task-finished", render);
+        }""",
+        element(),
+    )
+    for n in (3, 4):
+        await stream.send(payload(sequence=n, progress=progress(n * 10)))
+        await expect_bar(page, f"{n * 10}")
+    # Not again for what it shows itself: that would never end.
+    assert await page.evaluate("window.renderings") == 2
+    await stream.send(payload("finished", 5))
+    await expect_state(page, "done", "Done")
+    await stream.wait_closed()
+    assert len(server.requests) == 1
+    # The first element is gone before it could tell of the end: the one in its place does.
+    assert (await page.evaluate("window.seen"))[-2:] == [
+        "task-progress a finished 5",
+        "task-finished a finished 5",
+    ]
+    assert await page.evaluate("window.renderings") == 4
+
+
 async def test_changed_src(page: Page, server: ScriptedServer) -> None:
     first = await show(page, server)
     await first.send(payload("finished", 50, progress=progress(message="old")))

@@ -34,11 +34,13 @@ const WORDS = {
 
 const elements = new Set(); // those that are in the document
 const connections = new Set();
+const announced = new WeakSet(); // ends that the page has been told of, not only a removed element
 let planned = false;
 
 /** One EventSource, made anew when the browser has given it up. */
 class Connection {
   tokens = new Map(); // task id -> token, of the tasks that are still of interest
+  #last = new Map(); // task id -> its last payload, for elements that come later
   down = false;
   #source;
   #retry;
@@ -47,6 +49,11 @@ class Connection {
 
   constructor(base) {
     this.base = base;
+  }
+
+  drop(id) {
+    this.tokens.delete(id);
+    this.#last.delete(id);
   }
 
   url(more = []) {
@@ -92,11 +99,16 @@ class Connection {
     clearTimeout(this.#alarm);
     this.#alarm = null;
     this.down = down;
-    this.mark();
+    this.brief();
   }
 
-  mark() {
-    for (const element of this.#elements()) element.down = this.down;
+  /** Tell the elements what they may have come too late to hear. */
+  brief() {
+    for (const element of this.#elements()) {
+      element.down = this.down;
+      const payload = this.#last.get(element.taskId);
+      if (payload) element.catchUp(payload);
+    }
   }
 
   #receive(data) {
@@ -108,6 +120,7 @@ class Connection {
       console.warn("task-progress: not a payload", error);
       return;
     }
+    if (this.tokens.has(payload.id)) this.#last.set(payload.id, payload);
     for (const element of this.#elements(payload.id)) element.apply(payload);
   }
 
@@ -147,7 +160,7 @@ function plan() {
     for (const [id, old] of connection.tokens) {
       const token = tokens?.get(id);
       if (!token) {
-        connection.tokens.delete(id);
+        connection.drop(id);
         continue;
       }
       connection.tokens.set(id, token);
@@ -172,7 +185,7 @@ function plan() {
     }
   }
   for (const connection of changed) connection.open();
-  for (const connection of connections) connection.mark();
+  for (const connection of connections) connection.brief();
 }
 
 addEventListener("online", () => {
@@ -265,16 +278,31 @@ export class TaskProgressElement extends HTMLElement {
     this.#renderSoon();
   }
 
-  /** Take over a payload, unless it is older than what is shown. */
+  /** Take over a payload, and tell the page of it. */
   apply(payload) {
+    if (!this.#take(payload)) return;
+    this.#emit("task-progress", payload);
+    this.#end(payload);
+  }
+
+  /** Take over what came before this element did, unless the server has rendered what is later. */
+  catchUp(payload) {
+    const known = payload.sequence <= this.dataset.sequence; // not, for one that is bare
+    if ((known && payload.kind !== "finished") || !this.#take(payload)) return;
+    // The page has been told. If it renders its bars anew at each event, it would do so for ever.
+    if (!announced.has(payload)) this.#end(payload);
+  }
+
+  /** Show a payload; false if it is older than what is shown. */
+  #take(payload) {
     const { kind, sequence } = payload;
     const place = payload.position ?? Infinity;
     const unknown = kind === "unknown";
     const finished = kind === "finished";
-    if (this.#finished || (unknown && this.settled)) return;
+    if (this.#finished || (unknown && this.settled)) return false;
     const later =
       sequence > this.#sequence || (sequence === this.#sequence && place < this.#place);
-    if (!unknown && !finished && !later) return;
+    if (!unknown && !finished && !later) return false;
 
     const settled = finished || unknown;
     if (this.settled !== settled) schedulePlan();
@@ -285,11 +313,7 @@ export class TaskProgressElement extends HTMLElement {
     this.#view = viewOf(payload);
     if (settled) this.render(); // who listens for the end may look at the element, or remove it
     else this.#renderSoon();
-
-    this.#emit("task-progress", payload);
-    if (finished && this.#emit("task-finished", payload) && this.#view.state === "done") {
-      this.#leave();
-    }
+    return true;
   }
 
   /** Write what has changed, and build the parts that the server has not. */
@@ -362,6 +386,7 @@ export class TaskProgressElement extends HTMLElement {
       this.#finished = this.settled = false;
       this.#sequence = 0;
       this.#place = Infinity;
+      delete this.dataset.sequence;
       this.#view = { state: "waiting", detail: WORDS.waiting, name: "", message: "", value: 0 };
       this.render();
     }
@@ -370,6 +395,12 @@ export class TaskProgressElement extends HTMLElement {
 
   #emit(type, detail) {
     return this.dispatchEvent(new CustomEvent(type, { bubbles: true, cancelable: true, detail }));
+  }
+
+  #end(payload) {
+    if (payload.kind !== "finished") return;
+    if (this.isConnected) announced.add(payload);
+    if (this.#emit("task-finished", payload) && this.#view.state === "done") this.#leave();
   }
 
   #leave() {
