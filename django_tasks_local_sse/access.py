@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlencode
 
 from asgiref.sync import sync_to_async
+from django.core.exceptions import SynchronousOnlyOperation
 from django.core.signing import BadSignature, TimestampSigner
 from django.tasks import TaskResult
 from django.urls import reverse
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
 WATCH = "django_tasks_local_sse.watch"
 CANCEL = "django_tasks_local_sse.cancel"
 
+UNKNOWN_USER = (
+    "Links to tasks are made for the user of a request, and request.user cannot be looked up in an "
+    "async view. Render {% task_progress %} with `await sync_to_async(render)(...)`, or set "
+    "`request.user = await request.auser()` before. For events_url() and cancel_token() there are "
+    "`await aevents_url(...)` and `await acancel_token(...)`."
+)
 MAX_TOKEN_LENGTH = 1000  # characters; more is nobody's id and alias
 
 
@@ -52,7 +59,8 @@ def events_url(request: HttpRequest, *results: AnyResult) -> str:
     """
     Return the URL of one event stream for these tasks, for the user of this request.
 
-    Raises TypeError for what is not a TaskResult, and ValueError when there is none.
+    Raises TypeError for what is not a TaskResult, ValueError when there is none, and
+    SynchronousOnlyOperation in an async view whose `request.user` has not been looked up.
     """
     return _events_url(_user(request), results)
 
@@ -63,7 +71,11 @@ async def aevents_url(request: HttpRequest, *results: AnyResult) -> str:
 
 
 def cancel_token(request: HttpRequest, result: AnyResult) -> str:
-    """Return the token that lets the user of this request cancel a task, by POST to `cancel/`."""
+    """
+    Return the token that lets the user of this request cancel a task, by POST to `cancel/`.
+
+    Raises TypeError and SynchronousOnlyOperation, see events_url().
+    """
     return _make_token(CANCEL, _user(request), result)
 
 
@@ -115,7 +127,11 @@ def _events_url(user: Any, results: Iterable[AnyResult]) -> str:
 def _user(request: HttpRequest) -> Any:
     """Return the logged-in user, or None, as django-eventstream has it. May use the ORM."""
     user = getattr(request, "user", None)
-    return user if user is not None and user.is_authenticated else None
+    try:
+        return user if user is not None and user.is_authenticated else None
+    except SynchronousOnlyOperation as error:
+        # Even after `await request.auser()`: what that remembers is not what request.user looks at.
+        raise SynchronousOnlyOperation(UNKNOWN_USER) from error
 
 
 async def _auser(request: HttpRequest) -> Any:

@@ -1,15 +1,27 @@
 """Signed links: who sees what, through a real server and real sessions."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 import httpx
 import pytest
+from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser
 from django.core import signing
-from django.test import AsyncRequestFactory, Client, RequestFactory, override_settings
+from django.core.exceptions import SynchronousOnlyOperation
+from django.http import HttpResponse
+from django.template import engines
+from django.test import (
+    AsyncClient,
+    AsyncRequestFactory,
+    Client,
+    RequestFactory,
+    override_settings,
+)
+from django.urls import include, path
 from django_eventstream.channelmanager import DefaultChannelManager
 
 from django_tasks_local_sse import access, views
@@ -207,8 +219,6 @@ async def test_async_twins(result: AnyResult, gate: str) -> None:
 
 
 def test_async_twins_know_the_user(users: list[User], result: AnyResult) -> None:
-    from asgiref.sync import async_to_sync
-
     request = request_of(users[0])
     assert access._read_token(
         access.WATCH, users[0], tokens_of(async_to_sync(aevents_url)(request, result))[0]
@@ -216,6 +226,55 @@ def test_async_twins_know_the_user(users: list[User], result: AnyResult) -> None
     token = async_to_sync(acancel_token)(request, result)
     assert access._read_token(access.CANCEL, users[0], token).allowed
     assert not access._read_token(access.CANCEL, None, token).allowed
+
+
+async def async_page(request: Any, way: str) -> HttpResponse:
+    """Make links as an async view does, in one of several ways."""
+    result = await tasks.noop.using(backend="dummy").aenqueue()
+    template = engines["django"].from_string(
+        "{% load django_tasks_local_sse %}{% task_progress result %}"
+    )
+    if way.startswith("auser"):
+        user = await request.auser()
+        if way == "auser-assigned":
+            request.user = user
+    if way == "aevents_url":
+        html = await aevents_url(request, result)
+    elif way == "cancel_token":
+        html = cancel_token(request, result)
+    elif way == "thread":
+        html = await sync_to_async(template.render)({"result": result}, request)
+    else:
+        html = template.render({"result": result}, request)
+    return HttpResponse(html)
+
+
+urlpatterns = [
+    path("async/<str:way>/", async_page),
+    path("tasks/", include("django_tasks_local_sse.urls")),
+]
+
+
+@override_settings(ROOT_URLCONF=__name__)
+def test_async_views(users: list[User]) -> None:
+    client = AsyncClient()
+    client.force_login(users[0])
+    for way in ("thread", "auser-assigned", "aevents_url"):
+        html = async_to_sync(client.get)(f"/async/{way}/").content.decode()
+        found = re.search('task=([^"]+)', html)
+        assert found is not None
+        assert access._read_token(access.WATCH, users[0], found[1]).allowed
+        assert not access._read_token(access.WATCH, users[1], found[1]).allowed
+
+
+@override_settings(ROOT_URLCONF=__name__)
+@pytest.mark.parametrize("way", ["render", "auser-awaited", "cancel_token"])
+def test_async_views_that_do_not_know_the_user(users: list[User], way: str) -> None:
+    client = AsyncClient()
+    assert async_to_sync(client.get)(f"/async/{way}/").status_code == 200, "nobody is nobody"
+    client.force_login(users[0])
+    with pytest.raises(SynchronousOnlyOperation, match=r"request\.user = await request\.auser"):
+        async_to_sync(client.get)(f"/async/{way}/")
 
 
 # The application's own rules

@@ -63,33 +63,51 @@ def main():
     from reports.watching import wait_for
 
     result = my_task.enqueue()
-    assert wait_for(result)[0] == "SUCCESSFUL"
+    assert wait_for(result).status == "SUCCESSFUL"
     result.refresh()
     assert result.return_value == result.id
     assert stop(result) is False
 
     from reports.computing import render_pages
     result = render_pages.enqueue(3)
-    status, progress = wait_for(result)
-    assert (status, progress.percent) == ("SUCCESSFUL", 100.0)
+    last = wait_for(result)
+    assert (last.status, last.progress.percent) == ("SUCCESSFUL", 100.0)
 
     result = every_way.enqueue(["a", "b", "c"])
-    status, progress = wait_for(result)
-    assert status == "SUCCESSFUL"
+    last = wait_for(result)
+    progress = last.progress
+    assert last.status == "SUCCESSFUL"
     assert (progress.current, progress.total, progress.message) == (3, 3, "Row c")
     assert progress.data == {"stage": "upload"}
 
     from reports.threads import convert_all
-    status, progress = wait_for(convert_all.enqueue(3))
-    assert status == "SUCCESSFUL"
+    last = wait_for(convert_all.enqueue(3))
+    progress = last.progress
+    assert last.status == "SUCCESSFUL"
     assert (progress.current, progress.total) == (3, 3)
     assert progress.message in ("Page 0", "Page 1", "Page 2")
+
+    from django_tasks_local.hub import hub
+    hub.release(result.id)
+    assert wait_for(result, timeout=0.01) is None
+
+    # In an async view, with a user who has to be looked up.
+    import asyncio
+    from types import SimpleNamespace
+    from django.test import RequestFactory
+    from django.utils.functional import SimpleLazyObject
+    from reports import async_views
+    from reports.models import Report
+    request = RequestFactory().get("/")
+    request.user = SimpleLazyObject(
+        lambda: SimpleNamespace(is_authenticated=not Report.objects.exists(), pk=1)
+    )
+    assert b"<task-progress" in asyncio.run(async_views.report(request)).content
 
     # The channel manager of docs/deployment.md.
     assert Client().get(url).status_code == 403
     from django.test import override_settings
     from reports.channels import ChannelManager
-    from reports.models import Report
     report = Report.objects.create(owner="ada", result_id=re.search(r"task=([^.]+)", url)[1])
     may = {user: ChannelManager().can_read_channel(user, f"task-{report.pk}")
            for user in ("ada", "bob", None)}
