@@ -20,7 +20,6 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from django.core.signals import setting_changed
@@ -34,6 +33,7 @@ from .execution import Outcome
 from .hub import hub
 from .lifecycle import Publication
 from .positions import Positions
+from .queues import JobQueue
 from .results import ResultStore
 
 if TYPE_CHECKING:
@@ -92,8 +92,7 @@ class Pool[OptionsT: Options](ABC):
         self.results = ResultStore(
             alias=alias, max_results=options.max_results, max_unfinished=unfinished
         )
-        # The jobs that wait. Appended to and taken from in single steps, which are atomic.
-        self.queue: deque[Job] = deque()
+        self.queue: JobQueue[Job] = JobQueue()  # what no worker has taken, and nobody cancelled
         # Guards `closed`, so that no task slips in behind close(). The entries of `_jobs` need no
         # lock: each is put in once and taken out once, which is atomic.
         self._lock = threading.Lock()
@@ -146,11 +145,12 @@ class Pool[OptionsT: Options](ABC):
             job.position = len(self.queue)
             job.publication.enqueued(job.position, hold=True)
         try:
-            # A receiver that raises is logged by send_robust(), and harms nobody.
-            task_enqueued.send_robust(sender=self.sender, task_result=task_result)
+            self._send(task_enqueued, task_result)
         finally:
             # Whatever a receiver did, the task is in the store and must run.
             self._submit(job)
+            if job.result_id not in self._jobs:
+                self.queue.discard(job)  # It was cancelled before it was in the queue.
         if job.position:
             self._queue_moved()  # What was before it may have begun, or was cancelled, meanwhile.
         return task_result
@@ -168,7 +168,7 @@ class Pool[OptionsT: Options](ABC):
         if task_result is not None:
             job.publication.started(task_result)
             self._queue_moved()
-            self._send(task_started, task_result)
+            self._send_safely(task_started, task_result)
         return task_result
 
     def finish(self, job: Job, outcome: Outcome) -> bool:
@@ -267,6 +267,8 @@ class Pool[OptionsT: Options](ABC):
         if task_result is None:
             return False
         self._finished(job, task_result, outcome)
+        # After it has left `_jobs`: if enqueue() has not queued it yet, it sees that it need not.
+        self.queue.discard(job)
         self._queue_moved()
         return True
 
@@ -297,22 +299,31 @@ class Pool[OptionsT: Options](ABC):
             )
 
     def _send(self, signal: Signal, task_result: AnyResult) -> None:
+        """Send a signal. An Exception is logged and harms nobody; SystemExit and the like pass."""
         try:
             signal.send_robust(sender=self.sender, task_result=task_result)
+        except Exception:
+            # Not a receiver's: that is logged by send_robust(). But it cannot call async receivers
+            # in the thread of a running event loop.
+            logger.exception("Not all receivers were called for task id=%s.", task_result.id)
+
+    def _send_safely(self, signal: Signal, task_result: AnyResult) -> None:
+        try:
+            self._send(signal, task_result)
         except BaseException:
-            # send_robust() logs every Exception; a SystemExit must not end a worker either.
+            # A SystemExit must not end a worker, nor keep a job from its end.
             logger.exception("A receiver failed for task id=%s.", task_result.id)
 
     def _send_finished(self, task_result: AnyResult, outcome: Outcome) -> None:
         exception, outcome.exception = outcome.exception, None
         if exception is None:
-            self._send(task_finished, task_result)
+            self._send_safely(task_finished, task_result)
             return
         try:
             # Django's receiver logs sys.exc_info().
             raise exception
         except BaseException:  # noqa: BLE001 - it was raised two lines above
-            self._send(task_finished, task_result)
+            self._send_safely(task_finished, task_result)
 
 
 _pools: dict[tuple[type, str, Options], Pool[Any]] = {}

@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from .events import EventKind
 from .hub import hub
@@ -16,17 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator
 
     from .progress import Sampler
+    from .queues import Waiting
 
 INTERVAL = 1.0  # seconds from one look at the queue to the next, at least
 SHARE = 0.05  # of the time may be spent in this, however many tasks wait
 SLICE = 500  # tasks in one go, which is some milliseconds: the sampler has other work
-
-
-class Waiting(Protocol):
-    """An entry of a queue; a Job is one."""
-
-    result_id: str
-    position: int
 
 
 class Positions:
@@ -92,7 +86,7 @@ class Positions:
         began = self._clock()
         if self._walk is None:
             self._moved = False
-            # The copy is made in one step, as everything else happens to a deque.
+            # The copy is made in one step, as everything else happens to a queue.
             self._walk, self._place = iter(list(self._queue)), 0
             self._next_at = began + INTERVAL
         jobs = list(islice(self._walk, SLICE))

@@ -1,5 +1,6 @@
 """The contract of django.tasks, and what the backends add to it."""
 
+import asyncio
 import logging
 import re
 import threading
@@ -297,6 +298,31 @@ def test_a_receiver_of_enqueued_that_raises(alias: str) -> None:
     assert finished(task_backends[alias].get_result(ids[0])).return_value == 2
 
 
+async def test_async_receivers_cannot_be_called_in_an_event_loop(
+    alias: str, gate: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are when aenqueue() is used. It is no reason to raise with a task in the queue."""
+    seen = []
+
+    async def receive(task_result: Any, **kwargs: Any) -> None:
+        seen.append(task_result.id)
+
+    task_enqueued.connect(receive)
+    try:
+        with settings_with(MAX_WORKERS=1):
+            busy = await tasks.gated.using(backend=alias).aenqueue(gate)
+            assert seen == [busy.id]
+            waiting = tasks.noop.using(backend=alias).enqueue()
+            assert waiting.status == TaskResultStatus.READY
+            assert f"Not all receivers were called for task id={waiting.id}" in caplog.text
+            tasks.gates[gate].set()
+            await asyncio.to_thread(finished, waiting)
+    finally:
+        task_enqueued.disconnect(receive)
+    assert waiting.status == TaskResultStatus.SUCCESSFUL
+    assert seen == [busy.id]
+
+
 def test_log_records(alias: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "django.tasks"):
         result = run(tasks.fail.using(backend=alias))
@@ -483,6 +509,34 @@ def test_cancel_a_waiting_task(alias: str, gate: str) -> None:
         assert run(tasks.add.using(backend=alias), 1).return_value == 2
         waiting.refresh()
         assert waiting.attempts == 0
+
+
+def test_a_cancelled_task_leaves_the_queue(alias: str, gate: str) -> None:
+    """With its arguments, which neither MAX_PENDING nor MAX_RESULTS would count any more."""
+
+    def cancel_at_once(task_result: AnyResult, **kwargs: Any) -> None:
+        if task_result.args == ["never"]:
+            assert cancel(task_result.id, backend=alias)
+
+    task_enqueued.connect(cancel_at_once)
+    try:
+        with settings_with(MAX_WORKERS=1):
+            busy = running(tasks.gated.using(backend=alias).enqueue(gate))
+            add = tasks.add.using(backend=alias)
+            waiting = [add.enqueue(number) for number in range(10)]
+            for result in [*waiting[1:5], *waiting[:4:-1]]:
+                assert cancel(result.id, backend=alias)
+            add.enqueue("never")
+            queue = task_backends[alias]._pool.queue
+            assert [job.result_id for job in queue] == [waiting[0].id]
+            second = add.enqueue(2)
+            assert places([second]) == [1], "the first thing that is told of it"
+            tasks.gates[gate].set()
+            finished(busy)
+            assert finished(waiting[0]).return_value == 1
+            assert finished(second).return_value == 3
+    finally:
+        task_enqueued.disconnect(cancel_at_once)
 
 
 def test_cancel_a_running_task(gate: str) -> None:

@@ -583,6 +583,7 @@ class PoolMachine(RuleBasedStateMachine):
                 self.pool.enqueue(result)
         else:
             self.pool.enqueue(result)
+            assert hub.snapshot(result.id).position == len(self.pool.queue) - 1
             return result.id
         assert hub.snapshot(result.id) is None
         return multiple()
@@ -670,6 +671,10 @@ class PoolMachine(RuleBasedStateMachine):
                 assert event.started_at == result.started_at
                 assert event.finished_at == result.finished_at
         assert len(ids) <= self.pool.options.max_results + len(self.pool._jobs)
+
+    @invariant()
+    def nothing_is_in_the_queue_for_nothing(self) -> None:
+        assert {job.result_id for job in self.pool.queue} <= set(self.pool._jobs)
 
     @invariant()
     def each_life_is_told_in_order(self) -> None:
