@@ -35,7 +35,7 @@ import sys
 import threading
 import time
 from collections import deque
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from contextvars import Context
 from datetime import datetime
 from enum import Enum
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from .conf import ProcessOptions
     from .events import Progress
     from .pools import Job
+    from .queues import JobQueue
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ SENDS = 3  # times a task is sent to a worker that dies before the task starts
 # will hardly go away by itself, and otherwise, as when something kills them.
 START_ERRORS = 3
 START_DEATHS = 10
+START_PAUSE = 1.0  # seconds until a start that the system has refused is tried again
+SPARE_DESCRIPTORS = 12  # more than the start of a worker and of the fork server take at any time
 LOST_EXIT_CODE = 255  # what multiprocessing says when its fork server has died
 BROKEN_TIME = 10.0  # seconds until a pool whose workers cannot start tries again
 
@@ -122,7 +125,7 @@ class JobSource(Protocol):
 
     alias: str
     options: ProcessOptions
-    queue: deque[Job]
+    queue: JobQueue[Job]
 
     def begin(self, job: Job, worker_id: str, started_at: datetime | None = None) -> object:
         """See Pool.begin()."""
@@ -211,22 +214,25 @@ class Dispatcher:
         self._broken: str | None = None  # why there is no worker at all
         self._commands: deque[Callable[[], object]] = deque()
         self._closing = False
-        self._selector = selectors.DefaultSelector()
-        self._bell, self._button = socket.socketpair()
-        self._bell.setblocking(False)
-        self._button.setblocking(False)
         self._rung = False
         self._hungry = True  # a new job could be given to somebody
-        self._selector.register(self._bell, selectors.EVENT_READ, self._on_bell)
-        _dispatchers.add(self)
+        self._thread = threading.Thread(
+            target=self._run, name=f"django-tasks-{pool.alias}-dispatcher", daemon=True
+        )
         # multiprocessing waits at exit for children, and asks its own finalizers before.
         self._finalizer = multiprocessing_util.Finalize(
             None, shutdown.drain_at_exit, exitpriority=100
         )
-        self._thread = threading.Thread(
-            target=self._run, name=f"django-tasks-{pool.alias}-dispatcher", daemon=True
-        )
-        self._thread.start()
+        with ExitStack() as undo:
+            undo.callback(self._finalizer.cancel)
+            self._selector = undo.enter_context(selectors.DefaultSelector())
+            self._bell, self._button = map(undo.enter_context, socket.socketpair())
+            self._bell.setblocking(False)
+            self._button.setblocking(False)
+            self._selector.register(self._bell, selectors.EVENT_READ, self._on_bell)
+            self._thread.start()
+            undo.pop_all()
+        _dispatchers.add(self)
 
     # Called from any thread
 
@@ -323,15 +329,22 @@ class Dispatcher:
 
     def _hand_out(self) -> None:
         """Give waiting jobs to idle workers, and have enough workers."""
-        self._assign()
-        self._hungry = True
-        self._assign()  # What came in between has not rung.
-        self._hungry = bool(self._idle) or self._size < self._options.max_workers
+        try:
+            self._assign()
+            self._hungry = True
+            self._assign()  # What came in between has not rung.
+        finally:
+            # Whatever was raised: who never becomes hungry again hears of no job any more.
+            self._hungry = bool(self._idle) or self._serving < self._options.max_workers
+
+    def _next_job(self) -> Job | None:
+        with suppress(IndexError):  # The last one may be cancelled at any moment.
+            return self._pool.queue.popleft()
+        return None
 
     def _assign(self) -> None:
         queue = self._pool.queue
-        while self._idle and queue:
-            job = queue.popleft()
+        while self._idle and (job := self._next_job()) is not None:
             if job.running.claim():
                 self._give(self._idle.pop(), job)
         most = self._options.max_workers
@@ -484,33 +497,49 @@ class Dispatcher:
 
     def _start_worker(self) -> None:
         name = f"django-tasks-{self._pool.alias}-{next(self._numbers)}"
-        ours, theirs = socket.socketpair()
-        their_life, our_life = self._context.Pipe(duplex=False)
         try:
+            # Taken back when anything fails. The worker, if there is one, ends with its sockets.
+            with ExitStack() as undo:
+                new = self._launch(name, undo)
+                self._listen_to(new, undo)
+                undo.pop_all()
+        except Exception:  # noqa: BLE001 - whatever it is, enqueue() must tell it
+            error = format_exc()
+        else:
+            self._workers.add(new)
+            self._serving += 1
+            return
+        # Not while it is handled: it would be the context of the errors of the waiting tasks.
+        self._start_failed(error, START_ERRORS, START_PAUSE)
+
+    def _launch(self, name: str, undo: ExitStack) -> WorkerProcess:
+        """Start a worker process. Raises OSError when the system refuses it."""
+        with ExitStack() as theirs:
+            channel, their_channel = socket.socketpair()
+            undo.enter_context(channel)
+            theirs.enter_context(their_channel)
+            their_life, life = self._context.Pipe(duplex=False)
+            undo.enter_context(life)
+            theirs.enter_context(their_life)
+            setup = worker_setup(name, self._options.progress_interval)
             process = self._context.Process(
                 target=worker.main,
-                args=(theirs, their_life, worker_setup(name, self._options.progress_interval)),
+                args=(their_channel, their_life, setup),
                 name=name,
                 daemon=False,  # A task may start processes of its own.
             )
+            _raise_if_descriptors_are_short()
             process.start()
-        except Exception:  # noqa: BLE001 - whatever it is, enqueue() must tell it
-            ours.close()
-            our_life.close()
-            self._start_failed(format_exc(), START_ERRORS)
-            return
-        finally:
-            theirs.close()
-            their_life.close()
-        ours.setblocking(False)
-        new = WorkerProcess(f"{name}@{process.pid}", process, ours, our_life)
-        self._workers.add(new)
-        self._serving += 1
-        self._selector.register(ours, selectors.EVENT_READ, partial(self._on_channel, new))
+        channel.setblocking(False)
+        return WorkerProcess(f"{name}@{process.pid}", process, channel, life)
+
+    def _listen_to(self, new: WorkerProcess, undo: ExitStack) -> None:
+        handlers: dict[Any, Any] = {new.channel: partial(self._on_channel, new)}
         if sys.platform != "win32":
-            self._selector.register(
-                process.sentinel, selectors.EVENT_READ, partial(self._on_sentinel, new)
-            )
+            handlers[new.process.sentinel] = partial(self._on_sentinel, new)
+        for file, handler in handlers.items():
+            self._selector.register(file, selectors.EVENT_READ, handler)
+            undo.callback(self._selector.unregister, file)
 
     def _set_idle(self, worker_process: WorkerProcess) -> None:
         worker_process.state = State.IDLE
@@ -588,11 +617,14 @@ class Dispatcher:
         else:
             self._pool.finish(job, Outcome.failure(dead.reason or WorkerDied(death)))
 
-    def _start_failed(self, error: str, limit: int) -> None:
-        """Try again, up to a limit; then say so once, and wait for a while."""
+    def _start_failed(self, error: str, limit: int, pause: float = 0.0) -> None:
+        """Try again after `pause` seconds, up to a limit; then say so once, and wait longer."""
         self._failed_starts += 1
-        if self._failed_starts < limit or not self._may_start():
-            return  # or another one has said it already
+        if not self._may_start():
+            return  # Another one has said it already.
+        if self._failed_starts < limit:
+            self._no_start_before = time.monotonic() + pause
+            return
         logger.error(
             "The task backend %r cannot start worker processes:\n%s", self._pool.alias, error
         )
@@ -601,8 +633,7 @@ class Dispatcher:
             return  # They go on with the queue.
         self._size = 0
         self._broken = error
-        while self._pool.queue:
-            job = self._pool.queue.popleft()
+        while (job := self._next_job()) is not None:
             message = f"No worker process could be started.\n{error}"
             self._pool.fail_waiting(job, WorkerDied(message))
 
@@ -632,6 +663,17 @@ def _preload() -> None:
 
     if forkserver._forkserver._preload_modules == ["__main__"]:  # type: ignore[attr-defined]
         forkserver.set_forkserver_preload(["__main__", worker.__name__])
+
+
+def _raise_if_descriptors_are_short() -> None:
+    """
+    Raise OSError now, if multiprocessing would run out of file descriptors in the midst of a start.
+
+    It would lose those that it has opened, and with them its fork server.
+    """
+    with ExitStack() as spare:
+        for _ in range(SPARE_DESCRIPTORS):
+            spare.callback(os.close, os.open(os.devnull, os.O_RDONLY))
 
 
 def _message(body: memoryview) -> Any:

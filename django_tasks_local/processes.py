@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from . import worker
+from . import shutdown, worker
 from .conf import ProcessOptions
 from .dispatcher import SENDS, Dispatcher, Parcel
 from .exceptions import TaskLost
@@ -45,7 +45,10 @@ class ProcessPool(Pool[ProcessOptions]):
         if dispatcher is not None:
             dispatcher.raise_if_broken()
         self._look_at_databases()
-        return Parcel(_order_frame(task_result))
+        parcel = Parcel(_order_frame(task_result))
+        if dispatcher is None:
+            self._start_dispatcher()
+        return parcel
 
     def _look_at_databases(self) -> None:
         """
@@ -67,16 +70,20 @@ class ProcessPool(Pool[ProcessOptions]):
     def _submit(self, job: Job) -> None:
         job.reporter = job.running
         self.queue.append(job)
-        dispatcher = self._dispatcher or self._start_dispatcher()
-        if dispatcher is not None:
-            dispatcher.job_added()
+        assert self._dispatcher is not None
+        self._dispatcher.job_added()
 
-    def _start_dispatcher(self) -> Dispatcher | None:
+    def _start_dispatcher(self) -> None:
         with self._dispatcher_lock:
-            # After close() there is none any more, and the job was failed.
-            if self._dispatcher is None and not self.closed:
-                self._dispatcher = Dispatcher(self)
-            return self._dispatcher
+            # Not for a pool that nobody would close any more: enqueue() refuses the task.
+            if self._dispatcher is None and not self.closed and shutdown.register(self):
+                try:
+                    self._dispatcher = Dispatcher(self)
+                except (OSError, RuntimeError) as error:
+                    raise RuntimeError(
+                        f"The task backend {self.alias!r} cannot start the thread that starts "
+                        f"its worker processes, so no task was enqueued: {error}"
+                    ) from error
 
     def fail_waiting(self, job: Job, error: BaseException) -> bool:
         # What was sent to a worker may have started there, though it has not said so yet.

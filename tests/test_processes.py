@@ -567,6 +567,99 @@ def test_a_worker_that_cannot_start(caplog: pytest.LogCaptureFixture) -> None:
     assert len(errors) == 1, "it is said once"
 
 
+@contextmanager
+def no_descriptors(but: int = 0) -> Iterator[None]:
+    """Let this process open no file any more, or only so many, as when it has too many streams."""
+    limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.dup(0) for _ in range(but + 1)]
+    for descriptor in free:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free), hard_limit))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard_limit))
+
+
+@contextmanager
+def no_threads() -> Iterator[None]:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        yield
+
+
+@pytest.mark.parametrize("shortage", [no_descriptors, no_threads])
+def test_nothing_is_enqueued_without_a_dispatcher(shortage: Any) -> None:
+    before = open_files()
+    with processes(MAX_WORKERS=1):
+        for _ in range(2):
+            with shortage(), pytest.raises(RuntimeError, match="no task was enqueued"):
+                tasks.noop.enqueue()
+        assert pool().results.ids() == []
+        assert not pool().queue
+        assert open_files() == before
+        assert run(tasks.noop).status == SUCCESSFUL
+
+
+def lose_the_worker() -> None:
+    """Kill the only worker, and wait until the start of another one was refused."""
+    [lost] = workers()
+    os.kill(lost.process.pid, signal.SIGKILL)
+    wait_until(lambda: not workers(), "it is not missed")
+    wait_until(lambda: pool()._dispatcher._failed_starts, "no start was tried")  # type: ignore[union-attr]
+
+
+def test_a_start_that_the_system_refuses_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher, "START_ERRORS", 1_000_000)
+    monkeypatch.setattr(dispatcher, "START_PAUSE", 0.02)
+    with processes(MAX_WORKERS=1):
+        first = run(tasks.noop)
+        before = open_files()
+        with no_descriptors():
+            lose_the_worker()
+            waiting = tasks.noop.enqueue()
+            tried = pool()._dispatcher._failed_starts  # type: ignore[union-attr]
+            wait_until(
+                lambda: pool()._dispatcher._failed_starts > tried + 2,  # type: ignore[union-attr]
+                "it is given up",
+            )
+        assert finished(waiting).status == SUCCESSFUL
+        assert pid_of(waiting) != pid_of(first)
+        assert open_files() == before
+
+
+def ten_seconds_later() -> None:
+    """Let the dispatcher, when it has done what it is at, start workers again."""
+    dispatcher: Any = pool()._dispatcher
+    dispatcher.post(setattr, dispatcher, "_no_start_before", 0.0)
+    wait_until(lambda: dispatcher._no_start_before == 0.0, "it does not listen")
+
+
+@pytest.mark.parametrize("free", [0, 4])
+def test_starts_that_the_system_refuses_are_given_up(
+    free: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also in the midst of one: multiprocessing loses descriptors then, or its fork server."""
+    monkeypatch.setattr(dispatcher, "START_PAUSE", 0.02)
+    with processes(MAX_WORKERS=1):
+        run(tasks.noop)
+        before = open_files()
+        with no_descriptors(but=free):
+            lose_the_worker()
+            reason, message = error_of(run(tasks.noop))
+            assert reason == "died"
+            assert "Too many open files" in message
+            with pytest.raises(RuntimeError, match="Too many open files"):
+                tasks.noop.enqueue()
+        assert caplog.text.count("cannot start worker processes") == 1, "it is said once"
+        ten_seconds_later()
+        assert run(tasks.noop).status == SUCCESSFUL
+        assert open_files() == before
+
+
 def test_a_worker_has_the_settings_that_a_test_has_changed() -> None:
     with override_settings(MEDIA_ROOT="/somewhere/else"), processes(MAX_WORKERS=1):
         assert run(tasks.media_root).return_value == "/somewhere/else"
