@@ -41,7 +41,9 @@ class ThreadPool(Pool[ThreadOptions]):
             self._call_worker()
         except RuntimeError as error:
             logger.exception("The task backend %r has no worker.", self.alias)
-            self.fail_waiting(job, error)
+            # Those of other threads as well, which have seen that a worker was on its way.
+            for waiting in self.queue:
+                self.fail_waiting(waiting, error)
 
     def _call_worker(self) -> None:
         """

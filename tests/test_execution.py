@@ -154,19 +154,26 @@ def test_a_cache_that_a_receiver_opens_is_closed(noted_cache: None, alias: str) 
 def test_threads_that_cannot_be_started(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    results = []
+
     def fail(thread: threading.Thread) -> None:
+        if not results:  # As if it were in another thread, which sees that a worker is on its way.
+            results.append(tasks.add.enqueue(2))
         raise RuntimeError("can't start new thread")
 
     with override_settings(TASKS=ONE_WORKER):
         with monkeypatch.context() as broken:
             broken.setattr(threading.Thread, "start", fail)
-            result = tasks.add.enqueue(1)
-        result.refresh()
-        assert result.errors[0].exception_class is RuntimeError
+            results.append(tasks.add.enqueue(1))
+        assert len(results) == 2
+        for result in results:
+            result.refresh()
+            assert result.errors[0].exception_class is RuntimeError
         assert "has no worker" in caplog.text
         assert finished(tasks.add.enqueue(1)).return_value == 2
-        result.refresh()
-        assert result.attempts == 0, "it does not run later"
+        for result in results:
+            result.refresh()
+            assert result.attempts == 0, "it does not run later"
 
 
 @pytest.mark.django_db(transaction=True)
