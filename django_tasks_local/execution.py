@@ -24,7 +24,7 @@ from django.tasks.base import TaskError
 from django.utils.json import normalize_json
 
 from .exceptions import TaskCancelled
-from .executors import DaemonExecutor
+from .executors import DaemonExecutor, DaemonThreadsEventLoop
 from .progress import current_reporter, current_result_id
 
 if TYPE_CHECKING:
@@ -212,7 +212,8 @@ def _call(task_result: AnyResult, cancellation: Cancellation) -> Any:
     if _is_coroutine_function(task.func):
         # Not async_to_sync(): that runs the loop in a thread which the interpreter waits for at
         # exit, however long the task takes. This thread is a daemon, and those of _run_coroutine().
-        return asyncio.run(_run_coroutine(cancellation, task.func, args, kwargs))
+        with asyncio.Runner(loop_factory=DaemonThreadsEventLoop) as runner:
+            return runner.run(_run_coroutine(cancellation, task.func, args, kwargs))
     return task.func(*args, **kwargs)
 
 
@@ -231,12 +232,10 @@ async def _run_coroutine(
 ) -> Any:
     coroutine = asyncio.current_task()
     assert coroutine is not None
-    loop = asyncio.get_running_loop()
-    loop.set_default_executor(DaemonExecutor())
     # Thread-sensitive code, such as the ORM's, gets a thread of this task's own, if it needs one.
     async with ThreadSensitiveContext() as context:
         executor = SyncToAsync.context_to_thread_executor[context] = DaemonExecutor(max_workers=1)
-        cancellation.watch(loop, coroutine)
+        cancellation.watch(asyncio.get_running_loop(), coroutine)
         try:
             return await func(*args, **kwargs)
         except asyncio.CancelledError as error:
@@ -248,3 +247,6 @@ async def _run_coroutine(
             if executor.has_threads:
                 # The thread of the thread-sensitive code ends with its task.
                 await sync_to_async(leave_thread)()
+            else:
+                # Shutting it down would take asgiref a thread.
+                del SyncToAsync.context_to_thread_executor[context]

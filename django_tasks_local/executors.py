@@ -1,8 +1,10 @@
-"""An executor whose threads the interpreter does not wait for."""
+"""Threads for the sync code of coroutines, which the interpreter does not wait for at exit."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
@@ -10,6 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Executor
+
+
+# What asyncio.new_event_loop() makes unless somebody has set an event loop policy.
+if sys.platform == "win32":
+    _EventLoop = asyncio.ProactorEventLoop
+else:
+    _EventLoop = asyncio.SelectorEventLoop
 
 
 class _Call(NamedTuple):
@@ -95,6 +105,22 @@ class DaemonExecutor(ThreadPoolExecutor):
             del call  # It would live on while this thread waits.
             self._waiting.release()
         self._calls.put(None)  # for the next
+
+
+class DaemonThreadsEventLoop(_EventLoop):
+    """An event loop whose default executor, that of asyncio.to_thread(), is a DaemonExecutor."""
+
+    _has_executor = False
+
+    def run_in_executor[*Ts, T](
+        self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts
+    ) -> asyncio.Future[T]:
+        """See asyncio.loop.run_in_executor()."""
+        if executor is None and not self._has_executor:
+            # Not earlier: asyncio starts a thread to shut it down.
+            self.set_default_executor(DaemonExecutor())
+            self._has_executor = True
+        return super().run_in_executor(executor, func, *args)
 
 
 def _do(call: _Call) -> None:

@@ -1,12 +1,14 @@
 """The executor of the threads in which coroutine tasks run sync code."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from typing import Any
 
 import pytest
 
-from django_tasks_local.executors import DaemonExecutor
+from django_tasks_local.executors import DaemonExecutor, DaemonThreadsEventLoop
 from tests.conftest import LIMIT
 
 
@@ -84,3 +86,20 @@ def test_no_thread(executor: DaemonExecutor, monkeypatch: pytest.MonkeyPatch) ->
         queued = executor.submit(abs, -1)
     go.set()
     assert (busy.result(LIMIT), queued.result(LIMIT)) == (True, 1)
+
+
+def test_what_a_coroutine_calls_in_threads() -> None:
+    """Its default executor is made when it is needed: asyncio needs a thread to shut one down."""
+
+    async def main(calls: int) -> tuple[Any, ...]:
+        loop = asyncio.get_running_loop()
+        threads = [await asyncio.to_thread(threading.current_thread) for _ in range(calls)]
+        executor = vars(loop)["_default_executor"]
+        return threads, executor
+
+    with asyncio.Runner(loop_factory=DaemonThreadsEventLoop) as runner:
+        assert runner.run(main(0)) == ([], None)
+        threads, executor = runner.run(main(3))
+    assert isinstance(executor, DaemonExecutor)
+    assert all(thread in executor._workers for thread in threads)
+    assert not any(thread.is_alive() for thread in threads), "they end with the loop"
