@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import threading
 import time
 from collections import defaultdict
 from contextvars import ContextVar
@@ -164,8 +165,14 @@ def gated(gate: str) -> str:
 @task
 async def gated_async(gate: str) -> None:
     """Wait for the test in the two kinds of threads that sync code may have in a coroutine."""
-    report_progress(10, message="waiting for the test")
-    await asyncio.gather(sync_to_async(wait_for)(gate), asyncio.to_thread(wait_for, gate))
+    both = threading.Barrier(2)
+
+    def wait() -> None:
+        both.wait(LIMIT)
+        report_progress(10, message="waiting for the test")
+        wait_for(gate)
+
+    await asyncio.gather(sync_to_async(wait)(), asyncio.to_thread(wait))
 
 
 @task
