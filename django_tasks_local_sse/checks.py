@@ -48,12 +48,30 @@ def _wrong_keys(given: dict[Any, Any]) -> Iterator[CheckMessage]:
             )
 
 
+def check_channel_manager(**kwargs: Any) -> list[CheckMessage]:
+    """Complain of a channel manager that cannot be made; every stream asks it."""
+    from django_eventstream.utils import get_channelmanager
+
+    try:
+        get_channelmanager()
+    except Exception as error:  # noqa: BLE001 - whatever the application's module raises
+        return [
+            Error(
+                f"EVENTSTREAM_CHANNELMANAGER_CLASS names no channel manager that can be made: "
+                f"{type(error).__name__}: {error}",
+                hint="Every stream asks it who may see a task, and would fail.",
+                id="django_tasks_local_sse.E005",
+            )
+        ]
+    return []
+
+
 def check_bridge(**kwargs: Any) -> list[CheckMessage]:
     """Complain of a bridge to channels that everybody may read."""
     # django-eventstream takes a while to import, and a worker process does not need it.
     from .channels import anyone_may_read
 
-    if not sse_settings().bridge or not anyone_may_read():
+    if not sse_settings().bridge or check_channel_manager() or not anyone_may_read():
         return []
     return [
         Error(
@@ -125,4 +143,11 @@ def check_web_workers(**kwargs: Any) -> list[CheckMessage]:
     ]
 
 
-CHECKS = (check_settings, check_bridge, check_eventstream, check_static_files, check_web_workers)
+CHECKS = (
+    check_settings,
+    check_channel_manager,
+    check_bridge,
+    check_eventstream,
+    check_static_files,
+    check_web_workers,
+)

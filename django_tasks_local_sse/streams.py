@@ -7,6 +7,7 @@ Every connection begins with the state of every task, so nothing depends on hist
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
 
     from .access import TaskRef
     from .conf import SSESettings
+
+
+# Seconds, at most. The browser comes back by itself and is looked at again: it may have logged out,
+# its link may be too old, and the channel manager may have changed its mind.
+LONGEST_STREAM = 300.0
 
 
 async def find_events(refs: Iterable[TaskRef]) -> dict[str, TaskEvent]:
@@ -163,15 +169,16 @@ class EventStreamResponse(StreamingHttpResponse):
 
 
 async def stream_async(conversation: Conversation) -> AsyncIterator[bytes]:
-    """Tell a client the states, and what changes, until all is finished. Holds no thread."""
+    """Tell a client the states, and what changes, as long as it may last. Holds no thread."""
     await release_request_thread()
     if not conversation.found:  # Without ids, subscribe() would mean every task.
         yield conversation.opening()
         return
+    deadline = time.monotonic() + _longest()
     async with hub.subscribe(*conversation.found) as subscription:
         yield conversation.opening(await subscription.atake(timeout=0))
-        while not conversation.ended:
-            events = await subscription.atake(timeout=conversation.settings.keepalive)
+        while not conversation.ended and (left := deadline - time.monotonic()) > 0:
+            events = await subscription.atake(timeout=min(left, conversation.settings.keepalive))
             if events:
                 yield conversation.news(events)
             elif subscription.ended:
@@ -199,7 +206,7 @@ def stream_sync(conversation: Conversation, hold: float) -> Iterator[bytes]:
     if not conversation.found:
         yield conversation.opening()
         return
-    deadline = time.monotonic() + hold
+    deadline = time.monotonic() + min(hold, _longest())
     with hub.subscribe(*conversation.found) as subscription:
         yield conversation.opening(subscription.take(timeout=0))
         while not conversation.ended and (left := deadline - time.monotonic()) > 0:
@@ -211,6 +218,11 @@ def stream_sync(conversation: Conversation, hold: float) -> Iterator[bytes]:
             else:
                 found = async_to_sync(_look)(conversation)
                 yield conversation.after_silence(found, subscription.take(timeout=0))
+
+
+def _longest() -> float:
+    # Streams that began together, after a restart, are not to come back together for ever.
+    return LONGEST_STREAM * random.uniform(0.8, 1)  # noqa: S311 - no secret
 
 
 async def release_request_thread() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
+from django.contrib.auth.decorators import login_not_required
 from django.core.handlers.asgi import ASGIRequest
+from django.db import connections, transaction
 from django.http import (
     HttpRequest,
     HttpResponse,
@@ -26,7 +28,7 @@ from .conf import SSESettings, sse_settings
 from .streams import Conversation, EventStreamResponse, find_events, stream_async, stream_sync
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from django.http.response import HttpResponseBase
 
@@ -36,6 +38,18 @@ FORBIDDEN = (
 )
 
 
+def _by_link[ViewT: Callable[..., Any]](view: ViewT) -> ViewT:
+    """
+    Let the link be what decides, not LoginRequiredMiddleware, and hold no transaction.
+
+    ATOMIC_REQUESTS would be an error: Django has no transactions for async views.
+    """
+    for alias in connections:
+        view = transaction.non_atomic_requests(using=alias)(view)
+    return login_not_required(view)
+
+
+@_by_link
 @require_safe
 async def events(request: HttpRequest) -> HttpResponseBase:
     """
@@ -65,6 +79,7 @@ async def events(request: HttpRequest) -> HttpResponseBase:
     return _finish(EventStreamResponse(content, content_type="text/event-stream"), request)
 
 
+@_by_link
 @require_safe
 async def status(request: HttpRequest) -> HttpResponseBase:
     """Return the payloads of the tasks that the tokens `task=...` name, as a JSON array."""
@@ -82,6 +97,7 @@ async def status(request: HttpRequest) -> HttpResponseBase:
     return _finish(JsonResponse(payloads, safe=False), request)
 
 
+@_by_link
 @require_POST
 @csrf_protect
 def cancel(request: HttpRequest) -> HttpResponse:

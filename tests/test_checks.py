@@ -10,6 +10,7 @@ from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
+from django_tasks_local_sse import bridge as bridge_module
 from django_tasks_local_sse.conf import SSESettings, sse_settings
 
 
@@ -51,6 +52,20 @@ def test_wrong_settings(value: Any, message: str) -> None:
         assert problem.id.startswith("django_tasks_local_sse.E")
         # What cannot be meant is not acted on: nothing is exposed by mistake.
         assert sse_settings() == SSESettings()
+
+
+@pytest.mark.parametrize("bridge", [False, True])
+def test_a_channel_manager_that_is_not_there(
+    bridge: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with override_settings(
+        EVENTSTREAM_CHANNELMANAGER_CLASS="nowhere.Manager", TASKS_SSE={"BRIDGE": bridge}
+    ):
+        [problem] = run_checks()
+        assert problem.id == "django_tasks_local_sse.E005"
+        assert "No module named 'nowhere'" in problem.msg
+        bridge_module.install()  # as AppConfig.ready() does: `check` must get as far as this
+        assert "not acted on" in caplog.text
 
 
 @override_settings(TASKS={"default": {"BACKEND": "django_tasks_local.ThreadPoolBackend",

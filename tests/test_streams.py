@@ -15,7 +15,9 @@ from typing import Any
 import httpx
 import pytest
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
+from django.conf import settings
 from django.contrib.auth import get_user_model
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.http import HttpRequest
@@ -569,6 +571,53 @@ def test_under_wsgi_a_stream_can_be_held(gate: str) -> None:
         assert next(content) == encoding.KEEPALIVE
         tasks.gates[gate].set()
         assert b"event: finished" in b"".join(content)
+
+
+def test_a_stream_ends_in_time_for_another_look(
+    server: str, gate: str, transactional_db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever watched a task and has logged out since watches it no longer, nor is told the end."""
+    monkeypatch.setattr(streams, "LONGEST_STREAM", 0.2)
+    user = get_user_model().objects.create_user("anna")
+    result = running(tasks.gated.enqueue(gate))
+    request = anonymous()
+    request.user = user
+    url = events_url(request, result)
+    with httpx.Client(base_url=server, timeout=LIMIT) as browser:
+        browser.get("/login/anna/")
+        content = browser.get(url).text
+        assert "event: progress" in content
+        assert "id: end-" not in content
+        [last_event_id] = [line[4:] for line in content.splitlines() if line.startswith("id: ")]
+        again = browser.get(url, headers={"Last-Event-ID": last_event_id})
+        assert (again.status_code, "event: " in again.text) == (200, False)
+        browser.cookies.clear()
+        assert browser.get(url).status_code == 403
+    with override_settings(TASKS_SSE={"WSGI_HOLD": LIMIT}):
+        held = Client().get(events_url(anonymous(), result))
+        assert b"id: end-" not in b"".join(held.streaming_content)
+    tasks.gates[gate].set()
+
+
+LOGIN_REQUIRED = "django.contrib.auth.middleware.LoginRequiredMiddleware"
+
+
+@pytest.mark.parametrize("client_class", [Client, AsyncClient])
+async def test_a_site_of_transactions_and_logins(
+    client_class: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No transaction is begun, which would fail here for want of a database; the link is enough."""
+    monkeypatch.setitem(connections["default"].settings_dict, "ATOMIC_REQUESTS", True)
+    result = await sync_to_async(finished)(tasks.noop.enqueue())
+    url = events_url(anonymous(), result)
+    with override_settings(MIDDLEWARE=[*settings.MIDDLEWARE, LOGIN_REQUIRED]):
+        client = client_class()
+        for path in (url, url.replace("events", "status"), "/tasks/events/?task=forged"):
+            get = client.get if client_class is AsyncClient else sync_to_async(client.get)
+            response = await get(path)
+            assert response.status_code == (403 if "forged" in path else 200)
+        post = client.post if client_class is AsyncClient else sync_to_async(client.post)
+        assert (await post("/tasks/cancel/", {"task": "forged"})).status_code == 403
 
 
 def test_the_threaded_development_server_holds(gate: str) -> None:
