@@ -14,7 +14,7 @@ from inspect import iscoroutinefunction
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any, Self
 
-from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 from django.core.cache import close_caches
 from django.db import close_old_connections, connections
 from django.db.backends.signals import connection_created
@@ -28,7 +28,7 @@ from .executors import DaemonExecutor, DaemonThreadsEventLoop
 from .progress import current_reporter, current_result_id
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
 
     from django.tasks import TaskResult
 
@@ -210,10 +210,7 @@ def _call(task_result: AnyResult, cancellation: Cancellation) -> Any:
     if task.takes_context:
         args.insert(0, TaskContext(task_result=task_result))
     if _is_coroutine_function(task.func):
-        # Not async_to_sync(): that runs the loop in a thread which the interpreter waits for at
-        # exit, however long the task takes. This thread is a daemon, and those of _run_coroutine().
-        with asyncio.Runner(loop_factory=DaemonThreadsEventLoop) as runner:
-            return runner.run(_run_coroutine(cancellation, task.func, args, kwargs))
+        return _call_coroutine(cancellation, task.func(*args, **kwargs))
     return task.func(*args, **kwargs)
 
 
@@ -224,29 +221,40 @@ def _copy(arguments: Any) -> Any:
     return normalize_json(arguments) if arguments else arguments.copy()
 
 
-async def _run_coroutine(
-    cancellation: Cancellation,
-    func: Callable[..., Awaitable[Any]],
-    args: list[Any],
-    kwargs: dict[str, Any],
-) -> Any:
-    coroutine = asyncio.current_task()
-    assert coroutine is not None
+def _call_coroutine(cancellation: Cancellation, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """
+    Run a coroutine in the calling thread.
+
+    Not with async_to_sync(): that would take a thread which the interpreter waits for at exit,
+    however long the task takes. This one is a daemon, and so are those for sync code.
+    """
     # Thread-sensitive code, such as the ORM's, gets a thread of this task's own, if it needs one.
-    async with ThreadSensitiveContext() as context:
-        executor = SyncToAsync.context_to_thread_executor[context] = DaemonExecutor(max_workers=1)
-        cancellation.watch(asyncio.get_running_loop(), coroutine)
-        try:
-            return await func(*args, **kwargs)
-        except asyncio.CancelledError as error:
-            if cancellation.delivered:
-                raise TaskCancelled("The task was cancelled.") from error
-            raise
-        finally:
-            cancellation.unwatch()
-            if executor.has_threads:
-                # The thread of the thread-sensitive code ends with its task.
-                await sync_to_async(leave_thread)()
-            else:
-                # Shutting it down would take asgiref a thread.
-                del SyncToAsync.context_to_thread_executor[context]
+    executor = DaemonExecutor(max_workers=1)
+    key = ThreadSensitiveContext()
+    token = SyncToAsync.thread_sensitive_context.set(key)
+    SyncToAsync.context_to_thread_executor[key] = executor
+    context = copy_context()
+    try:
+        with asyncio.Runner(loop_factory=DaemonThreadsEventLoop) as runner:
+            return runner.run(_watched(cancellation, coroutine), context=context)
+    finally:
+        del SyncToAsync.context_to_thread_executor[key]
+        SyncToAsync.thread_sensitive_context.reset(token)
+        context.run(_try_to, close_caches)
+        if executor.has_threads:
+            executor.submit(leave_thread).result()
+        executor.shutdown(wait=False)
+
+
+async def _watched(cancellation: Cancellation, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    current = asyncio.current_task()
+    assert current is not None
+    cancellation.watch(asyncio.get_running_loop(), current)
+    try:
+        return await coroutine
+    except asyncio.CancelledError as error:
+        if cancellation.delivered:
+            raise TaskCancelled("The task was cancelled.") from error
+        raise
+    finally:
+        cancellation.unwatch()

@@ -44,10 +44,12 @@ class DaemonExecutor(ThreadPoolExecutor):
         self._limit = max_workers or min(32, (os.cpu_count() or 1) + 4)
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._waiting = threading.Semaphore(0)  # threads that have nothing to do
-        # Guards the two below: nothing is queued behind the end.
+        # Guards what follows: nothing is queued behind the end.
         self._guard = threading.Lock()
         self._workers: list[threading.Thread] = []
+        self._alive = 0  # of these
         self._closed = False
+        self.ended: Future[None] = Future()  # when the last thread is done after shutdown()
 
     @property
     def has_threads(self) -> bool:
@@ -64,14 +66,16 @@ class DaemonExecutor(ThreadPoolExecutor):
         with self._guard:
             if self._closed:
                 raise RuntimeError("The executor is shut down; nothing more can be called in it.")
+            self._calls.put(_Call(future, fn, args, kwargs))
             if not self._waiting.acquire(blocking=False) and len(self._workers) < self._limit:
                 self._start_worker()
-            self._calls.put(_Call(future, fn, args, kwargs))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Call nothing more than what is queued; see concurrent.futures.Executor."""
         with self._guard:
+            if not self._closed and not self._alive:
+                self.ended.set_result(None)
             self._closed = True
             if cancel_futures:
                 self._cancel_calls()
@@ -86,9 +90,11 @@ class DaemonExecutor(ThreadPoolExecutor):
             worker.start()
         except RuntimeError:
             if not self._workers:
+                self._calls.get_nowait()  # Nobody will come for it.
                 raise
         else:
             self._workers.append(worker)
+            self._alive += 1
 
     def _cancel_calls(self) -> None:
         while True:
@@ -100,27 +106,45 @@ class DaemonExecutor(ThreadPoolExecutor):
                 call.future.cancel()
 
     def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
+        while (call := self._next()) is not None:
             _do(call)
             del call  # It would live on while this thread waits.
+        with self._guard:
+            self._calls.put(None)  # for the next
+            self._alive -= 1
+            if not self._alive:
+                self.ended.set_result(None)
+
+    def _next(self) -> _Call | None:
+        try:
+            return self._calls.get_nowait()
+        except Empty:
             self._waiting.release()
-        self._calls.put(None)  # for the next
+            return self._calls.get()
 
 
 class DaemonThreadsEventLoop(_EventLoop):
     """An event loop whose default executor, that of asyncio.to_thread(), is a DaemonExecutor."""
 
-    _has_executor = False
+    _executor: DaemonExecutor | None = None
 
     def run_in_executor[*Ts, T](
         self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts
     ) -> asyncio.Future[T]:
         """See asyncio.loop.run_in_executor()."""
-        if executor is None and not self._has_executor:
-            # Not earlier: asyncio starts a thread to shut it down.
-            self.set_default_executor(DaemonExecutor())
-            self._has_executor = True
-        return super().run_in_executor(executor, func, *args)
+        if executor is None and self._executor is None:
+            self._executor = DaemonExecutor()
+        return super().run_in_executor(executor or self._executor, func, *args)
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """
+        See asyncio.loop.shutdown_default_executor().
+
+        asyncio takes a thread for this, and in its last moments the interpreter has none to give.
+        """
+        if self._executor is not None:
+            self._executor.shutdown(wait=False)
+            await asyncio.wait([asyncio.wrap_future(self._executor.ended)], timeout=timeout)
 
 
 def _do(call: _Call) -> None:

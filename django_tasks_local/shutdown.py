@@ -11,6 +11,8 @@ What is not covered: SIGKILL, a crash of the interpreter, power.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
+import asyncio
 import atexit
 import logging
 import os
@@ -18,6 +20,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .hub import hub
@@ -33,16 +36,6 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STREAMS_END = 1.0  # seconds for the streams to tell the ends of their tasks
 FLUSH = 0.1  # seconds from there until that has left the server
-
-
-_LEFT_ALONE = (
-    signal.SIG_IGN,
-    # It raises KeyboardInterrupt, which ends the process by way of atexit, or is caught: then an
-    # interactive prompt, for one, goes on and wants its tasks.
-    signal.default_int_handler,
-    # Installed by something that is not Python, which we could not call.
-    None,
-)
 
 
 class Closable(Protocol):
@@ -120,10 +113,22 @@ def install_signal_handlers() -> None:
         return
     for number in SIGNALS:
         present = signal.getsignal(number)
-        if present not in _LEFT_ALONE and not isinstance(present, _Handler):
+        if not _is_left_alone(present) and not isinstance(present, _Handler):
             # A sub-interpreter, as of mod_wsgi, has a main thread that may not.
             with suppress(ValueError):
                 install(number, _Handler(present))
+
+
+def _is_left_alone(handler: Any) -> bool:
+    """Whether we cannot, or need not, be in front of this handler."""
+    # None: installed by something that is not Python, which we could not call.
+    # The default for SIGINT raises KeyboardInterrupt, which ends the process by way of atexit, or
+    # is caught: then an interactive prompt, for one, goes on and wants its tasks. asyncio.run() has
+    # a handler for its time that comes to the same.
+    asyncios = getattr(getattr(handler, "func", None), "__self__", None)
+    return handler in (None, signal.SIG_IGN, signal.default_int_handler) or isinstance(
+        asyncios, asyncio.Runner
+    )
 
 
 def install(number: int, handler: Handler) -> None:
@@ -211,16 +216,13 @@ def _drain_and_raise(number: int) -> None:
         os.kill(os.getpid(), number)
 
 
-_forking = threading.local()  # `mask`: the signals that were blocked before
+_held: set[int] = set()  # of SIGNALS, those that nobody else had blocked
 
 
 def _hold_signals() -> None:
     """Before a fork(): what is sent to the child before it has its handlers must wait."""
-    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-
-
-def _let_signals_go() -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+    _held.update({*SIGNALS} - signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def _start_anew() -> None:
@@ -232,10 +234,10 @@ def _start_anew() -> None:
         if signal.getsignal(number) == ours:
             signal.signal(number, previous)
     _installed.clear()
-    _let_signals_go()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_hold_signals, after_in_parent=_let_signals_go, after_in_child=_start_anew
-    )
+    # In C, and by itself: anybody's handler may raise in a function in Python before it has begun.
+    _let_signals_go = partial(_signal.pthread_sigmask, signal.SIG_UNBLOCK, _held)
+    os.register_at_fork(before=_hold_signals, after_in_child=_start_anew)
+    os.register_at_fork(after_in_parent=_let_signals_go, after_in_child=_let_signals_go)

@@ -151,6 +151,13 @@ def test_a_cache_that_a_receiver_opens_is_closed(noted_cache: None, alias: str) 
             signal.disconnect(receive)
 
 
+def test_what_a_coroutine_leaves_tidies_up_in_its_thread() -> None:
+    """Any other thread would hold up the end of the process."""
+    assert finished(tasks.leave_a_child.enqueue()).status == "SUCCESSFUL"
+    tasks.children.clear()
+    assert tasks.notes["child"] == ["django-tasks-sync"]
+
+
 def test_threads_that_cannot_be_started(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

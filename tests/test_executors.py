@@ -4,7 +4,6 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
-from typing import Any
 
 import pytest
 
@@ -88,18 +87,17 @@ def test_no_thread(executor: DaemonExecutor, monkeypatch: pytest.MonkeyPatch) ->
     assert (busy.result(LIMIT), queued.result(LIMIT)) == (True, 1)
 
 
-def test_what_a_coroutine_calls_in_threads() -> None:
-    """Its default executor is made when it is needed: asyncio needs a thread to shut one down."""
+def test_what_a_coroutine_calls_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop ends without a thread more, because at exit there is none; its own end with it."""
 
-    async def main(calls: int) -> tuple[Any, ...]:
-        loop = asyncio.get_running_loop()
-        threads = [await asyncio.to_thread(threading.current_thread) for _ in range(calls)]
-        executor = vars(loop)["_default_executor"]
-        return threads, executor
+    async def main() -> list[threading.Thread]:
+        threads = [await asyncio.to_thread(threading.current_thread) for _ in range(3)]
+        monkeypatch.setattr(threading.Thread, "start", None)
+        return threads
 
     with asyncio.Runner(loop_factory=DaemonThreadsEventLoop) as runner:
-        assert runner.run(main(0)) == ([], None)
-        threads, executor = runner.run(main(3))
-    assert isinstance(executor, DaemonExecutor)
-    assert all(thread in executor._workers for thread in threads)
-    assert not any(thread.is_alive() for thread in threads), "they end with the loop"
+        threads = runner.run(main())
+    assert all(thread.name == "django-tasks-sync" for thread in threads)
+    for thread in threads:
+        thread.join(LIMIT)
+        assert not thread.is_alive()

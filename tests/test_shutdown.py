@@ -72,10 +72,16 @@ threading.Event().wait(20)
     assert "RecursionError" not in done.stderr
 
 
-def test_ctrl_c_at_a_prompt() -> None:
-    """Who catches KeyboardInterrupt goes on, with tasks."""
-    done = run("""
-tasks.noop.enqueue()
+@pytest.mark.parametrize("first", ["main()", "asyncio.run(amain())"])
+def test_ctrl_c_at_a_prompt(first: str) -> None:
+    """Who catches KeyboardInterrupt goes on, with tasks; asyncio has a handler for its time."""
+    done = run(f"""
+import asyncio
+def main():
+    tasks.noop.enqueue()
+async def amain():
+    main()
+{first}
 try:
     os.kill(os.getpid(), signal.SIGINT)
     threading.Event().wait(20)
@@ -104,6 +110,8 @@ if pid == 0:
 assert held == [set(shutdown.SIGNALS)]
 assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
 assert isinstance(signal.getsignal(signal.SIGTERM), shutdown._Handler)
+# Or a handler that raises could keep them blocked.
+assert isinstance(shutdown._let_signals_go.func, type(len))
 say(os.waitpid(pid, 0)[1])
 """,
         # Called last before the fork, because it was registered first.
@@ -142,6 +150,32 @@ say(results[-1].id)
     lost = "\n".join(line for line in done.stderr.splitlines() if "are lost" in line)
     assert f"{done.stdout.strip()} (tests.project.tasks.gated)" in lost
     assert lost.count("tests.project.tasks.gated") == 11
+
+
+def test_a_coroutine_has_its_time_at_the_end() -> None:
+    """It has used threads, and the interpreter starts none any more."""
+    done = run("""
+import asyncio
+from asgiref.sync import sync_to_async
+from django.tasks import task
+from django.tasks.signals import task_finished
+
+def receive(task_result, **kwargs):
+    say(task_result.errors[0].traceback if task_result.errors else task_result.status)
+task_finished.connect(receive)
+
+used = threading.Event()
+@task(backend="other")
+async def last_words():
+    await asyncio.gather(sync_to_async(int)(), asyncio.to_thread(int))
+    used.set()
+    while not shutdown._exit.draining:
+        await asyncio.sleep(0.001)
+
+last_words.enqueue()
+used.wait(20)
+""")
+    assert (done.returncode, done.stdout) == (0, "SUCCESSFUL\n"), done.stderr
 
 
 def test_the_child_of_a_task_that_forks_does_no_tasks() -> None:

@@ -39,6 +39,7 @@ class Gate:
 gates: dict[str, Gate] = {}
 notes: defaultdict[str, list[Any]] = defaultdict(list)
 marker: ContextVar[str] = ContextVar("marker")
+children: set[asyncio.Task[None]] = set()  # or they would be collected
 
 
 def wait_for(gate: str) -> None:
@@ -327,6 +328,23 @@ async def tidy_up_async(name: str, gate: str) -> None:
         await asyncio.to_thread(wait_for, gate)
         report_progress(message="tidy")
         notes[name].append("tidied")
+
+
+@task
+async def leave_a_child() -> None:
+    """End while a child task waits, which then tidies up in sync code."""
+
+    def tidy_up() -> None:
+        notes["child"].append(threading.current_thread().name)
+
+    async def child() -> None:
+        try:
+            await asyncio.sleep(LIMIT)
+        finally:
+            await sync_to_async(tidy_up)()
+
+    children.add(asyncio.create_task(child()))
+    await asyncio.sleep(0)
 
 
 @task
