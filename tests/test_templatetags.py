@@ -8,6 +8,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.tasks import TaskResultStatus
 from django.template import Context, Template
+from django.template.backends.django import DjangoTemplates
 from django.test import RequestFactory, override_settings
 from django.utils import translation
 
@@ -144,6 +145,26 @@ def test_markup_in_a_message_is_text(gate: str) -> None:
     html = render(result, "label=result.args.0.2")
     assert "<script>" not in html
     assert "<script>alert(1)</script>" in Page(html).text
+
+
+TAGS = "{% load django_tasks_local_sse %}{% task_progress_media %}{% task_progress result %}"
+
+
+@pytest.mark.parametrize(
+    ("autoescape", "source"),
+    [(True, "{% autoescape off %}" + TAGS + "{% endautoescape %}"), (False, TAGS)],
+)
+def test_markup_in_a_message_is_text_also_where_a_page_escapes_nothing(
+    autoescape: bool, source: str, gate: str
+) -> None:
+    markup = '<img src="x" onerror=alert(1)>'
+    result = running(tasks.report.enqueue([1, None, markup], {}, gate))
+    processors = ["django.template.context_processors.request"]
+    options = {"autoescape": autoescape, "context_processors": processors}
+    engine = DjangoTemplates({"NAME": "x", "DIRS": [], "APP_DIRS": True, "OPTIONS": options})
+    html = engine.from_string(source).render({"result": result}, RequestFactory().get("/"))
+    assert "<img" not in html
+    assert markup in Page(html).text
 
 
 def test_arguments() -> None:
