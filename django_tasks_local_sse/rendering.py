@@ -51,8 +51,8 @@ def widget_context(
     """
     if request is None:
         raise ImproperlyConfigured(
-            "{% task_progress %} needs `request` in the template's context: render with a request, "
-            "and have 'django.template.context_processors.request' among the context processors."
+            "{% task_progress %} needs a request: render the template with one, as in "
+            "render(request, 'page.html', context), or have `request` in its context."
         )
     src = events_url(request, result)
     event = later_state(result)

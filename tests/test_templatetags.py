@@ -26,12 +26,18 @@ from django_tasks_local_sse import rendering
 from tests.conftest import AnyResult, finished, running, wait_for_event
 from tests.project import tasks
 
+BAR = "{% load django_tasks_local_sse %}{% task_progress result %}"
+
 
 def render(result: Any, arguments: str = "") -> str:
     template = Template(
         "{% load django_tasks_local_sse %}{% task_progress result " + arguments + " %}"
     )
     return template.render(Context({"result": result, "request": RequestFactory().get("/")}))
+
+
+def engine(**options: Any) -> DjangoTemplates:
+    return DjangoTemplates({"NAME": "test", "DIRS": [], "APP_DIRS": True, "OPTIONS": options})
 
 
 class Page(HTMLParser):
@@ -147,7 +153,7 @@ def test_markup_in_a_message_is_text(gate: str) -> None:
     assert "<script>alert(1)</script>" in Page(html).text
 
 
-TAGS = "{% load django_tasks_local_sse %}{% task_progress_media %}{% task_progress result %}"
+TAGS = BAR + "{% task_progress_media %}"
 
 
 @pytest.mark.parametrize(
@@ -159,10 +165,8 @@ def test_markup_in_a_message_is_text_also_where_a_page_escapes_nothing(
 ) -> None:
     markup = '<img src="x" onerror=alert(1)>'
     result = running(tasks.report.enqueue([1, None, markup], {}, gate))
-    processors = ["django.template.context_processors.request"]
-    options = {"autoescape": autoescape, "context_processors": processors}
-    engine = DjangoTemplates({"NAME": "x", "DIRS": [], "APP_DIRS": True, "OPTIONS": options})
-    html = engine.from_string(source).render({"result": result}, RequestFactory().get("/"))
+    template = engine(autoescape=autoescape).from_string(source)
+    html = template.render({"result": result}, RequestFactory().get("/"))
     assert "<img" not in html
     assert markup in Page(html).text
 
@@ -209,9 +213,21 @@ def test_what_is_not_a_result(wrong: Any) -> None:
 
 
 def test_without_a_request() -> None:
-    template = Template("{% load django_tasks_local_sse %}{% task_progress result %}")
-    with pytest.raises(ImproperlyConfigured, match=r"context_processors\.request"):
+    template = Template(BAR)
+    with pytest.raises(ImproperlyConfigured, match=r"render\(request, "):
         template.render(Context({"result": finished(tasks.noop.enqueue())}))
+
+
+@pytest.mark.parametrize("processors", [["request"], []])
+@pytest.mark.parametrize(
+    "include", ["{% include bar %}", "{% include bar with result=result only %}"]
+)
+def test_where_the_request_comes_from(include: str, processors: list[str]) -> None:
+    names = [f"django.template.context_processors.{name}" for name in processors]
+    templates = engine(context_processors=names)
+    context = {"result": finished(tasks.noop.enqueue()), "bar": templates.from_string(BAR)}
+    html = templates.from_string(include).render(context, RequestFactory().get("/"))
+    assert 'data-state="done"' in html
 
 
 def test_media() -> None:

@@ -24,9 +24,11 @@ def task_progress(
     Show the live progress of a task.
 
     `result` is the TaskResult; `href` is where the browser goes when the task succeeds; `label`
-    stands before the bar instead of the task's name. Needs `request` in the context.
+    stands before the bar instead of the task's name. Needs a template rendered with a request.
     """
-    return widget_context(context.get("request"), result, href=href, label=label)
+    # The context's own request is there too without its processor, and in `{% include … only %}`.
+    request = getattr(context, "request", None) or context.get("request")
+    return widget_context(request, result, href=href, label=label)
 
 
 @register.simple_tag
