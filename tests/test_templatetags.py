@@ -11,6 +11,9 @@ from django.template import Context, Template
 from django.template.backends.django import DjangoTemplates
 from django.test import RequestFactory, override_settings
 from django.utils import translation
+from django.utils.csp import CSP, LazyNonce
+from playwright.async_api import Page as BrowserPage
+from playwright.async_api import expect
 
 from django_tasks_local import cancel
 from django_tasks_local.events import (
@@ -27,6 +30,7 @@ from tests.conftest import AnyResult, finished, running, wait_for_event
 from tests.project import tasks
 
 BAR = "{% load django_tasks_local_sse %}{% task_progress result %}"
+MEDIA = "{% load django_tasks_local_sse %}{% task_progress_media %}"
 
 
 def render(result: Any, arguments: str = "") -> str:
@@ -153,7 +157,7 @@ def test_markup_in_a_message_is_text(gate: str) -> None:
     assert "<script>alert(1)</script>" in Page(html).text
 
 
-TAGS = BAR + "{% task_progress_media %}"
+TAGS = MEDIA + BAR
 
 
 @pytest.mark.parametrize(
@@ -230,14 +234,42 @@ def test_where_the_request_comes_from(include: str, processors: list[str]) -> No
     assert 'data-state="done"' in html
 
 
-def test_media() -> None:
-    html = Template("{% load django_tasks_local_sse %}{% task_progress_media %}").render(Context())
-    elements = Page(html).elements
-    assert elements["link"]["href"] == "/static/django_tasks_local_sse/task-progress.css"
-    assert elements["script"] == {
-        "type": "module",
-        "src": "/static/django_tasks_local_sse/task-progress.js",
+LINK = {"rel": "stylesheet", "href": "/static/django_tasks_local_sse/task-progress.css"}
+SCRIPT = {"type": "module", "src": "/static/django_tasks_local_sse/task-progress.js"}
+
+
+@pytest.mark.parametrize("without", [{}, {"csp_nonce": None}])
+def test_media(without: dict[str, Any]) -> None:
+    elements = Page(Template(MEDIA).render(Context(without))).elements
+    assert elements == {"link": LINK, "script": SCRIPT}
+
+
+def test_media_with_a_nonce() -> None:
+    nonce = LazyNonce()
+    elements = Page(Template(MEDIA).render(Context({"csp_nonce": nonce}))).elements
+    assert nonce, "Django sends only a nonce that has been looked at"
+    assert elements["link"] == {**LINK, "nonce": str(nonce)}
+    assert elements["script"] == {**SCRIPT, "nonce": str(nonce)}
+
+
+async def test_a_strict_content_security_policy(page: BrowserPage, server: str, gate: str) -> None:
+    policy = {
+        "default-src": [CSP.NONE],
+        "script-src": [CSP.NONCE, CSP.STRICT_DYNAMIC],
+        "style-src": [CSP.NONCE],
+        "connect-src": [CSP.SELF],
+        "img-src": ["data:"],
     }
+    result = await tasks.gated.aenqueue(gate)
+    with override_settings(SECURE_CSP=policy):
+        response = await page.goto(f"{server}/?id={result.id}")
+    assert response is not None
+    assert "strict-dynamic" in response.headers["content-security-policy"]
+    bar = page.locator("task-progress")
+    await expect(bar).to_have_css("display", "grid")
+    await expect(bar).to_have_attribute("data-state", "running")
+    tasks.gates[gate].set()
+    await expect(bar).to_have_attribute("data-state", "done")
 
 
 def test_progress_moves_on_between_two_renderings(gate: str) -> None:

@@ -31,11 +31,16 @@ def task_progress(
     return widget_context(request, result, href=href, label=label)
 
 
-@register.simple_tag
-def task_progress_media() -> SafeString:
-    """Link the widget's style sheet and its module; once a page, in its head."""
+@register.simple_tag(takes_context=True)
+def task_progress_media(context: template.Context) -> SafeString:
+    """Link the widget's style sheet and module, with any CSP nonce; once, in a page's head."""
+    nonce = context.get("csp_nonce")
+    # Not `if nonce`: Django's is false until it is written, and in the header only if it has been.
+    attribute = "" if nonce is None else format_html(' nonce="{}"', nonce)
     return format_html(
-        '<link rel="stylesheet" href="{}">\n<script type="module" src="{}"></script>',
+        '<link rel="stylesheet" href="{}"{}>\n<script type="module" src="{}"{}></script>',
         static("django_tasks_local_sse/task-progress.css"),
+        attribute,
         static("django_tasks_local_sse/task-progress.js"),
+        attribute,
     )
