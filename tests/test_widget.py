@@ -395,6 +395,15 @@ async def test_href_can_be_prevented_and_is_never_a_script(
     assert await page.evaluate("window.evil") is None
 
 
+async def test_bad_href_is_skipped(page: Page, server: ScriptedServer) -> None:
+    stream = await show(page, server, element("a", 'href="http://["') + element("b"))
+    async with page.expect_console_message(lambda message: message.type == "warning") as warning:
+        await stream.send(payload("finished", 5), payload("finished", 5, id="b"))
+    assert "not a page's href http://[" in (await warning.value).text
+    await expect_state(page, "done", id="a")
+    await expect_state(page, "done", id="b")
+
+
 # Connections
 
 

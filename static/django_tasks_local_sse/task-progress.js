@@ -405,9 +405,14 @@ export class TaskProgressElement extends HTMLElement {
 
   #leave() {
     const href = this.getAttribute("href");
-    const url = href && new URL(href, this.baseURI);
-    // Replaced, or the way back would lead to this page, and from it forward again.
-    if (url && /^https?:$/.test(url.protocol)) location.replace(url);
+    if (!href) return;
+    try {
+      const url = new URL(href, this.baseURI);
+      // Replaced, or the way back would lead to this page, and from it forward again.
+      if (/^https?:$/.test(url.protocol)) location.replace(url);
+    } catch (error) {
+      console.warn("task-progress: not a page's href", href, error);
+    }
   }
 }
 
