@@ -117,14 +117,17 @@ def test_a_running_task(gate: str) -> None:
         f"/tasks/events/?task={result.id}.default."
     )
     assert page.elements["progress"]["max"] == "100"
+    assert "aria-valuetext" not in page.elements["progress"]
     for text in ("gated", "10 %", "waiting for the test"):
         assert text in page.text
 
 
 def test_every_other_state(gate: str) -> None:
     waiting = tasks.noop.using(backend="dummy").enqueue()
-    assert state(waiting)[:2] == ("waiting", "0")
-    assert "Waiting" in state(waiting)[2].text
+    data_state, value, page = state(waiting)
+    assert (data_state, value) == ("waiting", "0")
+    assert "Waiting" in page.text
+    assert page.elements["progress"]["aria-valuetext"] == "Waiting"
     done = finished(tasks.add.enqueue(1))
     assert state(done)[:2] == ("done", "100")
     failed = finished(tasks.fail.enqueue())
@@ -140,6 +143,7 @@ def test_of_unknown_length(gate: str) -> None:
     data_state, value, page = state(result)
     assert (data_state, value) == ("running", None)
     assert "1,234,567" in page.text
+    assert page.elements["progress"]["aria-valuetext"] == "1,234,567"
 
 
 def test_a_fraction_keeps_its_point_in_every_language(gate: str) -> None:

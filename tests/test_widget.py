@@ -109,12 +109,19 @@ async def expect_state(page: Page, state: str, detail: str | None = None, id: st
         await expect(page.locator(f"#{id} .task-progress-detail")).to_have_text(detail)
 
 
-async def expect_bar(page: Page, value: str | None, id: str = "a") -> None:
+async def expect_bar(
+    page: Page, value: str | None, id: str = "a", attribute: str = "value"
+) -> None:
     bar = page.locator(f"#{id} progress")
     if value is None:
-        await expect(bar).not_to_have_attribute("value", re.compile(""))
+        await expect(bar).not_to_have_attribute(attribute, re.compile(""))
     else:
-        await expect(bar).to_have_attribute("value", value)
+        await expect(bar).to_have_attribute(attribute, value)
+
+
+async def expect_value_text(page: Page, text: str | None, id: str = "a") -> None:
+    """What a screen reader says instead of the bar's value."""
+    await expect_bar(page, text, id, "aria-valuetext")
 
 
 # What is shown
@@ -132,10 +139,28 @@ async def test_bare_element_builds_what_the_template_renders(
     assert built == template
 
 
+@pytest.mark.parametrize(
+    ("state", "bar", "detail", "same"),
+    [
+        ("running", 'value="30"', "30 %", payload(progress=progress(30.0, message="at work"))),
+        (
+            "running",
+            'aria-valuetext="1,500"',
+            "1,500",
+            payload(progress=progress(None, current=1500, message="at work")),
+        ),
+        (
+            "waiting",
+            'value="0" aria-valuetext="Waiting, 2 before it"',
+            "Waiting, 2 before it",
+            payload("enqueued", position=2, progress=progress(None, message="at work")),
+        ),
+    ],
+)
 async def test_takes_over_rendered_markup_without_touching_it(
-    page: Page, server: ScriptedServer
+    state: str, bar: str, detail: str, same: Payload, page: Page, server: ScriptedServer
 ) -> None:
-    markup = rendered("running", message="at work")
+    markup = rendered(state, bar, detail, message="at work")
     stream = await show(page, server, markup)
     assert await page.evaluate("document.body.innerHTML") == markup
     await page.evaluate("""() => {
@@ -143,12 +168,14 @@ async def test_takes_over_rendered_markup_without_touching_it(
         new MutationObserver(list => window.mutations += list.length).observe(document.body,
             { subtree: true, childList: true, attributes: true, characterData: true });
     }""")
-    await stream.send(payload(progress=progress(30.0, message="at work")))
+    await stream.send(same)
     await expect(page.locator("html")).to_have_attribute("data-seen", "1")
     await page.evaluate("new Promise(requestAnimationFrame)")
     assert await page.evaluate("window.mutations") == 0
     await stream.send(payload(sequence=4, progress=progress(31.0)))
     await expect_state(page, "running", "31 %")
+    await expect_bar(page, "31")
+    await expect_value_text(page, None)
 
 
 STATES: list[tuple[Payload, str, str, str | None]] = [
@@ -184,6 +211,8 @@ async def test_states(page: Page, server: ScriptedServer) -> None:
     for id, (_, state, detail, value) in zip(ids, STATES, strict=True):
         await expect_state(page, state, detail, id)
         await expect_bar(page, value, id)
+        says_nothing = value is None or state == "waiting"
+        await expect_value_text(page, detail if says_nothing else None, id)
 
 
 async def test_message_of_a_failure(page: Page, server: ScriptedServer) -> None:

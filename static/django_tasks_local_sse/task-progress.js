@@ -334,9 +334,11 @@ export class TaskProgressElement extends HTMLElement {
     write(parts.name, this.getAttribute("label") || name);
     write(parts.detail, detail);
     write(parts.message, message?.slice(0, MESSAGE_LIMIT));
-    if (value === null) parts.bar.removeAttribute("value");
-    else if (value !== undefined && parts.bar.getAttribute("value") !== `${value}`) {
-      parts.bar.value = value;
+    if (value !== undefined) {
+      set(parts.bar, "value", value);
+      // Where the number says nothing, a screen reader has what stands beside the bar.
+      const wordy = value === null || this.#view.state === "waiting";
+      set(parts.bar, "aria-valuetext", wordy ? detail : null);
     }
     if (this.dataset.state !== state) {
       this.dataset.state = state;
@@ -424,6 +426,12 @@ function make(tag, name) {
 
 function write(element, text) {
   if (element && text !== undefined && element.textContent !== text) element.textContent = text;
+}
+
+/** Set an attribute, unless it is so already; null removes it. */
+function set(element, name, value) {
+  if (value === null) element.removeAttribute(name);
+  else if (element.getAttribute(name) !== `${value}`) element.setAttribute(name, value);
 }
 
 TaskProgressElement.define();
