@@ -127,14 +127,20 @@ class DaemonThreadsEventLoop(_EventLoop):
     """An event loop whose default executor, that of asyncio.to_thread(), is a DaemonExecutor."""
 
     _executor: DaemonExecutor | None = None
+    _has_default = False
+
+    def set_default_executor(self, executor: Any) -> None:
+        """See asyncio.loop.set_default_executor(): the task wants one of its own."""
+        self._has_default = True
+        super().set_default_executor(executor)
 
     def run_in_executor[*Ts, T](
         self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts
     ) -> asyncio.Future[T]:
         """See asyncio.loop.run_in_executor()."""
-        if executor is None and self._executor is None:
-            self._executor = DaemonExecutor()
-        return super().run_in_executor(executor or self._executor, func, *args)
+        if executor is None and not self._has_default:
+            executor = self._executor = self._executor or DaemonExecutor()
+        return super().run_in_executor(executor, func, *args)
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """
@@ -145,6 +151,7 @@ class DaemonThreadsEventLoop(_EventLoop):
         if self._executor is not None:
             self._executor.shutdown(wait=False)
             await asyncio.wait([asyncio.wrap_future(self._executor.ended)], timeout=timeout)
+        await super().shutdown_default_executor(timeout)
 
 
 def _do(call: _Call) -> None:

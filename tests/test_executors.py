@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
@@ -89,6 +89,13 @@ def test_no_thread(executor: DaemonExecutor, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_a_coroutine_calls_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop ends without a thread more, because at exit there is none; its own end with it."""
+
+    async def choose() -> str:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1, "chosen"))
+        return (await asyncio.to_thread(threading.current_thread)).name
+
+    with asyncio.Runner(loop_factory=DaemonThreadsEventLoop) as runner:
+        assert runner.run(choose()) == "chosen_0"
 
     async def main() -> list[threading.Thread]:
         threads = [await asyncio.to_thread(threading.current_thread) for _ in range(3)]
