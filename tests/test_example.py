@@ -204,4 +204,6 @@ def test_the_exit_with_tasks_that_take_longer() -> None:
         _, log = process.communicate(timeout=LIMIT)
         lost = "\n".join(line for line in log.splitlines() if "lost" in line)
         assert f"{waiting_id[1]} (__main__.download)" in lost
-        assert lost.count("__main__.download") == 11
+        # It takes six seconds and has five at the end: on a busy machine the first ones get ready.
+        ready = log.count("path=__main__.download state=SUCCESSFUL")
+        assert lost.count("__main__.download") + ready == 11
