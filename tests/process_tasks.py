@@ -150,7 +150,9 @@ def until_cancelled(marker: str, swallow: bool = False) -> str:
     """Wait for the cancellation, tidy up, and go or stay."""
     try:
         report_progress(1)
-        threading.Event().wait(LIMIT)
+        # Short waits: Python sees a signal that comes just before a wait only after it.
+        for _ in range(int(LIMIT / 0.05)):
+            time.sleep(0.05)
     except TaskCancelled:
         Path(marker).write_text("tidied")
         if not swallow:
@@ -163,7 +165,8 @@ async def async_until_cancelled(marker: str) -> None:
     """Wait for the cancellation of a coroutine."""
     try:
         report_progress(1)
-        await asyncio.sleep(LIMIT)
+        for _ in range(int(LIMIT / 0.05)):  # See until_cancelled().
+            await asyncio.sleep(0.05)
     finally:
         Path(marker).write_text("tidied")  # noqa: ASYNC240 - there is nothing else in this loop
 
