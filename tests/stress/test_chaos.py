@@ -1,4 +1,4 @@
-"""The checker of benchmarks/chaos.py finds what is wrong, and a short run of it finds nothing."""
+"""The checker of stress/chaos.py finds what is wrong, and a short run of it finds nothing."""
 
 import re
 import subprocess
@@ -11,8 +11,8 @@ import pytest
 from django.tasks import TaskResultStatus
 from django.utils import timezone
 
-from benchmarks.invariants import Checker
 from django_tasks_local.events import FailureReason, TaskEvent, TaskFailure
+from stress.invariants import Checker
 from tests.support import factories
 from tests.support.paths import ROOT
 from tests.support.waiting import LIMIT
@@ -155,9 +155,9 @@ def test_a_violation_names_the_task_and_its_events() -> None:
 
 
 def test_a_short_chaos() -> None:
-    """The long one is benchmarks/chaos.py itself."""
+    """The long one is stress/chaos.py itself."""
     done = subprocess.run(
-        [sys.executable, "benchmarks/chaos.py", "--minutes", "0.05", "--seed", "20"],
+        [sys.executable, "stress/chaos.py", "--minutes", "0.05", "--seed", "20"],
         cwd=ROOT,
         capture_output=True,
         text=True,

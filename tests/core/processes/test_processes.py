@@ -488,7 +488,7 @@ def every_event() -> Iterator[list[Any]]:
 
 
 def test_random_kills_under_load() -> None:
-    """A longer run is benchmarks/kill_storm.py."""
+    """A longer run is stress/kill_storm.py."""
     rng = random.Random(20260)
     finishes: list[str] = []
 

@@ -1,4 +1,4 @@
-"""What the benchmarks print: tables in Markdown, so that docs/performance.md can quote them."""
+"""Print results as Markdown tables, so that docs/performance.md can quote them unchanged."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ from statistics import median
 
 
 def print_machine(*remarks: str) -> None:
-    """Say in general words where the numbers come from."""
+    """Print the versions and the kind of machine on which the numbers were measured."""
     import django
 
     print(f"Python {platform.python_version()}, Django {django.get_version()}, ", end="")
@@ -16,7 +16,7 @@ def print_machine(*remarks: str) -> None:
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; every column but the first is of numbers, and stands to the right."""
+    """Print a table. The first column is aligned to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     for cells in (head, rule, *rows):
@@ -28,15 +28,15 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """
-    Return the median of the ratios of each round.
+    Return the median of the ratios of all rounds.
 
-    The two sides of a round ran one after the other, so what else the machine did at that time
-    was about the same for both.
+    Both sides of a round run one directly after the other, so a change in the machine's load
+    between rounds does not change the ratio.
     """
     return median(mine / other for mine, other in zip(ours, theirs, strict=True))
 
 
-def print_verdict(what: str, value: float, limit: float, unit: str) -> None:
+def print_verdict(subject: str, value: float, limit: float, unit: str) -> None:
     """Print whether a budget is met."""
     verdict = "met" if value <= limit else "NOT MET"
-    print(f"Budget {verdict}: {what} is {value:.2f} {unit} (at most {limit:.2f} {unit}).")
+    print(f"Budget {verdict}: {subject} is {value:.2f} {unit} (at most {limit:.2f} {unit}).")

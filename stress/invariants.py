@@ -1,9 +1,9 @@
 """
-What must hold for every task, whatever happens around it: the checker of benchmarks/chaos.py.
+The invariants of every task, and the checker of stress/chaos.py.
 
-Pure: it is told what happened, one entry of the log after the other, in one thread, and looks at no
-clock. Entries of different threads may come in another order than things happened in. So a task is
-judged two rounds after its end, when everything that was said of it has long been told.
+The checker is pure: one thread passes it the entries of a log, and it reads no clock. The log may
+contain the entries of different threads in another order than that of the events themselves, so a
+task is judged two rounds after its end, when all entries about it have been passed.
 """
 
 import math
@@ -14,8 +14,9 @@ from typing import Any
 
 from django_tasks_local.events import EventKind, TaskEvent
 
-ROUNDS = 2  # from a task's end until it is judged
-REMEMBERED = 10  # rounds from there until its id is forgotten; no reader stays for so long
+ROUNDS = 2  # between the end of a task and its judgement
+# Rounds after which the id of a judged task is forgotten. Every reader leaves earlier.
+REMEMBERED = 10
 ORDER = (EventKind.ENQUEUED, EventKind.STARTED, EventKind.PROGRESS, EventKind.FINISHED)
 STATUSES = {
     EventKind.ENQUEUED: {"READY"},
@@ -25,18 +26,18 @@ STATUSES = {
 }
 LATEST = (math.inf, math.inf)
 
-# What orders the events of a task: its sequence, and its place in the queue while it waits.
+# Orders the events of a task: its sequence and, while it waits, its position in the queue.
 type Version = tuple[float, float]
 
 
 def version(sequence: int, position: int | None) -> Version:
-    """Return what orders the events of a task."""
+    """Return the version of an event; see TaskEvent.version."""
     return sequence, -math.inf if position is None else -position
 
 
 @dataclass(frozen=True)
 class Violation:
-    """What was wrong with a task, and its events."""
+    """A broken invariant of a task, with the task's events."""
 
     task_id: str
     what: str
@@ -48,41 +49,41 @@ class Violation:
 
 @dataclass
 class Record:
-    """What was heard of a task so far."""
+    """All entries of the log about one task."""
 
     events: list[TaskEvent] = field(default_factory=list)
     signals: Counter[str] = field(default_factory=Counter)
-    result: Any = None  # a snapshot, as task_finished has it
-    stored: Any = None  # and what the store said at that moment
+    result: Any = None  # the TaskResult that task_finished carried
+    stored: Any = None  # the TaskResult in the store while task_finished was sent
     cancelled: bool = False  # cancel() has returned True
-    missed: bool = False  # by the store, before its end
-    may_be_missing: bool = False  # The pool was discarded, and the task may be lost with it.
+    missed: bool = False  # The store did not know the task before its end.
+    may_be_missing: bool = False  # The pool was discarded, and unfinished tasks may be lost.
     finished_in: int | None = None  # the round
 
 
 class Checker:
-    """Is told everything, and collects violations. Names of outcomes are those of `outcome()`."""
+    """Receives the entries of the log and collects violations. `outcome()` names the outcomes."""
 
     def __init__(self, expected: dict[str, set[str]], timeout: float) -> None:
-        # By the task's name, what may become of it when nobody interferes.
+        # By the task's name, its outcomes without cancellations, kills and discarded pools.
         self._expected = expected
         self._timeout = timeout  # seconds, of worker processes
         self.violations: list[Violation] = []
         self.outcomes: Counter[str] = Counter()
         self.records: dict[str, Record] = {}
-        self._judged: dict[str, int] = {}  # the round in which a task was
+        self._judged: dict[str, int] = {}  # by id, the round in which a task was judged
         self._round = 0
         self._killed: set[int] = set()
-        # What each reader has seen last of each task; LATEST is its end.
+        # By reader and task, the version of the last event read; LATEST stands for `finished`.
         self._readers: dict[str, dict[str, Version]] = {}
 
     def violate(self, task_id: str, what: str) -> None:
-        """Note that something was wrong."""
+        """Record a violation."""
         record = self.records.get(task_id, Record())
         events = sorted(record.events, key=_version)
         self.violations.append(Violation(task_id, what, tuple(map(_show, events))))
 
-    # What is told
+    # Entries of the log
 
     def published(self, event: TaskEvent) -> None:
         """The hub has accepted an event."""
@@ -91,9 +92,8 @@ class Checker:
             record = self.records[event.id] = Record()
             if event.kind is not EventKind.ENQUEUED:
                 record.events.append(event)
-                self.violate(
-                    event.id, f"{event.kind} of a task that ended long ago, or is nobody's"
-                )
+                what = f"{event.kind} of a task that ended long ago or was never enqueued"
+                self.violate(event.id, what)
                 del self.records[event.id]
                 return
         record.events.append(event)
@@ -101,7 +101,7 @@ class Checker:
             record.finished_in = self._round
 
     def signalled(self, signal: str, task_id: str, result: Any = None, stored: Any = None) -> None:
-        """A receiver was called; of task_finished, with the result and what the store says."""
+        """A receiver was called. That of task_finished adds its result and the stored one."""
         record = self.records.get(task_id)
         if record is None:
             self.violate(task_id, f"the signal {signal} came long after the end")
@@ -111,7 +111,7 @@ class Checker:
             record.result, record.stored = result, stored
 
     def answered(self, task_id: str, cancelled: bool, finished: bool) -> None:
-        """cancel() has returned this; `finished` is what the store said right after that."""
+        """cancel() returned; `finished` is the store's answer directly after that."""
         if not cancelled and not finished:
             self.violate(task_id, "cancel() was False, but the task had not finished")
         record = self.records.get(task_id)
@@ -127,30 +127,31 @@ class Checker:
             record.missed = True
 
     def killed(self, pid: int) -> None:
-        """A worker process is about to be killed."""
+        """A worker process will be killed next."""
         self._killed.add(pid)
 
     def closing(self) -> None:
         """
-        The pools are about to be discarded, so that unfinished tasks may be lost.
+        The pools are discarded, so unfinished tasks may be lost.
 
-        To be told before that and after it: tasks are enqueued in between.
+        Entered into the log before and after the call that discards them, because other threads
+        enqueue tasks during the call.
         """
         for record in self.records.values():
             record.may_be_missing = True
 
     def read(self, reader: str, task_id: str, seen: Version, is_last: bool) -> None:
-        """A reader was given an event."""
+        """A reader received an event."""
         known = self._readers.setdefault(reader, {})
         if seen <= known.get(task_id, (0, 0)):
             self.violate(task_id, f"reader {reader} got {seen} after {known[task_id]}")
         known[task_id] = LATEST if is_last else seen
 
     def left(self, reader: str, complete: bool) -> None:
-        """A reader has gone; `complete` says that it has read all that was there for it."""
+        """A reader has closed its subscription. `complete`: it has read everything before that."""
         for task_id, seen in self._readers.pop(reader, {}).items():
             record = self.records.get(task_id)
-            # Without a record it is one that was judged, or nobody has told yet that it exists.
+            # Without a record the task has been judged, or its first entry is still to come.
             long_ended = task_id in self._judged if record is None else self._is_due(record)
             if complete and seen != LATEST and long_ended:
                 self.violate(task_id, f"reader {reader} got {seen}, and never the end")
@@ -162,13 +163,13 @@ class Checker:
         self._round += 1
         for task_id, judged_in in list(self._judged.items()):
             if self._round - judged_in <= REMEMBERED:
-                break  # They are in the order in which they were judged.
+                break  # The dict is in order of judgement.
             del self._judged[task_id]
         for task_id in [key for key, record in self.records.items() if self._is_due(record)]:
             self._judge(task_id)
 
     def end(self) -> None:
-        """Judge all tasks: everything is over, so each of them must be finished."""
+        """Judge all tasks. Each must be finished, because the run is over."""
         for task_id in list(self.records):
             self._judge(task_id)
 
@@ -197,7 +198,7 @@ class Checker:
             yield f"the task {last.name} {end}, and nobody has made it"
 
     def _may_be(self, end: str, record: Record) -> bool:
-        """Whether somebody from outside has brought this outcome about."""
+        """Whether a cancellation, a kill, a discarded pool or the timeout explains this outcome."""
         result = record.result
         match end:
             case "cancelled":
@@ -205,7 +206,7 @@ class Checker:
             case "lost":
                 return record.may_be_missing
             case "died":
-                # Without a worker: several have died with the task before it began.
+                # Without worker ids: several workers died before the task began.
                 pids = [int(worker_id.rpartition("@")[2]) for worker_id in result.worker_ids]
                 return bool(self._killed) and self._killed.issuperset(pids)
             case "timeout":
@@ -214,12 +215,12 @@ class Checker:
 
 
 def outcome(event: TaskEvent) -> str:
-    """Return how a task ended: "successful", or the reason of its failure."""
+    """Return "successful", or the reason of the failure."""
     return "successful" if event.error is None else str(event.error.reason)
 
 
 def _wrong_events(events: list[TaskEvent]) -> Iterable[str]:
-    """Say what is wrong with the order of a task's accepted events."""
+    """Yield the violations in the order of a task's accepted events."""
     events = sorted(events, key=_version)
     kinds = [event.kind for event in events]
     versions = [_version(event) for event in events]
@@ -240,13 +241,13 @@ def _wrong_events(events: list[TaskEvent]) -> Iterable[str]:
 
 
 def _disagreements(record: Record, last: TaskEvent, *, is_lost: bool) -> Iterable[str]:
-    """Say where the events, the signals, the result and the store do not say the same."""
+    """Yield the differences between the events, the signals, the result and the store."""
     result, stored = record.result, record.stored
     was_started = result.started_at is not None
     wanted = {"enqueued": 1, "started": int(was_started), "finished": 1}
     if record.signals != Counter(wanted):
         yield f"the signals sent were {dict(record.signals)}"
-    # A task that is lost in the moment in which it starts is not published as started.
+    # A task that is lost while it starts has no event `started`.
     started = any(event.kind is EventKind.STARTED for event in record.events)
     if started != was_started and not is_lost:
         yield f"started_at is {result.started_at}, but started was published: {started}"

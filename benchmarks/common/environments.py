@@ -1,4 +1,4 @@
-"""Environments of the peers that the benchmarks measure beside this package."""
+"""Virtual environments of the peers that the benchmarks measure beside this package."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def make_environment(directory: Path, *requirements: str) -> Path:
-    """Install these beside our Django, and return that environment's Python."""
+    """Create an environment with these packages and our version of Django; return its Python."""
     environment = directory / "venv"
     python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     for command in (

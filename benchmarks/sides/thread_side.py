@@ -1,10 +1,13 @@
 """
-One side of benchmarks/threads.py, in a process of its own: measures, and prints JSON.
+One side of benchmarks/threads.py: measures one library and prints JSON.
 
-Every side runs the same task function and hears in the same way that it is finished: the last task
-to run sets an event, and then the results of the last tasks are read until they are finished
-(the last ones, because as many as there are workers may still be on their way). Reading a result
-is `result.refresh()`, or `future.done()` of a bare executor.
+Every side runs the same task function and detects its end in the same way. The last task to run
+sets a `threading.Event`. Then the results of the ten most recent tasks are read until they are
+finished, because each of ten workers may still be recording the outcome of its last task. A result
+is read with `result.refresh()`, a future of the bare executor with `future.done()`; between two
+reads `time.sleep(0)` releases the GIL, which the worker needs.
+
+"One at a time" waits in this way for each task before it enqueues the next.
 """
 
 import gc
@@ -27,14 +30,17 @@ BACKENDS = {
     "Immediate": "django.tasks.backends.immediate.ImmediateBackend",
 }
 
+# Wall time, CPU time, and CPU time with child processes, of which there are none; µs per task.
+type Cost = tuple[float, float, float]
+
 
 class Countdown:
-    """Counts the calls of the task, and sets an event at the last."""
+    """Counts the calls of the task function and sets an event at the last one."""
 
     def start(self, calls: int) -> None:
         self.done = threading.Event()
         self._last = calls - 1
-        self._calls = itertools.count()  # next() of it is atomic
+        self._calls = itertools.count()  # next() on it is atomic
 
     def step(self) -> None:
         if next(self._calls) == self._last:
@@ -45,15 +51,15 @@ countdown = Countdown()
 
 
 def step() -> None:
-    """Count: the whole work of the task."""
+    """Count one call: the task function of every side."""
     countdown.step()
 
 
 class Handle(Protocol):
-    """What `enqueue` returns, as far as this benchmark sees it."""
+    """The result of an enqueued task, reduced to the question whether it is finished."""
 
     def finished(self) -> bool:
-        """Read the state and say whether it is the last."""
+        """Read the current state and return whether it is final."""
 
 
 class _Result:
@@ -105,7 +111,7 @@ def _enqueue_to(alias: str) -> Callable[[], Handle]:
     from django.tasks import task
 
     django_task = task(backend=alias)(step)
-    # 2.0 looks the function up by its path, and takes a Task or a function.
+    # 2.0 imports the function by its path and accepts a Task or a plain function there.
     return lambda: _Result(django_task.enqueue())
 
 
@@ -113,41 +119,44 @@ def _wait(handles: list[Handle]) -> None:
     countdown.done.wait()
     for handle in handles:
         while not handle.finished():
-            time.sleep(0)  # lets go of the GIL, which the worker needs to finish
+            time.sleep(0)
 
 
-def many(enqueue: Callable[[], Handle], tasks: int) -> tuple[float, float]:
-    """Return µs per task from the first enqueue to the last finish: by the clock, and of CPU."""
+def _cost_per_task(wall: float, cpu: float, tasks: int) -> Cost:
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return wall / tasks * 1e6, cpu / tasks * 1e6, cpu / tasks * 1e6
+
+
+def many(enqueue: Callable[[], Handle], tasks: int) -> Cost:
+    """Return the cost per task from the first enqueue to the last finish, all in flight at once."""
     gc.collect()
     countdown.start(tasks)
     wall, cpu = time.perf_counter(), time.process_time()
     handles = [enqueue() for _ in range(tasks)]
     _wait(handles[-max(WORKERS.values()) :])
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return wall / tasks * 1e6, cpu / tasks * 1e6
+    return _cost_per_task(wall, cpu, tasks)
 
 
-def one_by_one(enqueue: Callable[[], Handle], tasks: int) -> tuple[float, float]:
-    """Return µs per task when each waits for the one before: by the clock, and of CPU."""
+def one_by_one(enqueue: Callable[[], Handle], tasks: int) -> Cost:
+    """Return the cost per task if each is enqueued after the one before has finished."""
     gc.collect()
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(tasks):
         countdown.start(1)
         _wait([enqueue()])
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return wall / tasks * 1e6, cpu / tasks * 1e6
+    return _cost_per_task(wall, cpu, tasks)
 
 
-def measure(side: str, tasks: int) -> dict[str, tuple[float, float]]:
-    """Return what this side needs for each scenario: µs by the clock, and µs of CPU."""
+def measure(side: str, tasks: int) -> dict[str, Cost]:
+    """Return the cost in each scenario."""
     enqueue = enqueue_functions(side)
     measured = {}
     for name in WORKERS:
-        many(enqueue[name], tasks // 10)  # to warm up
+        many(enqueue[name], tasks // 10)  # starts the threads and fills the caches
         measured[name] = many(enqueue[name], tasks)
     measured["one at a time"] = one_by_one(enqueue["10 workers"], tasks // 10)
     return measured
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
+    print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))), flush=True)

@@ -1,10 +1,10 @@
 """
-The clients of benchmarks/streams.py: many connections in one process, which does what stdin says.
+The clients of benchmarks/streams.py: many connections in one process.
 
 Each line of stdin is a command with its arguments in JSON, each line of stdout its answer. There
-are two kinds. `epoll` is one loop around raw sockets, which only looks for stamps, so that clients
-cost little beside the server and each microsecond of the server is seen. `asyncio` is what one
-would write in Python: a task for each connection, which reads one event after the other.
+are two kinds. `epoll` is one loop around raw sockets that only searches for time stamps: it takes
+little CPU time from the server, so differences between servers are visible. `asyncio` is the usual
+client in Python: one asyncio task for each connection, which reads one event after the other.
 """
 
 import asyncio
@@ -14,8 +14,8 @@ import socket
 import sys
 import time
 
-# Followed by the time at which an event was published: time.monotonic_ns(), in 20 digits. The
-# character occurs nowhere else on the wire, so that events can be counted by it.
+# Precedes the time at which an event was published: time.monotonic_ns(), in 20 digits. The
+# character occurs nowhere else on the wire, so the clients count events by it.
 STAMP = "~"
 DIGITS = 20
 
@@ -25,7 +25,7 @@ SIZE = 65536  # bytes of one read
 
 
 class EpollClients:
-    """All connections, and what they have received since the last command."""
+    """All connections, and the latencies since the last command `expect`."""
 
     def __init__(self) -> None:
         self.epoll = select.epoll()
@@ -35,7 +35,7 @@ class EpollClients:
         self.last = 0
 
     def run(self) -> None:
-        """Receive, and answer commands, until there are no more. The driver awaits each answer."""
+        """Receive events and answer commands until stdin ends."""
         self.epoll.register(sys.stdin.fileno(), select.EPOLLIN)
         while True:
             for descriptor, _ in self.epoll.poll():
@@ -48,7 +48,7 @@ class EpollClients:
                     return
 
     def connect(self, count: int, port: int, path: str, cookie: str) -> None:
-        """Open so many streams, and wait until each has begun."""
+        """Open `count` streams and wait until each has received its first event."""
         request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nCookie: {cookie}\r\n\r\n".encode()
         deadline = time.monotonic() + PATIENCE
         opening: set[int] = set()
@@ -60,7 +60,7 @@ class EpollClients:
                 if b"event: " in self.sockets[descriptor].recv(SIZE):
                     opening.discard(descriptor)
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{len(opening)} streams do not begin")
+                raise TimeoutError(f"{len(opening)} streams received no event in {PATIENCE} s")
 
     def _open(self, port: int, request: bytes) -> int:
         connection = socket.create_connection(("127.0.0.1", port))
@@ -71,19 +71,19 @@ class EpollClients:
         return connection.fileno()
 
     def expect(self) -> None:
-        """Count from here on."""
+        """Forget the latencies and the number of events."""
         self.latencies.clear()
         self.received = 0
 
     def receive(self, descriptor: int) -> None:
-        """Read from one connection, and look for stamps."""
+        """Read from one connection and record the stamps."""
         try:
             data = self.sockets[descriptor].recv(SIZE)
         except BlockingIOError:
-            return  # A command of the same poll has read it.
+            return  # A command in the same poll has already read the data.
         now = time.monotonic_ns()
         if not data:
-            raise ConnectionError("a stream has ended")
+            raise ConnectionError("the server closed a stream")
         found = data.count(STAMP.encode())
         if not found:
             return
@@ -96,9 +96,9 @@ class EpollClients:
 
     def wait(self, events: int, silence: float) -> list[object]:
         """
-        Receive until there were so many events in all, or none for so many seconds.
+        Receive until there are `events` in total, or none for `silence` seconds.
 
-        Returns their number, when the last one came, and how long each was on its way, in ns.
+        Returns their number, the arrival time of the last one, and the latencies. Times are in ns.
         """
         while self.received < events:
             before = self.received
@@ -116,14 +116,14 @@ class AsyncioClients:
         self.tasks: list[asyncio.Task[None]] = []
         self.latencies: list[int] = []  # ns
         self.begun = self.received = self.last = 0
-        self.news = asyncio.Event()
+        self.arrived = asyncio.Event()
 
     def run(self) -> None:
         """See EpollClients.run()."""
         asyncio.run(self.answer())
 
     async def answer(self) -> None:
-        """Answer commands until there are no more."""
+        """Answer commands until stdin ends."""
         while line := await asyncio.to_thread(sys.stdin.readline):
             command, *arguments = json.loads(line)
             print(json.dumps(await getattr(self, command)(*arguments)), flush=True)
@@ -135,16 +135,16 @@ class AsyncioClients:
             for number in range(1, count + 1):
                 self.tasks.append(asyncio.create_task(self.read(port, request)))
                 while number - self.begun >= OPENING or (number == count and self.begun < count):
-                    await self.some_news()
+                    await self.wait_for_arrival()
 
     async def read(self, port: int, request: bytes) -> None:
-        """Open one stream and read its events."""
+        """Open one stream and record its stamps."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request)
         while b"event: " not in await reader.readuntil(b"\n\n"):
             pass
         self.begun += 1
-        self.news.set()
+        self.arrived.set()
         while True:
             data = await reader.readuntil(b"\n\n")
             now = time.monotonic_ns()
@@ -153,12 +153,12 @@ class AsyncioClients:
                 self.received += 1
                 self.last = now
                 self.latencies.append(now - int(rest[:DIGITS]))
-                self.news.set()
+                self.arrived.set()
 
-    async def some_news(self) -> None:
-        """Wait until something has arrived."""
-        self.news.clear()
-        await self.news.wait()
+    async def wait_for_arrival(self) -> None:
+        """Wait until any stream has received an event."""
+        self.arrived.clear()
+        await self.arrived.wait()
 
     async def expect(self) -> None:
         """See EpollClients.expect()."""
@@ -170,7 +170,7 @@ class AsyncioClients:
         while self.received < events:
             try:
                 async with asyncio.timeout(silence):
-                    await self.some_news()
+                    await self.wait_for_arrival()
             except TimeoutError:
                 break
         return [self.received, self.last, self.latencies]

@@ -1,9 +1,9 @@
 """
-The Django project of benchmarks/streams.py, and the four ways in which it streams.
+The Django project of benchmarks/streams.py and its four ways to stream.
 
-Every side sends the same payload (what this package tells of a task), encoded once per event, and
-starts each stream with the state. The three that run on Django have the usual middleware, and look
-up the logged-in user, so that each request uses the database.
+Every side sends the same payload (that of this package), encodes it once per event, and begins
+each stream with the current state. The three sides that run on Django have the usual middleware
+and load the logged-in user, so each request uses the database.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from django.test import RequestFactory
 from django.urls import include, path
 from django.utils import timezone
 from django_eventstream import send_event
-from stream_client import STAMP
 
+from benchmarks.sides.stream_client import STAMP
 from django_tasks_local import report_progress
 from django_tasks_local.events import EventKind, Progress, TaskEvent
 from django_tasks_local.hub import hub
@@ -42,7 +42,7 @@ type Message = dict[str, Any]
 
 
 def make_event(sequence: int) -> TaskEvent:
-    """Return the TaskEvent that is sent, stamped with the present time."""
+    """Return the TaskEvent to send, stamped with the current time."""
     now = timezone.now()
     return TaskEvent(
         id=TASK_ID,
@@ -58,28 +58,28 @@ def make_event(sequence: int) -> TaskEvent:
 
 
 def stamp() -> str:
-    """Return the present time as clients look for it."""
+    """Return the current time in the form that clients search for."""
     return f"{STAMP}{time.monotonic_ns():020d}"
 
 
 def payload(event: TaskEvent) -> dict[str, Any]:
-    """Return what is sent of an event."""
+    """Return the payload of an event as a dict."""
     return encoding.payload(event, SSESettings())
 
 
 def encode(event: TaskEvent) -> bytes:
-    """Return the bytes that are sent of an event, with an id as long as ours."""
+    """Return the bytes of an event on the wire, with an id as long as this package's."""
     message = encoding.encode(event, SSESettings())
     return encoding.with_id("0" * 24, message)
 
 
 class Side(Protocol):
-    """One of the four ways."""
+    """One of the four ways to stream."""
 
     path: str  # of the stream
 
     def prepare(self) -> None:
-        """Do what must be done before the server starts, in the main thread."""
+        """Prepare in the main thread, before the server starts."""
 
     def application(self) -> Any:
         """Return the ASGI application. Called in the event loop."""
@@ -89,12 +89,12 @@ class Side(Protocol):
 
 
 class DjangoSide:
-    """What the views of Django have in common."""
+    """The base of the sides that are Django views."""
 
     path = ""
 
     def prepare(self) -> None:
-        """Most need nothing."""
+        """Do nothing."""
 
     def application(self) -> Any:
         """Return Django."""
@@ -105,8 +105,8 @@ class Ours(DjangoSide):
     """The view of this package."""
 
     def prepare(self) -> None:
-        self.publish(make_event(1))  # A task that nobody has heard of would be unknown.
-        result = object.__new__(TaskResult)  # A link needs no more of a result than these two.
+        self.publish(make_event(1))  # Without an event the stream would report an unknown task.
+        result = object.__new__(TaskResult)  # A link reads these two attributes only.
         object.__setattr__(result, "id", TASK_ID)
         object.__setattr__(result, "backend", "default")
         self.path = events_path(result)
@@ -116,7 +116,7 @@ class Ours(DjangoSide):
 
 
 class Reported(Ours):
-    """The view of this package, and a real task that reports."""
+    """The view of this package with a real task that calls report_progress()."""
 
     def __init__(self) -> None:
         self.calls: SimpleQueue[None] = SimpleQueue()
@@ -138,7 +138,7 @@ class EventStream(DjangoSide):
 
 
 class Plain(DjangoSide):
-    """What one would write in an afternoon: a Django view with an asyncio.Queue per stream."""
+    """The simplest way in Django: an async view with one asyncio.Queue per stream."""
 
     path = "/plain/"
 
@@ -157,7 +157,7 @@ class Plain(DjangoSide):
             listener.put_nowait(message)
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Yield the state, and then whatever is published."""
+        """Yield the current state, then each published event."""
         queue: asyncio.Queue[bytes] = asyncio.Queue()
         self.queues.add(queue)
         try:
@@ -169,7 +169,7 @@ class Plain(DjangoSide):
 
 
 class Bare:
-    """The limit: an ASGI application without Django, where one broadcast wakes every stream."""
+    """The lower limit: an ASGI application without Django that wakes all streams at once."""
 
     path = "/"
 
@@ -181,7 +181,7 @@ class Bare:
         return self._serve
 
     def prepare(self) -> None:
-        """It needs nothing."""
+        """Do nothing."""
 
     def publish(self, event: TaskEvent) -> None:
         self.loop.call_soon_threadsafe(self._wake, encode(event))
@@ -207,14 +207,14 @@ class Bare:
                 self.waiting.append(future)
                 message = await future
 
-        await receive()  # the request's body, which is empty
+        await receive()  # the request's empty body
         streaming = self.loop.create_task(stream())
-        await receive()  # until the client has gone
+        await receive()  # until the client disconnects
         streaming.cancel()
 
 
 def report() -> None:
-    """Report whenever the benchmark says so: a task."""
+    """Report once for each call of `Reported.publish()`: a task."""
     report_progress(3, 10)
     while True:
         reported.calls.get()
@@ -223,11 +223,12 @@ def report() -> None:
 
 working = threading.Event()
 REPORT_INTERVAL = 0.25  # seconds
-TEXT = "x" * 16_384  # So much that a client which does not read soon has its buffers full.
+# 16 KiB fill the socket buffers of a client that does not read after a few events.
+TEXT = "x" * 16_384
 
 
 def work() -> None:
-    """Report for as long as the readers of --churn are busy: a task."""
+    """Report until `working` is cleared: the task of stress/stream_churn.py."""
     step = 0
     while working.is_set():
         step += 1
@@ -255,11 +256,10 @@ async def plain_view(request: HttpRequest) -> StreamingHttpResponse:
 
 
 def events_path(result: TaskResult[Any, Any]) -> str:
-    """Return the path of our stream for this result and the one user."""
-
+    """Return the path of this package's stream for this result and the only user."""
     request = RequestFactory().get("/")
     request.user = User.objects.get()
-    connections.close_all()  # Only those of streams shall be counted.
+    connections.close_all()  # The benchmark counts the connections of streams only.
     return events_url(request, result)
 
 

@@ -1,5 +1,5 @@
 """
-One side of benchmarks/streams.py: uvicorn in a process of its own, which does what stdin says.
+The server of one side of benchmarks/streams.py: uvicorn, controlled through stdin.
 
 Each line of stdin is a command with its arguments in JSON, each line of stdout its answer.
 """
@@ -18,18 +18,26 @@ import django
 import uvicorn
 
 if __name__ == "__main__":
-    os.environ["DJANGO_SETTINGS_MODULE"] = "stream_settings"
+    os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.sides.stream_settings"
     django.setup()
 
 from django.tasks import task
-from stream_project import SIDES, Side, events_path, make_event, work, working
 
-# After so many turns of the event loop an event has gone out to every client, on every side.
+from benchmarks.sides.stream_project import (
+    SIDES,
+    Side,
+    events_path,
+    make_event,
+    work,
+    working,
+)
+
+# Turns of the event loop after which every side has written an event to all of its clients.
 TURNS = 5
 
 
 class Publisher:
-    """Carries out the commands. Runs in a thread of its own, as a task does."""
+    """Carries out the commands in a thread of its own, as a task publishes from one."""
 
     def __init__(
         self, side: Side, listener: socket.socket, loop: asyncio.AbstractEventLoop
@@ -37,41 +45,41 @@ class Publisher:
         self.side = side
         self.listener = listener
         self.loop = loop
-        self.sequence = 1  # That of the state with which streams begin.
+        self.sequence = 1  # of the state with which each stream begins
 
     def run(self) -> None:
-        """Answer each command, until there are no more."""
+        """Answer commands until stdin ends."""
         for line in sys.stdin:
             command, *arguments = json.loads(line)
             answer = getattr(self, command)(*arguments)
             print(json.dumps(answer), flush=True)
 
     def publish(self, events: int = 1) -> None:
-        """Publish events back to back: each as soon as the one before has gone out."""
+        """Publish events back to back: each as soon as the one before has been written."""
         for _ in range(events):
             self.sequence += 1
             self.side.publish(make_event(self.sequence))
             asyncio.run_coroutine_threadsafe(self._turns(), self.loop).result()
 
     def start_tasks(self, count: int) -> list[str]:
-        """Start tasks that report, and return the path of each one's stream."""
+        """Start tasks that report; return the path of the stream of each."""
         working.set()
         return [events_path(task(work).enqueue()) for _ in range(count)]
 
     def set_send_buffer(self, size: int) -> None:
-        """Set how many bytes the system buffers for each connection from here on."""
+        """Set the size of the send buffer of connections that are accepted after this call."""
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
     def finish_tasks(self) -> None:
-        """Have the tasks finish."""
+        """Make the tasks return."""
         working.clear()
 
     def collect_garbage(self) -> None:
         """
-        Leave in memory what is in use.
+        Run the garbage collector, so that the memory in use is comparable over time.
 
-        A connection that breaks off leaves exceptions that refer to one another, and with many
-        objects alive Python looks for such cycles seldom.
+        A broken connection leaves exceptions in reference cycles, and with many objects alive
+        Python collects cycles rarely.
         """
         gc.collect()
 
@@ -81,7 +89,7 @@ class Publisher:
 
 
 async def serve(side: Side) -> None:
-    """Serve until the process is killed. The first line of stdout says where."""
+    """Serve until the process is killed. Prints the port and the stream's path first."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     config = uvicorn.Config(
         side.application(),

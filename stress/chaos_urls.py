@@ -1,4 +1,4 @@
-"""What the server of benchmarks/chaos.py serves."""
+"""The URLs of the server in stress/chaos.py."""
 
 from django.urls import include, path
 

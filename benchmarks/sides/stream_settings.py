@@ -4,7 +4,7 @@ import os
 
 SECRET_KEY = "only for this benchmark"
 ALLOWED_HOSTS = ["*"]
-ROOT_URLCONF = "stream_project"
+ROOT_URLCONF = "benchmarks.sides.stream_project"
 USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 INSTALLED_APPS = [

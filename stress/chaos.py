@@ -1,11 +1,11 @@
 """
-Chaos: tasks of all kinds in both backends, while others cancel, kill, close, read and disturb.
+Tasks of all kinds in both backends, under cancellations, kills, discarded pools and many readers.
 
-    uv run benchmarks/chaos.py [--minutes 10] [--seed 1]
+    uv run stress/chaos.py [--minutes 10] [--seed 1]
 
-Everything that happens is told to the checker in invariants.py. Prints figures and each violation,
-and exits with 1 if there is one. A seed decides what each thread does, but not how the threads
-interleave: two runs with one seed are alike, and not the same. Linux only.
+A log of all events, signals and answers is passed to the checker in invariants.py. Prints figures
+and each violation; the exit status is 1 if there is a violation. The seed determines the actions of
+each thread but not how the threads interleave, so two runs with one seed differ. Linux only.
 """
 
 import argparse
@@ -36,7 +36,7 @@ if not settings.configured:
     settings.configure(
         SECRET_KEY="only for chaos",
         ALLOWED_HOSTS=["127.0.0.1"],
-        ROOT_URLCONF="chaos_urls",
+        ROOT_URLCONF="stress.chaos_urls",
         USE_TZ=True,
         INSTALLED_APPS=["django_eventstream", "django_tasks_local_sse"],
         TASKS={
@@ -58,47 +58,48 @@ if not settings.configured:
     )
     django.setup()
 
-import chaos_tasks
 from django.tasks import task_backends
 from django.tasks.exceptions import TaskResultDoesNotExist
 from django.tasks.signals import task_enqueued, task_finished, task_started
 from django.test import RequestFactory
-from invariants import Checker, Violation, version
 
+from benchmarks.common.tables import print_machine, print_table
 from django_tasks_local import cancel, pools
 from django_tasks_local.exceptions import QueueFull
 from django_tasks_local.hub import hub
 from django_tasks_local.results import ResultStore
 from django_tasks_local_sse.access import events_url
+from stress import chaos_tasks
+from stress.invariants import Checker, Violation, version
 
 ROUND = 2.0  # seconds; see invariants.ROUNDS
-PATIENCE = 30.0  # seconds in which all that was enqueued must finish
-RECENT = 60  # tasks of which cancellers and readers choose
+PATIENCE = 30.0  # seconds for all tasks to finish, and for everything to be released
+RECENT = 60  # of the newest tasks, from which cancellers and readers choose
 THREAD_READERS, LOOP_READERS, CLIENTS, CANCELLERS = 3, 6, 6, 3
-# What may grow between the first readings and the last ones.
+# Allowed growth between the medians of early and of late readings.
 SLACK = {"RSS in MiB": 24, "files": 20, "threads": 16, "children": 6, "cells of the hub": 150}
-# Why enqueue() may raise RuntimeError: the second after many kills in a row.
+# Texts of the RuntimeErrors that enqueue() may raise; the second after many kills in a row.
 REFUSALS = ("is shutting down", "cannot start worker processes")
-# Errors in the log that are the doing of receivers, and of kills.
-NOT_OURS = {
+# Log messages at level ERROR that receivers and kills cause.
+EXPECTED_ERRORS = {
     "A receiver failed for task id=%s.": "receivers that raised SystemExit",
     "The task backend %r cannot start worker processes:\n%s": "too many kills in a row",
 }
-ENOUGH = 20  # readings; in a shorter run everything still warms up
+ENOUGH = 20  # readings; a shorter run ends before caches and pools have their full size
 OPTIONS = {alias: dict(settings.TASKS[alias]["OPTIONS"]) for alias in settings.TASKS}
 
 
 class Chaos:
-    """All that goes on, and the log of it. Methods say in which thread they run."""
+    """Runs the threads of one run and collects their log entries."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.over = threading.Event()
-        self.until = math.inf  # time.monotonic(), when it is over
-        # Appended to by all threads, which is atomic, and told to the checker by the main one.
+        self.until = math.inf  # time.monotonic() at the end of the run
+        # All threads append to it, which is atomic; the main thread passes it to the checker.
         self.log: deque[tuple[Any, ...]] = deque()
         self.checker = Checker(chaos_tasks.EXPECTED, chaos_tasks.TIMEOUT)
-        self.counts: Counter[str] = Counter()  # of the main thread, while it reads the log
+        self.counts: Counter[str] = Counter()  # used by the main thread only
         self.recent: deque[tuple[str, str]] = deque(maxlen=RECENT)  # alias, id
         self.to_cancel: deque[tuple[str, str]] = deque()
         self.old_pools: deque[Any] = deque(maxlen=4)
@@ -106,54 +107,54 @@ class Chaos:
         self.numbers = count()
         self.url = ""
 
-    def tell(self, what: str, *values: Any) -> None:
-        """Append to the log. Called from any thread."""
-        self.log.append((what, *values))
+    def enter(self, entry: str, *values: Any) -> None:
+        """Append an entry to the log; `entry` is a method of Checker. Called from any thread."""
+        self.log.append((entry, *values))
 
-    # What is heard of everything
+    # Observation
 
-    def listen(self) -> None:
-        """Hear every signal, and every error of ours."""
+    def observe(self) -> None:
+        """Connect receivers to all signals and handlers to all error reports."""
         task_enqueued.connect(self.on_enqueued, weak=False)
         task_started.connect(self.on_started, weak=False)
         task_finished.connect(self.on_finished, weak=False)
         for number, task_signal in enumerate((task_enqueued, task_started, task_finished)):
-            # Behind the others, because SystemExit keeps those from being called.
+            # Connected last, because SystemExit prevents the call of later receivers.
             task_signal.connect(self._raiser(number), weak=False)
         ResultStore.settle = self._counting(ResultStore.settle)
-        handler = Listener(self)
+        handler = ErrorHandler(self)
         logging.getLogger("django_tasks_local").addHandler(handler)
         logging.getLogger("asyncio").addHandler(handler)
         for name in ("django_tasks_local", "django.tasks", "django.dispatch"):
             logging.getLogger(name).propagate = False
             logging.getLogger(name).addHandler(logging.NullHandler())
-        threading.excepthook = lambda arguments: self.oops(f"{arguments.exc_value!r} in a thread")
-        sys.unraisablehook = lambda arguments: self.oops(f"{arguments.exc_value!r} in a finalizer")
+        threading.excepthook = lambda args: self.violate(f"{args.exc_value!r} in a thread")
+        sys.unraisablehook = lambda args: self.violate(f"{args.exc_value!r} in a finalizer")
 
     def _counting(self, settle: Callable[..., list[str]]) -> Callable[..., list[str]]:
         def counting(store: ResultStore, result_id: str) -> list[str]:
             evicted = settle(store, result_id)
             for _ in evicted:
-                self.tell("count", "results evicted")
+                self.enter("count", "results evicted")
             return evicted
 
         return counting
 
     def on_enqueued(self, sender: type, task_result: Any, **kwargs: Any) -> None:
-        """Called where the task is enqueued."""
-        self.tell("signalled", "enqueued", task_result.id)
+        """Called in the thread that enqueues the task."""
+        self.enter("signalled", "enqueued", task_result.id)
 
     def on_started(self, sender: type, task_result: Any, **kwargs: Any) -> None:
-        """Called in the worker's thread, or in the dispatcher's."""
-        self.tell("signalled", "started", task_result.id)
+        """Called in a worker thread or in the dispatcher's thread."""
+        self.enter("signalled", "started", task_result.id)
 
     def on_finished(self, sender: type, task_result: Any, **kwargs: Any) -> None:
         """See on_started()."""
         stored = self.stored(task_result.backend, task_result.id)
-        self.tell("signalled", "finished", task_result.id, task_result, stored)
+        self.enter("signalled", "finished", task_result.id, task_result, stored)
 
     def stored(self, alias: str, task_id: str) -> Any:
-        """Return what the stores say: the pool may be one that was discarded just now."""
+        """Return the stored result from the current pools or from one discarded recently."""
         for pool in self.pools:
             with contextlib.suppress(TaskResultDoesNotExist):
                 return pool.results.get(task_id)
@@ -165,18 +166,18 @@ class Chaos:
         def receiver(sender: type, task_result: Any, **kwargs: Any) -> None:
             luck = rng.random()
             if luck < 0.05:
-                raise ValueError("a receiver without luck")
-            # Out of task_enqueued it comes out of enqueue(), as of any send_robust().
+                raise ValueError("an error in a receiver")
+            # Not in task_enqueued: send_robust() lets SystemExit propagate, out of enqueue().
             if luck < 0.06 and number:
-                raise SystemExit("a receiver that wants to leave")
+                raise SystemExit("a receiver that exits")
 
         return receiver
 
-    def oops(self, what: str) -> None:
-        """Something of ours went wrong. Called from any thread."""
-        self.tell("violate", "-", what)
+    def violate(self, what: str) -> None:
+        """Record a violation that belongs to no single task. Called from any thread."""
+        self.enter("violate", "-", what)
 
-    # What is done; each of these runs in a thread of its own, again and again
+    # Actions; start() runs each of them repeatedly in a thread of its own
 
     def enqueue(self, rng: random.Random, alias: str) -> None:
         """Enqueue some tasks of one backend."""
@@ -186,24 +187,24 @@ class Chaos:
             try:
                 result = task.using(backend=alias).enqueue(*arguments(rng))
             except QueueFull:
-                self.tell("count", "QueueFull")
+                self.enter("count", "QueueFull")
                 self.over.wait(rng.uniform(0, 0.02))
             except RuntimeError as error:
                 known = [why for why in REFUSALS if why in str(error)]
                 if not known:
                     raise
-                self.tell("count", f"refused: the backend {known[0]}")
+                self.enter("count", f"refused: the backend {known[0]}")
                 self.over.wait(0.1)
             else:
-                self.tell("count", f"enqueued in {alias}")
+                self.enter("count", f"enqueued in {alias}")
                 self.recent.append((alias, result.id))
                 if task in chaos_tasks.TO_BE_CANCELLED:
                     self.to_cancel.append((alias, result.id))
-        # Now and then so long that the workers become idle.
+        # One pause in fifty lasts up to 6 seconds, so that the workers become idle.
         self.over.wait(rng.uniform(0, 6 if rng.random() < 0.02 else 0.05))
 
     def cancel(self, rng: random.Random) -> None:
-        """Cancel a task that was enqueued lately, finished or not, or one that needs it."""
+        """Cancel a recent task, finished or not, and one of those that never return."""
         self.over.wait(rng.uniform(0, 0.1))
         with contextlib.suppress(IndexError):
             self.cancel_one(*(self.to_cancel.popleft()))
@@ -211,88 +212,91 @@ class Chaos:
             self.cancel_one(*rng.choice(self.recent))
 
     def cancel_one(self, alias: str, task_id: str) -> None:
-        """Cancel, and look what the store says then."""
+        """Cancel a task and read its stored result directly after that."""
         try:
             cancelled = cancel(task_id, backend=alias)
         except TaskResultDoesNotExist:
-            self.tell("missing", task_id)
+            self.enter("missing", task_id)
             return
-        self.tell("count", f"cancel() was {cancelled}")
+        self.enter("count", f"cancel() was {cancelled}")
         stored = self.stored(alias, task_id)
-        self.tell("answered", task_id, cancelled, stored is None or stored.is_finished)
+        self.enter("answered", task_id, cancelled, stored is None or stored.is_finished)
 
     def kill(self, rng: random.Random) -> None:
-        """Kill a worker process, busy or idle, or now and then all of them."""
+        """Kill one worker process, busy or idle, or rarely all of them."""
         self.over.wait(rng.uniform(0, 2))
         dispatcher = task_backends["processes"]._pool._dispatcher
-        with contextlib.suppress(RuntimeError):  # The set has changed in the meantime.
+        with contextlib.suppress(RuntimeError):  # The dispatcher changed the set concurrently.
             found = [] if dispatcher is None else list(dispatcher._workers)
             if rng.random() < 0.9:
-                # One that starts is killed now and then only, or there would never be another.
+                # Starting workers are spared in 9 of 10 passes, because the backend gives up after
+                # several workers in a row that do not start.
                 found = [worker for worker in found if worker.was_ready]
             for worker in found if rng.random() < 0.05 else rng.sample(found, min(1, len(found))):
                 pid = int(worker.worker_id.rpartition("@")[2])
                 number = rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
-                self.tell("killed", pid)
-                self.tell("count", f"kill -{number} of a worker that was {worker.state.value}")
+                self.enter("killed", pid)
+                self.enter("count", f"kill -{number} of a worker that was {worker.state.value}")
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
 
     def discard(self, rng: random.Random) -> None:
-        """Close the pools at once, and begin with new ones, as a test does that changes TASKS."""
+        """Replace the pools by new ones, as a test does that changes TASKS."""
         if not self.over.wait(rng.uniform(10, 40)):
             self.discard_now()
 
     def discard_now(self) -> None:
         """See discard()."""
-        self.tell("closing")
-        self.tell("count", "pools discarded")
+        self.enter("closing")
+        self.enter("count", "pools discarded")
         self.old_pools.extend(pools._pools.values())
         pools._on_setting_changed(setting="TASKS")
-        self.tell("closing")
+        self.enter("closing")
 
     @property
     def pools(self) -> list[Any]:
-        """The pools there are, and were lately."""
+        """The current pools and those discarded recently."""
         return [*pools._pools.values(), *self.old_pools]
 
-    # Who reads
+    # Readers
 
     def at_most(self, seconds: float) -> float:
-        """Return so many seconds, or what is left of them."""
+        """Return `seconds`, limited to the rest of the run."""
         return max(0.0, min(seconds, self.until - time.monotonic()))
 
     def ids(self, rng: random.Random) -> list[str]:
-        """Return some tasks to read, or none, which means all."""
+        """Return the ids of some recent tasks; an empty list subscribes to all tasks."""
         recent = list(self.recent)
         if not recent or rng.random() < 0.2:
             return []
         return list({task_id for _, task_id in rng.choices(recent, k=rng.randint(1, 5))})
 
-    def tell_read(self, reader: str, events: list[Any]) -> None:
-        """Tell the checker what a reader was given, and see that the store knows of the ends."""
+    def log_read(self, reader: str, events: list[Any]) -> None:
+        """Log the events that a reader received; check that the store agrees with the last ones."""
         for event in events:
-            self.tell("count", "events read")
+            self.enter("count", "events read")
             seen = version(event.sequence, event.position)
-            self.tell("read", reader, event.id, seen, event.is_last)
+            self.enter("read", reader, event.id, seen, event.is_last)
             stored = self.stored(event.backend, event.id) if event.is_last else None
             if stored is not None and stored.status != event.status:
-                self.oops(f"{event.id}: a reader saw {event.status}, the store {stored.status}")
+                self.violate(
+                    f"{event.id}: a reader saw {event.status}, the store had {stored.status}"
+                )
 
     def read_in_thread(self, rng: random.Random) -> None:
-        """Read for a while, stall now and then, leave early or with everything."""
+        """Read for some seconds with random stalls; 7 of 10 readers drain before they leave."""
         reader = f"thread-{next(self.numbers)}"
         deadline = min(self.until, time.monotonic() + rng.uniform(0, 6))
         with hub.subscribe(*self.ids(rng)) as subscription:
             while not subscription.ended and time.monotonic() < deadline:
-                self.tell_read(reader, subscription.take(rng.choice((0, 0.1, 1))))
+                self.log_read(reader, subscription.take(rng.choice((0, 0.1, 1))))
                 if rng.random() < 0.1:
                     self.over.wait(rng.uniform(0, 3))  # stalled
             complete = rng.random() < 0.7
             if complete:
-                self.tell_read(reader, subscription.take(0))
-        self.tell("left", reader, complete and not subscription.missed)
-        self.tell("count", "readers in threads")
+                self.log_read(reader, subscription.take(0))
+        self.enter("left", reader, complete and not subscription.missed)
+        self.enter("count", "readers in threads")
 
     async def read_in_loop(self, rng: random.Random) -> None:
         """See read_in_thread()."""
@@ -300,18 +304,18 @@ class Chaos:
         deadline = min(self.until, time.monotonic() + rng.uniform(0, 6))
         async with hub.subscribe(*self.ids(rng)) as subscription:
             while not subscription.ended and time.monotonic() < deadline:
-                self.tell_read(reader, await subscription.atake(rng.choice((0, 0.1, 1))))
+                self.log_read(reader, await subscription.atake(rng.choice((0, 0.1, 1))))
                 if rng.random() < 0.1:
                     await asyncio.sleep(self.at_most(rng.uniform(0, 3)))
                 await asyncio.sleep(0)
             complete = rng.random() < 0.7
             if complete:
-                self.tell_read(reader, await subscription.atake(0))
-        self.tell("left", reader, complete and not subscription.missed)
-        self.tell("count", "readers in an event loop")
+                self.log_read(reader, await subscription.atake(0))
+        self.enter("left", reader, complete and not subscription.missed)
+        self.enter("count", "readers in an event loop")
 
     async def read_over_http(self, rng: random.Random) -> None:
-        """Be a browser: read a stream of server-sent events, to its end or not."""
+        """Read a stream of server-sent events as a browser does, to its end or not."""
         results = [
             stored
             for alias, task_id in rng.sample(list(self.recent), min(3, len(self.recent)))
@@ -326,8 +330,8 @@ class Chaos:
             async with asyncio.timeout(self.at_most(rng.uniform(0, 4))):
                 await self.follow(reader, events_url(RequestFactory().get("/"), *results))
                 ended = True
-        self.tell("left", reader, ended)
-        self.tell("count", "clients that were told the end" if ended else "clients that left early")
+        self.enter("left", reader, ended)
+        self.enter("count", "clients that received the end" if ended else "clients that left early")
 
     async def follow(self, reader: str, path: str) -> None:
         """Read one stream to its end."""
@@ -337,27 +341,27 @@ class Chaos:
             outgoing.write(f"GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
             while line := await incoming.readline():
                 if line.startswith(b"data: "):
-                    self.tell_payload(reader, json.loads(line.removeprefix(b"data: ")))
+                    self.log_payload(reader, json.loads(line.removeprefix(b"data: ")))
         finally:
             outgoing.close()
 
-    def tell_payload(self, reader: str, payload: dict[str, Any]) -> None:
-        """See tell_read()."""
-        self.tell("count", "events over HTTP")
+    def log_payload(self, reader: str, payload: dict[str, Any]) -> None:
+        """See log_read()."""
+        self.enter("count", "events over HTTP")
         kind = payload["kind"]
         seen = (
             (math.inf, 0)
             if kind == "unknown"
             else version(payload["sequence"], payload["position"])
         )
-        self.tell("read", reader, payload["id"], seen, kind in {"unknown", "finished"})
+        self.enter("read", reader, payload["id"], seen, kind in {"unknown", "finished"})
 
-    # The whole
+    # The run
 
     def run(self, seconds: float) -> None:
-        """Let all of it happen for so long, then end it in good order. Runs in the main thread."""
+        """Run all actions for `seconds`, then stop and judge. Called in the main thread."""
         self.until = time.monotonic() + seconds
-        self.listen()
+        self.observe()
         server, server_thread = self.serve()
         threads = [self.start(self.enqueue, alias) for alias in OPTIONS]
         threads += [self.start(self.cancel) for _ in range(CANCELLERS)]
@@ -370,11 +374,11 @@ class Chaos:
         for thread in threads:
             thread.join(PATIENCE)
             if thread.is_alive():
-                self.oops(f"the thread {thread.name} hangs")
+                self.violate(f"the thread {thread.name} hangs")
         self.finish_all()
         server.should_exit = True
         server_thread.join(PATIENCE)
-        self.check_end()  # Whoever has had a task has told what became of it.
+        self.check_end()  # After this, all entries about tasks are in the log.
         self.drain_log()
         self.checker.end()
 
@@ -395,7 +399,7 @@ class Chaos:
         return server, thread
 
     def start(self, action: Callable[..., None], *arguments: Any) -> threading.Thread:
-        """Do this again and again, in a thread."""
+        """Repeat an action in a thread."""
         number = next(self.numbers)
         rng = random.Random(f"{self.seed} {action.__name__} {number}")
 
@@ -408,7 +412,7 @@ class Chaos:
         return thread
 
     def start_loop(self, action: Callable[..., Any], times: int) -> threading.Thread:
-        """Do this again and again, so many times at once, in an event loop of a thread."""
+        """Repeat an action in `times` asyncio tasks of one event loop, in a thread."""
 
         async def repeat(rng: random.Random) -> None:
             while not self.over.is_set():
@@ -427,7 +431,7 @@ class Chaos:
         return thread
 
     def watch(self) -> None:
-        """Read the log, and how much of everything there is."""
+        """Pass the log to the checker and take readings until the end of the run."""
         next_round = time.monotonic() + ROUND
         while (now := time.monotonic()) < self.until:
             time.sleep(0.1)
@@ -438,7 +442,7 @@ class Chaos:
                 self.readings.append(self.reading())
 
     def drain_log(self) -> None:
-        """Tell the checker what has happened since the last time."""
+        """Pass the new entries of the log to the checker."""
         while self.log:
             what, *values = self.log.popleft()
             if what == "count":
@@ -448,22 +452,22 @@ class Chaos:
                 getattr(self.checker, what)(*values)
 
     def reading(self) -> dict[str, float]:
-        """Return how much there is of what must stay bounded."""
+        """Return the sizes that must stay bounded."""
         for alias, options in OPTIONS.items():
             unfinished = len(task_backends[alias]._pool.results._unfinished)
             if unfinished > options["MAX_PENDING"] + options["MAX_WORKERS"]:
-                self.oops(f"{unfinished} unfinished tasks in {alias}: MAX_PENDING does not hold")
+                self.violate(f"{unfinished} unfinished tasks in {alias}: MAX_PENDING is exceeded")
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return {
             "RSS in MiB": pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
-            "files": len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - it is counted at once
+            "files": len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - only the number is used
             "threads": threading.active_count(),
             "children": len(children()),
             "cells of the hub": len(hub._cells),
         }
 
     def finish_all(self) -> None:
-        """Let what is enqueued finish, and cancel what would not by itself."""
+        """Wait for the enqueued tasks and cancel those that never return."""
         deadline = time.monotonic() + PATIENCE
         while any(pool._jobs for pool in self.pools) and time.monotonic() < deadline:
             with contextlib.suppress(IndexError):
@@ -472,8 +476,8 @@ class Chaos:
             self.drain_log()
         for pool in self.pools:
             for task_id in list(pool._jobs):
-                self.tell("violate", task_id, f"it did not finish in {PATIENCE} seconds")
-        # One more time, with tasks that run and wait.
+                self.enter("violate", task_id, f"it did not finish in {PATIENCE} seconds")
+        # Discard the pools once more while tasks run and wait.
         rng = random.Random(f"{self.seed} end")
         for alias in OPTIONS:
             for _ in range(30):
@@ -482,7 +486,7 @@ class Chaos:
         self.discard_now()
 
     def check_end(self) -> None:
-        """See that nothing is left of what is over."""
+        """Check that threads, processes and hub entries are released and nothing has grown."""
         deadline = time.monotonic() + PATIENCE
         while (left := self.left_over()) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -494,7 +498,7 @@ class Chaos:
                 self.checker.violate("-", f"{what} grew from {first:.0f} to {last:.0f}")
 
     def left_over(self) -> list[str]:
-        """Return what should not be there any more."""
+        """Return the threads, processes and hub entries that should have been released."""
         threads = [
             thread.name
             for thread in threading.enumerate()
@@ -507,15 +511,13 @@ class Chaos:
         )
 
     def first_and_last(self, what: str) -> tuple[float, float]:
-        """Return what was measured after warming up, and at the end."""
+        """Return the medians of the readings after warming up and at the end."""
         values = [reading[what] for reading in self.readings]
         part = max(1, len(values) // 5)
         return median(values[part : 2 * part] or [0]), median(values[-part:] or [0])
 
     def report(self, seconds: float) -> bool:
         """Print the figures and the violations; return whether there are none."""
-        from tables import print_machine, print_table
-
         print_machine(f"Seed {self.seed}, {seconds:.0f} seconds.")
         tasks = sum(self.checker.outcomes.values())
         outcomes = [(f"... {end}", n) for end, n in self.checker.outcomes.most_common()]
@@ -536,8 +538,8 @@ class Chaos:
         return not violations
 
 
-class Listener(logging.Handler):
-    """Hears of errors that are ours: what receivers and tasks raise is not."""
+class ErrorHandler(logging.Handler):
+    """Records log messages of this package as violations, except those in EXPECTED_ERRORS."""
 
     def __init__(self, chaos: Chaos) -> None:
         super().__init__(logging.ERROR)
@@ -545,27 +547,27 @@ class Listener(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Called from any thread."""
-        if record.msg in NOT_OURS:
-            self._chaos.tell("count", NOT_OURS[record.msg])
+        if record.msg in EXPECTED_ERRORS:
+            self._chaos.enter("count", EXPECTED_ERRORS[record.msg])
         else:
-            self._chaos.oops(self.format(record))
+            self._chaos.violate(self.format(record))
 
 
 def children() -> list[str]:
-    """Return the names of the worker processes. Not active_children(), which looks after them."""
+    """Return the names of the worker processes. active_children() would also reap the dead."""
     return [process.name for process in multiprocessing.process._children.copy()]
 
 
 def main() -> None:
-    """Run."""
-    parser = argparse.ArgumentParser(description="Chaos in both backends, and a checker.")
+    """Run once."""
+    parser = argparse.ArgumentParser(description="All kinds of tasks and disturbances.")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     arguments = parser.parse_args()
     print(f"seed: {arguments.seed}", flush=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     chaos = Chaos(arguments.seed)
-    with hub.recording(lambda event: chaos.tell("published", event)):
+    with hub.recording(lambda event: chaos.enter("published", event)):
         chaos.run(arguments.minutes * 60)
     if not chaos.report(arguments.minutes * 60):
         raise SystemExit(1)

@@ -1,4 +1,4 @@
-"""The tasks of benchmarks/chaos.py: what they do, and what may become of them undisturbed."""
+"""The tasks of stress/chaos.py, and their outcomes without outside interference."""
 
 import asyncio
 import ctypes
@@ -15,7 +15,7 @@ from django_tasks_local import report_progress, track
 from django_tasks_local.exceptions import TaskCancelled
 
 TIMEOUT = 1.0  # seconds, of the process backend
-ENDLESS = 60.0  # seconds; nothing takes so long that is cancelled, or stopped
+ENDLESS = 60.0  # seconds; a task of this length is cancelled or stopped long before its end
 
 
 @task
@@ -51,7 +51,7 @@ async def coroutine(count: int) -> int:
 
 @task
 def nap(seconds: float) -> str:
-    """Wait, without a word."""
+    """Wait without a report."""
     time.sleep(seconds)
     return "slept"
 
@@ -85,13 +85,13 @@ async def fail_async(kind: str) -> None:
 
 @task
 def not_json() -> Any:
-    """Return what JSON cannot carry."""
+    """Return a value that JSON cannot represent."""
     return object()
 
 
 @task
 def swallow(seconds: float) -> str:
-    """Take a cancellation for a reason to return."""
+    """Catch TaskCancelled and return."""
     try:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -104,7 +104,7 @@ def swallow(seconds: float) -> str:
 
 @task
 def endless() -> None:
-    """Report until somebody cancels it."""
+    """Report until cancelled."""
     end = time.monotonic() + ENDLESS
     while time.monotonic() < end:
         report_progress(message="still here")
@@ -113,7 +113,7 @@ def endless() -> None:
 
 @task
 async def endless_coroutine() -> None:
-    """Wait until somebody cancels it."""
+    """Wait until cancelled."""
     await asyncio.sleep(ENDLESS)
 
 
@@ -125,13 +125,13 @@ def overlong() -> None:
 
 @task
 def hold_the_gil() -> int:
-    """Take longer than TIMEOUT, in C code that does not look for signals."""
+    """Take longer than TIMEOUT in C code that does not check for signals."""
     return sum(range(10**12))
 
 
 @task
 def die(how: str) -> None:
-    """Take the worker process along."""
+    """End the worker process."""
     report_progress(50)
     if how == "exit":
         os._exit(3)
@@ -143,7 +143,7 @@ def die(how: str) -> None:
 type Choice = tuple[float, Any, Callable[[Random], tuple[Any, ...]]]
 
 FAILURES = ("value", "exit", "interrupt", "generator", "cancelled", "group")
-# How often, what, and with which arguments.
+# Weight, task, and a function that draws the arguments.
 ANYWHERE: tuple[Choice, ...] = (
     (30, noop, lambda rng: ()),
     (6, storm, lambda rng: (rng.choice((1, 10, 1000, 10_000)),)),
@@ -166,7 +166,7 @@ IN_PROCESSES: tuple[Choice, ...] = (
 )
 TO_BE_CANCELLED = (endless, endless_coroutine)
 
-# By the task's name.
+# By the task's name, the outcomes that need no cancellation, kill or timeout.
 EXPECTED = {
     **{choice.name: {"successful"} for _, choice, _ in IN_PROCESSES},
     **{choice.name: {"failed"} for choice in (fail, fail_async, not_json)},
