@@ -225,9 +225,8 @@ class Chaos:
     def kill(self, rng: random.Random) -> None:
         """Kill one worker process, busy or idle, or rarely all of them."""
         self.over.wait(rng.uniform(0, 2))
-        dispatcher = task_backends["processes"]._pool._dispatcher
         with contextlib.suppress(RuntimeError):  # The dispatcher changed the set concurrently.
-            found = [] if dispatcher is None else list(dispatcher._workers)
+            found = task_backends["processes"]._pool.workers()
             if rng.random() < 0.9:
                 # Starting workers are spared in 9 of 10 passes, because the backend gives up after
                 # several workers in a row that do not start.

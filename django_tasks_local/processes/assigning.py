@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from ..conf import ProcessOptions
     from ..pools.base import Pool
-
     from .task import ProcessTask
     from .worker_process import WorkerProcess
 
@@ -23,9 +22,7 @@ if TYPE_CHECKING:
 class Assigner:
     """The idle workers of a pool, and its waiting tasks. Methods may be called from any thread."""
 
-    def __init__(
-        self, pool: Pool[ProcessOptions, ProcessTask], wake: Callable[[], object]
-    ) -> None:
+    def __init__(self, pool: Pool[ProcessOptions, ProcessTask], wake: Callable[[], object]) -> None:
         self._pool = pool
         self._queue = pool.queue
         self._wake = wake  # the dispatcher's thread

@@ -25,16 +25,15 @@ from contextvars import Context
 from datetime import datetime
 from functools import cache
 from traceback import format_exc
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from django.tasks import TaskResultStatus, task_backends
 from django.utils.module_loading import import_string
 
-from .. import shutdown
+from .. import signal_handlers
 from ..execution import Outcome, Runnable, execute
 from ..execution.connections import close_old_resources, drop_stale_connections
 from ..results import make_result
-
 from .settings import set_up_django
 from .wire import (
     READ_SIZE,
@@ -58,7 +57,6 @@ if TYPE_CHECKING:
     from ..cancellation import Cancellation
     from ..events import Progress
     from ..progress.reporter import Reporter
-
     from .settings import WorkerSettings
     from .wire import RunTask, TaskOptions
 
@@ -80,7 +78,7 @@ def main(sock: socket.socket, lifeline: Connection, settings: WorkerSettings) ->
     die_with_parent(lifeline)
     # Ctrl-C in a terminal reaches every process of the group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    shutdown.leave_signals_alone()
+    signal_handlers.leave_signals_alone()
     # Programs that a task starts must not hold the socket open.
     sock.set_inheritable(False)
     sender = Sender(sock)
@@ -224,7 +222,7 @@ class WorkerMain:
 
     def serve(self) -> None:
         """Run tasks until the parent closes its side of the socket."""
-        shutdown.install(signal.SIGTERM, self._on_sigterm)
+        signal_handlers.install(signal.SIGTERM, self._on_sigterm)
         self.send(encode(Ready()))
         while not self._terminated and (message := self._next_message()) is not None:
             # A fresh context for every task: no variable leaks from one into the next.

@@ -7,7 +7,6 @@ from traceback import format_exc
 from typing import TYPE_CHECKING
 
 from ..exceptions import WorkerDied
-
 from .worker_process import State
 
 if TYPE_CHECKING:
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
 
     from ..conf import ProcessOptions
     from ..pools.base import Pool
-
     from .assigning import Assigner
     from .starting import Starter
     from .task import ProcessTask

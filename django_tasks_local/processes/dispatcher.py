@@ -37,7 +37,6 @@ from .. import shutdown
 from ..exceptions import TaskCancelled, WorkerDied
 from ..execution import Outcome
 from ..forking import reset_in_child
-
 from .assigning import Assigner
 from .crew import Crew
 from .loop import Loop
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
 
     from ..conf import ProcessOptions
     from ..pools.base import Pool
-
     from .task import ProcessTask
     from .wire import WorkerMessage
     from .worker_process import WorkerProcess
@@ -215,10 +213,11 @@ class Dispatcher:
         task = worker.first_task
         if task is None or task.id != message.result_id or not task.has_started:
             self._reject(worker, message)
-        elif worker.stops(task, message):
+        elif worker.overrules(message):
             # The worker is about to die of what has stopped the task, and then gets its outcome.
-            if message.values is not None:
-                task.report(*message.last)
+            number, progress = message.last
+            if progress is not None:
+                task.report(number, progress)
         else:
             worker.end_first()
             self._crew.offer(worker)  # The next task begins while this one's outcome is recorded.
@@ -226,8 +225,11 @@ class Dispatcher:
 
     def _reject(self, worker: WorkerProcess, message: WorkerMessage) -> None:
         """Terminate a worker that breaks the protocol. If it runs a task, the task fails."""
-        is_unreadable = isinstance(message, Unreadable)
-        error = message.error if is_unreadable else ValueError(f"Unexpected message: {message}")
+        error: Exception
+        if isinstance(message, Unreadable):
+            error = message.error
+        else:
+            error = ValueError(f"A worker process has sent an unexpected message: {message}")
         task = worker.first_task
         self._crew.terminate(worker, error if task is not None and task.has_started else None)
 
@@ -268,13 +270,12 @@ class Dispatcher:
 
     def _resolve(self, task: ProcessTask, dead: WorkerProcess, death: str) -> None:
         """Fail a task of a dead worker, or requeue it if it had not started."""
-        if dead.stops(task):
-            self._pool.finish(task, Outcome.failure(dead.reason))
-        elif task.has_started or task.sends >= MAX_SENDS:
-            error = WorkerDied(f"{death} while it ran the task.")
-            self._pool.finish(task, Outcome.failure(error))
-        else:
+        reason = dead.reason if dead.stopped_task is task else None
+        if reason is None and not task.has_started and task.sends < MAX_SENDS:
             self._assigner.requeue(task)
+        else:
+            error = reason or WorkerDied(f"{death} while it ran the task.")
+            self._pool.finish(task, Outcome.failure(error))
 
 
 _dispatchers: WeakSet[Dispatcher] = WeakSet()

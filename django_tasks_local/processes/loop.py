@@ -1,5 +1,5 @@
 """
-The loop of the dispatcher's thread: it waits for files, commands and deadlines, and calls functions.
+The loop of the dispatcher's thread: waits for files, commands and deadlines, calls functions.
 
     select() --> handlers of files --> commands --> on_turn(), which returns the next deadline
 

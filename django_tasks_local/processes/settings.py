@@ -44,7 +44,7 @@ class WorkerSettings:
 
 def worker_settings(name: str, progress_interval: float) -> WorkerSettings:
     """Return the settings that a worker which starts now must have."""
-    holder = settings._wrapped  # noqa: SLF001 - LazySettings has no public way to its settings module
+    holder = _settings_object()
     while isinstance(holder, UserSettingsHolder):
         holder = holder.default_settings
     module_name = getattr(holder, "SETTINGS_MODULE", None)
@@ -60,6 +60,11 @@ def worker_settings(name: str, progress_interval: float) -> WorkerSettings:
     )
 
 
+def _settings_object() -> Any:
+    """Return the object behind LazySettings, which warns if deprecated names are read from it."""
+    return settings._wrapped  # noqa: SLF001 - there is no public name for it
+
+
 def _overrides(module: ModuleType) -> tuple[dict[str, bytes], list[str]]:
     """
     Return the settings whose value is not that of the settings module.
@@ -69,7 +74,7 @@ def _overrides(module: ModuleType) -> tuple[dict[str, bytes], list[str]]:
     """
     overrides = {}
     unpickleable = []
-    current = settings._wrapped  # noqa: SLF001 - LazySettings warns when deprecated names are read
+    current = _settings_object()
     for name in dir(current):
         if not name.isupper() or name == "SETTINGS_MODULE":
             continue

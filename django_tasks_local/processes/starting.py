@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Failures in a row after which starting is given up: errors that a start reports, which will hardly
-# disappear without a change, and deaths without a report, as when another program kills the workers.
+# disappear without a change, and deaths without a report, as when another program kills workers.
 START_ERRORS = 3
 START_DEATHS = 10
 START_PAUSE = 1.0  # seconds after a start that the system has refused
@@ -44,7 +44,7 @@ SPARE_DESCRIPTORS = 12  # more than the start of a worker and of the fork server
 
 
 class Starter:
-    """Decides when the workers of one pool are started. For the dispatcher's thread if not stated."""
+    """Decides when the workers of one pool are started. Used in the dispatcher's thread."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ def _raise_if_descriptors_are_short() -> None:
             spare.callback(os.close, os.open(os.devnull, os.O_RDONLY))
 
 
-# Private parts of multiprocessing, which has no public ones for this.
+# multiprocessing has no public names for what follows.
 
 
 def _preload_django() -> None:
@@ -168,21 +168,22 @@ def _preload_django() -> None:
     """
     from multiprocessing import forkserver  # not on Windows
 
-    server: Any = forkserver._forkserver  # noqa: SLF001 - nothing else tells the present preload list
-    if server._preload_modules == ["__main__"]:  # noqa: SLF001 - as above
+    server: Any = forkserver._forkserver  # noqa: SLF001 - holds the names that are preloaded
+    if server._preload_modules == ["__main__"]:  # noqa: SLF001 - the default
         forkserver.set_forkserver_preload(["__main__", child.__name__])
 
 
 def forget_parents_children(workers: list[WorkerProcess]) -> None:
     """In a child of fork(): the workers and the fork server belong to the parent."""
+    module: Any = multiprocessing_process
+    children = module._children  # noqa: SLF001 - multiprocessing waits for these at exit
     for worker in workers:
         worker.close()
-        children: Any = multiprocessing_process._children  # type: ignore[attr-defined]  # noqa: SLF001 - multiprocessing would wait for the parent's children at exit
         children.discard(worker.process)
-    module: Any = sys.modules.get("multiprocessing.forkserver")
-    if module is None:
+    module = sys.modules.get("multiprocessing.forkserver")
+    if module is None or not workers:
         return
-    server = module._forkserver  # noqa: SLF001 - only its parent may ask the fork server whether it lives
-    if server._forkserver_pid is not None:  # noqa: SLF001 - as above
-        os.close(server._forkserver_alive_fd)  # noqa: SLF001 - as above
+    server = module._forkserver  # noqa: SLF001 - only the parent may ask it whether it lives
+    if server._forkserver_pid is not None:  # noqa: SLF001 - None: there is no fork server
+        os.close(server._forkserver_alive_fd)  # noqa: SLF001 - multiprocessing never closes it
         server.__init__()

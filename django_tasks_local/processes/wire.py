@@ -34,11 +34,9 @@ if TYPE_CHECKING:
     from ..aliases import AnyTask
 
     type TaskOptions = tuple[int, str, str, datetime | None, bool]
-    type Number = int | float
 
 HEADER = struct.Struct("!Q")  # the length of the body in bytes
 READ_SIZE = 1 << 16  # bytes of one recv(): a fast worker must not keep the dispatcher from others
-_LOADED_VALUE_OF_NONE = b""
 
 _unpack_header = HEADER.unpack_from
 _pack_header = HEADER.pack
@@ -71,6 +69,11 @@ class FrameReader:
     def __init__(self) -> None:
         self._partial = bytearray()  # the beginning of a frame that is not complete
         self._wanted = HEADER.size  # bytes that `_partial` needs before it is worth parsing
+
+    @property
+    def incomplete(self) -> int:
+        """The number of bytes that were read of a frame that is not complete."""
+        return len(self._partial)
 
     def feed(self, data: bytes) -> list[memoryview]:
         """Add bytes that were read; return the bodies of all frames that are complete now."""
@@ -237,9 +240,10 @@ def decode(body: memoryview) -> WorkerMessage:
     """Return the message of a frame from a worker; Unreadable if it is none."""
     try:
         index, *values = pickle.loads(body)  # noqa: S301 - from our own worker
-        return _KINDS[index]._make(values)
+        message: WorkerMessage = _KINDS[index](*values)
     except Exception as error:  # noqa: BLE001 - pickle raises whatever the bytes lead to
         return Unreadable(error)
+    return message
 
 
 def encode_sample(result_id: str, number: int, progress: Progress) -> bytes:
@@ -257,7 +261,9 @@ def encode_result(
             return_value = pickle.dumps(outcome.return_value, pickle.HIGHEST_PROTOCOL)
         except Exception as exception:  # noqa: BLE001 - raised by the value's own methods
             outcome = Outcome.failure(exception)
-    error = outcome.error and (outcome.error.exception_class_path, outcome.error.traceback)
+    error = None
+    if outcome.error is not None:
+        error = outcome.error.exception_class_path, outcome.error.traceback
     number, progress = last
     values = None if progress is None else _progress_values(progress)
     message = outcome.message

@@ -8,9 +8,9 @@ One worker process as its parent sees it: a state machine, a socket, and the tas
                                            v
                                         ENDING --the process has ended--> DEAD
 
-Everything but give() is called from the dispatcher's thread only. give() is called from any thread,
-because the thread that enqueues a task hands it to an idle worker itself; so `lock` guards the state
-and the socket's outgoing side.
+Only give() is called from any thread, because the thread that enqueues a task hands it to an idle
+worker itself; so `lock` guards the state and the outgoing side of the socket. All other methods are
+called in the dispatcher's thread.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class WorkerProcess:
         # runs while this thread holds it may enqueue.
         self.lock = threading.RLock()
         self._state = State.STARTING
-        self._reader = FrameReader()
+        self.reader = FrameReader()
         self._outgoing = bytearray()  # sent, but not accepted by the socket yet
         self.is_watched_for_writing = False  # by the dispatcher
         # Sent to the worker, without outcome, in order: it runs the first one or is about to.
@@ -154,16 +154,15 @@ class WorkerProcess:
         """Whether it must get no further task, because of its age or its settings."""
         return self.is_outdated or (max_tasks is not None and self.completed >= max_tasks)
 
-    def stops(self, task: ProcessTask, result: Result | None = None) -> bool:
+    def overrules(self, result: Result) -> bool:
         """
-        Whether this task fails for the reason that its worker was stopped for.
+        Whether the first task fails for the reason that it was stopped for, whatever its result is.
 
         A task that has caught its cancellation and returned a value is successful all the same.
         """
-        if self.reason is None or self.stopped_task is not task:
+        if self.reason is None or self.stopped_task is not self.first_task:
             return False
-        returned = result is not None and result.error is None
-        return not (returned and isinstance(self.reason, TaskCancelled))
+        return result.error is not None or not isinstance(self.reason, TaskCancelled)
 
     # Steps of its life
 
@@ -265,7 +264,7 @@ class WorkerProcess:
             data = b""
         if not data:
             raise EOFError
-        return [decode(body) for body in self._reader.feed(data)]
+        return [decode(body) for body in self.reader.feed(data)]
 
     @property
     def has_unsent(self) -> bool:

@@ -84,8 +84,8 @@ class Config(AppConfig):
     name = "preloading_app"
 
     def ready(self):
-        from django_tasks_local import worker
-        if worker.is_worker:
+        from django_tasks_local.processes.child import in_worker_process
+        if in_worker_process():
             return
         from tests.project.tasks import sign
         for alias in ("default", "processes"):

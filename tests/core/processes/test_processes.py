@@ -21,11 +21,15 @@ from django.tasks import TaskResultStatus, task_backends
 from django.tasks.signals import task_enqueued, task_finished, task_started
 from django.test import TransactionTestCase, override_settings
 
-from django_tasks_local import cancel, dispatcher
-from django_tasks_local.dispatcher import RemoteError, WorkerProcess
-from django_tasks_local.events import NOTHING, EventKind
+from django_tasks_local import cancel
+from django_tasks_local.events import EventKind
 from django_tasks_local.hub import hub
-from django_tasks_local.processes import ProcessPool
+from django_tasks_local.processes import starting, worker_process
+from django_tasks_local.processes.pool import ProcessPool
+from django_tasks_local.processes.starting import Starter
+from django_tasks_local.processes.task import ProcessTask
+from django_tasks_local.processes.wire import RemoteError
+from django_tasks_local.processes.worker_process import WorkerProcess
 from tests.project import process_tasks as tasks
 from tests.support.waiting import LIMIT, AnyResult, finished, running, wait_for_event, wait_until
 
@@ -61,10 +65,16 @@ def pool() -> ProcessPool:
     return task_backends["default"]._pool  # type: ignore[attr-defined, no-any-return]
 
 
-def workers() -> set[Any]:
-    """The workers of the pool. Copied, because they are another thread's."""
-    dispatcher = pool()._dispatcher
-    return set() if dispatcher is None else set(dispatcher._workers)
+def workers() -> list[WorkerProcess]:
+    """The workers of the pool, at this moment."""
+    return pool().workers()
+
+
+def starter() -> Starter:
+    """What starts the workers of the pool."""
+    dispatcher = pool().dispatcher
+    assert dispatcher is not None
+    return dispatcher.starter
 
 
 def pid_of(result: AnyResult) -> int:
@@ -233,10 +243,10 @@ def test_return_values_that_cannot_be_sent() -> None:
 
 @pytest.mark.parametrize("argument", [lambda: None, threading.Lock()])
 def test_arguments_must_be_pickleable(argument: Any) -> None:
-    before = pool().results.ids()
+    before = pool().results.records()
     with pytest.raises(ValueError, match="pickleable"):
         tasks.length.enqueue(argument)
-    assert pool().results.ids() == before
+    assert pool().results.records() == before
 
 
 def test_arguments_must_be_json() -> None:
@@ -269,7 +279,7 @@ def test_a_worker_enqueues_nothing_here() -> None:
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a task that was cancelled have its time, which on a busy machine is not half a second."""
-    monkeypatch.setattr(dispatcher, "KILL_AFTER", LIMIT)
+    monkeypatch.setattr(worker_process, "KILL_AFTER", LIMIT)
 
 
 @pytest.mark.usefixtures("patience")
@@ -389,11 +399,12 @@ def test_stopping_the_task_of_a_worker_that_has_died(
 ) -> None:
     """As when cancel() comes in the moment of the death."""
     result = running(tasks.gated.enqueue(str(fifo)))
-    job, dispatcher = pool()._jobs[result.id], pool()._dispatcher
+    record, dispatcher = pool().results.get(result.id), pool().dispatcher
     assert dispatcher is not None
+    assert isinstance(record, ProcessTask)
     os.kill(pid_of(result), signal.SIGKILL)
     assert error_of(finished(result))[0] == "died"
-    dispatcher.post(dispatcher.stop_job, job)
+    dispatcher.stop(record)
     assert run(tasks.noop).status == SUCCESSFUL
     assert "An error in the dispatcher" not in caplog.text
 
@@ -416,17 +427,17 @@ def test_all_workers_are_killed_at_once(tmp_path: Path) -> None:
 
 
 def test_death_in_the_midst_of_a_long_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    messages = WorkerProcess.messages
+    receive = WorkerProcess.receive
     killed = []
 
-    def kill_in_the_midst(worker: WorkerProcess, data: bytes) -> list[Any]:
-        found = messages(worker, data)
-        if len(worker.incoming) > 1_000_000 and not killed:
+    def kill_halfway(worker: WorkerProcess) -> list[Any]:
+        messages = receive(worker)
+        if worker.reader.incomplete > 1_000_000 and not killed:
             killed.append(worker.worker_id)
             os.kill(pid_in(worker.worker_id), signal.SIGKILL)
-        return found
+        return messages
 
-    monkeypatch.setattr(WorkerProcess, "messages", kill_in_the_midst)
+    monkeypatch.setattr(WorkerProcess, "receive", kill_halfway)
     other = tasks.storm.enqueue(1000)
     result = running(tasks.text.enqueue(100_000_000))
     assert error_of(finished(result))[0] == "died"
@@ -517,9 +528,9 @@ def test_random_kills_under_load() -> None:
     assert sorted(finishes) == sorted(result.id for result in results), "each finished once"
     for result in results:
         assert result.status == SUCCESSFUL or error_of_path(result).endswith("WorkerDied")
-    last: dict[str, tuple[int, float]] = {}
+    last: dict[str, Any] = {}
     for event in events:
-        assert event.version > last.get(event.id, NOTHING), "nothing comes twice, or after the end"
+        assert event.id not in last or event.version > last[event.id], "an event comes too late"
         last[event.id] = event.version
 
 
@@ -542,7 +553,7 @@ def test_nothing_leaks() -> None:
         files, threads = before
         wait_until(lambda: open_files() <= files, "files stay open")
         wait_until(lambda: threading.active_count() <= threads, "threads stay")
-        wait_until(lambda: not pool()._jobs, "jobs are left")
+        wait_until(lambda: not pool()._unfinished, "jobs are left")
         assert not pool().queue
 
 
@@ -598,7 +609,7 @@ def test_nothing_is_enqueued_without_a_dispatcher(shortage: Any) -> None:
         for _ in range(2):
             with shortage(), pytest.raises(RuntimeError, match="no task was enqueued"):
                 tasks.noop.enqueue()
-        assert pool().results.ids() == []
+        assert pool().results.records() == []
         assert not pool().queue
         assert open_files() == before
         assert run(tasks.noop).status == SUCCESSFUL
@@ -609,33 +620,31 @@ def lose_the_worker() -> None:
     [lost] = workers()
     os.kill(lost.process.pid, signal.SIGKILL)
     wait_until(lambda: not workers(), "it is not missed")
-    wait_until(lambda: pool()._dispatcher._failed_starts, "no start was tried")  # type: ignore[union-attr]
+    wait_until(lambda: starter().failures, "no start was tried")
 
 
 def test_a_start_that_the_system_refuses_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatcher, "START_ERRORS", 1_000_000)
-    monkeypatch.setattr(dispatcher, "START_PAUSE", 0.02)
+    monkeypatch.setattr(starting, "START_ERRORS", 1_000_000)
+    monkeypatch.setattr(starting, "START_PAUSE", 0.02)
     with processes(MAX_WORKERS=1):
         first = run(tasks.noop)
         before = open_files()
         with no_descriptors():
             lose_the_worker()
             waiting = tasks.noop.enqueue()
-            tried = pool()._dispatcher._failed_starts  # type: ignore[union-attr]
-            wait_until(
-                lambda: pool()._dispatcher._failed_starts > tried + 2,  # type: ignore[union-attr]
-                "it is given up",
-            )
+            tried = starter().failures
+            wait_until(lambda: starter().failures > tried + 2, "it is given up")
         assert finished(waiting).status == SUCCESSFUL
         assert pid_of(waiting) != pid_of(first)
         assert open_files() == before
 
 
-def ten_seconds_later() -> None:
-    """Let the dispatcher, when it has done what it is at, start workers again."""
-    dispatcher: Any = pool()._dispatcher
-    dispatcher.post(setattr, dispatcher, "_no_start_before", 0.0)
-    wait_until(lambda: dispatcher._no_start_before == 0.0, "it does not listen")
+def end_broken_time() -> None:
+    """Let the dispatcher start workers again, after it has failed the waiting tasks."""
+    dispatcher = pool().dispatcher
+    assert dispatcher is not None
+    dispatcher._loop.post(setattr, dispatcher.starter, "retry_at", 0.0)
+    wait_until(lambda: starter().retry_at == 0.0, "the dispatcher runs no commands")
 
 
 @pytest.mark.parametrize("free", [0, 4])
@@ -643,7 +652,7 @@ def test_starts_that_the_system_refuses_are_given_up(
     free: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also in the midst of one: multiprocessing loses descriptors then, or its fork server."""
-    monkeypatch.setattr(dispatcher, "START_PAUSE", 0.02)
+    monkeypatch.setattr(starting, "START_PAUSE", 0.02)
     with processes(MAX_WORKERS=1):
         run(tasks.noop)
         before = open_files()
@@ -655,7 +664,7 @@ def test_starts_that_the_system_refuses_are_given_up(
             with pytest.raises(RuntimeError, match="Too many open files"):
                 tasks.noop.enqueue()
         assert caplog.text.count("cannot start worker processes") == 1, "it is said once"
-        ten_seconds_later()
+        end_broken_time()
         assert run(tasks.noop).status == SUCCESSFUL
         assert open_files() == before
 

@@ -2,7 +2,7 @@
 
 from django.apps import AppConfig
 
-from django_tasks_local import worker
+from django_tasks_local.processes.child import in_worker_process
 
 
 class BrokenConfig(AppConfig):
@@ -12,5 +12,5 @@ class BrokenConfig(AppConfig):
 
     def ready(self) -> None:
         """Raise."""
-        if worker.is_worker:
+        if in_worker_process():
             raise RuntimeError("this app has no luck today")
