@@ -212,7 +212,9 @@ class WorkerProcess:
 
     def note_end_of_socket(self) -> None:
         """Note that its side is closed: it is about to end, or it has closed a socket of ours."""
-        self._move(State.ENDING, seconds=KILL_AFTER)
+        with self.lock:
+            self._move(State.ENDING, seconds=KILL_AFTER)
+            self._outgoing.clear()
 
     def act_on_deadline(self) -> None:
         """Stop a task that takes too long; terminate or kill a worker that does not end."""
