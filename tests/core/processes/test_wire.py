@@ -17,6 +17,7 @@ from django_tasks_local.processes.wire import (
     Ready,
     RemoteError,
     Result,
+    RunTask,
     Sample,
     Started,
     Unreadable,
@@ -27,6 +28,8 @@ from django_tasks_local.processes.wire import (
     encode_sample,
     encode_task,
     frame,
+    frame_task,
+    ticket_of,
     to_datetime,
 )
 from tests.project import tasks
@@ -170,11 +173,17 @@ def test_a_return_value_that_cannot_be_loaded_fails_its_task_only() -> None:
     assert error.exception_class_path == "builtins.ValueError"
 
 
+def arrived(message: bytes) -> RunTask:
+    """Return what a worker decodes."""
+    [body] = FrameReader().feed(frame_task(message, 7))
+    assert ticket_of(body) == 7
+    return decode_task(body)
+
+
 def test_a_task_arrives_as_it_was() -> None:
     enqueued_at = datetime(2026, 5, 4, 3, 2, 1, 999_999, tzinfo=UTC)
     task = tasks.noop.using(queue_name="default")
-    [body] = FrameReader().feed(frame(encode_task("id", task, [1], {"b": "c"}, enqueued_at)))
-    message = decode_task(body)
+    message = arrived(encode_task("id", task, [1], {"b": "c"}, enqueued_at))
     assert message.result_id == "id"
     assert message.path == "tests.project.tasks.noop"
     assert message.options == (0, "default", "default", None, False)
@@ -183,8 +192,7 @@ def test_a_task_arrives_as_it_was() -> None:
 
 
 def test_an_argument_that_cannot_be_loaded_harms_no_other_field() -> None:
-    body = encode_task("id", tasks.noop, [Unloadable()], {}, datetime.now(UTC))
-    message = decode_task(memoryview(body))
+    message = arrived(encode_task("id", tasks.noop, [Unloadable()], {}, datetime.now(UTC)))
     assert message.result_id == "id"
     with pytest.raises(ValueError, match="not a number"):
         message.load_arguments()

@@ -17,7 +17,7 @@ from django_tasks_local.processes.wire import (
     decode_task,
     encode,
     encode_result,
-    frame,
+    frame_task,
 )
 from django_tasks_local.processes.worker_process import KILL_AFTER, RETIRE_TIME, State
 from tests.support.fake_worker import FakeWorker, new_task
@@ -59,7 +59,7 @@ def busy(worker: FakeWorker, *ids: str) -> FakeWorker:
     """Give the worker a task, and let it report the start."""
     worker.parent.become_ready()
     for id in ids or ("id",):
-        assert worker.parent.give(new_task(id))
+        assert worker.parent.give([new_task(id)])
     return worker
 
 
@@ -106,11 +106,11 @@ def test_a_move_replaces_the_deadline(worker: FakeWorker) -> None:
 
 def test_the_life_of_a_worker(worker: FakeWorker) -> None:
     parent = worker.parent
-    assert not parent.give(new_task())
+    assert not parent.give([new_task()])
     parent.become_ready()
     assert parent.was_ready
     task = new_task()
-    assert parent.give(task)
+    assert parent.give([task])
     assert parent.state is BUSY
     assert task.sends == 1
     assert parent.first_task is task
@@ -124,7 +124,7 @@ def test_the_life_of_a_worker(worker: FakeWorker) -> None:
     assert (parent.state, parent.deadline) == (ENDING, worker.now + RETIRE_TIME)
     assert worker.sock.recv(1000)
     assert worker.sock.recv(1000) == b"", "the worker reads the end of its socket"
-    assert not parent.give(new_task())
+    assert not parent.give([new_task()])
     assert parent.bury() == "The worker process fake@1 ended with exit code 0"
     assert parent.state is DEAD
 
@@ -133,14 +133,14 @@ def test_a_worker_that_is_told_to_end_while_it_starts_gets_no_task(worker: FakeW
     worker.parent.terminate()
     worker.parent.become_ready()
     assert worker.parent.state is ENDING
-    assert not worker.parent.give(new_task())
+    assert not worker.parent.give([new_task()])
 
 
 def test_an_outdated_worker_gets_no_task(worker: FakeWorker) -> None:
     worker.parent.become_ready()
     worker.parent.is_outdated = True
     assert not worker.parent.is_available()
-    assert not worker.parent.give(new_task())
+    assert not worker.parent.give([new_task()])
     assert worker.parent.must_retire(max_tasks=None)
 
 
@@ -197,7 +197,7 @@ def test_the_reason_of_a_stop_overrules_the_result(
 ) -> None:
     busy(worker)
     worker.parent.start_first(None)
-    worker.parent.terminate(reason)
+    worker.parent.terminate(reason, worker.parent.first_task)
     assert worker.parent.overrules(result("id", outcome)) is overruled
 
 
@@ -246,8 +246,8 @@ def test_what_a_dead_worker_has_sent_is_received(worker: FakeWorker) -> None:
 def test_a_task_that_the_socket_does_not_accept_at_once_is_flushed(worker: FakeWorker) -> None:
     worker.parent.become_ready()
     task = new_task("id", "x" * 5_000_000)
-    expected = frame(task.body)
-    assert worker.parent.give(task)
+    expected = frame_task(task.body)
+    assert worker.parent.give([task])
     assert worker.parent.has_unsent
     received = bytearray()
     while len(received) < len(expected):
@@ -263,14 +263,14 @@ def test_sending_to_a_dead_worker_is_harmless(worker: FakeWorker) -> None:
     worker.parent.become_ready()
     worker.sock.close()
     task = new_task()
-    assert worker.parent.give(task)
+    assert worker.parent.give([task])
     assert not worker.parent.has_unsent
     assert not task.has_started
 
 
 def test_nothing_is_sent_to_a_socket_that_is_closed(worker: FakeWorker) -> None:
     worker.parent.become_ready()
-    assert worker.parent.give(new_task("id", "x" * 5_000_000))
-    worker.parent.note_end_of_socket()
+    assert worker.parent.give([new_task("id", "x" * 5_000_000)])
+    worker.parent.note_end()
     assert not worker.parent.has_unsent
     assert worker.parent.deadline == worker.now + KILL_AFTER
