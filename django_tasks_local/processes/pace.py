@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 UNKNOWN = 1.0  # seconds; a function that was not measured counts as long
 DECAY = 0.1  # the weight of a measurement that is shorter than the estimate
-MAX_FUNCTIONS = 1000  # A process that creates functions without end must not keep them all.
 
 
 class Pace:
@@ -24,10 +23,7 @@ class Pace:
         """Note how long the function of a task has run."""
         function = task.task.func
         before = self._seconds.get(function)
-        if before is None:
-            if len(self._seconds) >= MAX_FUNCTIONS:
-                self._seconds.clear()
-        elif seconds < before:
+        if before is not None and seconds < before:
             # One long run counts at once, and is forgotten slowly: the next one may be as long.
             seconds = (1 - DECAY) * before + DECAY * seconds
         self._seconds[function] = seconds

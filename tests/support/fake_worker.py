@@ -1,5 +1,6 @@
 """Workers without processes, for the tests of the parent's side."""
 
+import multiprocessing
 import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -7,6 +8,7 @@ from multiprocessing import Pipe
 from typing import Any
 
 from django_tasks_local.processes.task import ProcessTask
+from django_tasks_local.processes.tickets import TicketReader, Tickets
 from django_tasks_local.processes.wire import encode_task
 from django_tasks_local.processes.worker_process import WorkerProcess
 from tests.project import tasks
@@ -34,7 +36,11 @@ class FakeWorker:
         self.sock.setblocking(False)
         self.lifeline, lifeline = Pipe(duplex=False)
         process: Any = self.process
-        self.parent = WorkerProcess("fake@1", process, ours, lifeline, clock=lambda: self.now)
+        self.tickets = Tickets(multiprocessing.get_context("spawn"))
+        self.reader = TicketReader(self.tickets.pipe.fileno())
+        self.parent = WorkerProcess(
+            "fake@1", process, ours, lifeline, self.tickets, clock=lambda: self.now
+        )
 
     def close(self) -> None:
         """Close all descriptors."""
