@@ -147,9 +147,10 @@ class Dispatcher:
             self._assigner.assign()
             self._crew.start_missing()
             self._wants_tasks = True
-            # Tasks added during the lines above did not wake this thread, as the flag was False.
-            self._assigner.assign()
-            self._crew.start_missing()
+            if self._pool.queue:
+                # Tasks added during the lines above did not wake this thread: the flag was False.
+                self._assigner.assign()
+                self._crew.start_missing()
             self._assigner.share(self._crew.workers())
         finally:
             # Also after an exception: while the flag is False, no added task wakes this thread.
