@@ -104,9 +104,7 @@ def watched_tasks(request: HttpRequest) -> list[TaskRef]:
     refs = dict.fromkeys(_read_token(WATCH, user, token) for token in tokens)
     valid_ids = {ref.id for ref in refs if ref.allowed}
     allowed_ids = allowed_by_channel_manager(user, valid_ids) if valid_ids else set()
-    checked = dict.fromkeys(
-        ref if ref.id in allowed_ids else TaskRef(ref.id, None) for ref in refs
-    )
+    checked = dict.fromkeys(ref if ref.id in allowed_ids else TaskRef(ref.id, None) for ref in refs)
     # A second, invalid link to a task that the client may see does not make it unknown.
     return [ref for ref in checked if ref.allowed or ref.id not in allowed_ids]
 
