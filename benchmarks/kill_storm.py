@@ -33,7 +33,7 @@ from django.tasks import TaskResultStatus, task, task_backends
 from django.tasks.signals import task_finished
 
 from django_tasks_local import report_progress
-from django_tasks_local.events import NOTHING
+from django_tasks_local.events import NO_VERSION, Version
 from django_tasks_local.hub import hub
 
 PENDING = 200  # tasks that wait or run
@@ -70,10 +70,10 @@ class Storm:
 
     def watch(self) -> None:
         """See that nothing comes after `finished`, and nothing twice. Runs in a thread."""
-        last: dict[str, tuple[int, float]] = {}
+        last: dict[str, Version] = {}
         with hub.subscribe() as subscription:
             for event in subscription:
-                self.late_events += event.version <= last.get(event.id, NOTHING)
+                self.late_events += event.version <= last.get(event.id, NO_VERSION)
                 last[event.id] = event.version
 
     def run(self) -> bool:

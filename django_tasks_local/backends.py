@@ -10,7 +10,7 @@ from django.tasks import TaskResult, TaskResultStatus, task_backends
 from django.tasks.backends.base import BaseTaskBackend
 from django.utils import timezone
 
-from . import shutdown
+from . import signal_handlers
 from .conf import Options, ProcessOptions, ThreadOptions
 from .pools import Pool, pool_for
 from .processes import ProcessPool
@@ -54,7 +54,7 @@ class LocalBackend(BaseTaskBackend):
         if known_params is not params or options is None:
             options = self.options_class.from_params(alias, params)
             _validated[key] = params, options
-            shutdown.install_signal_handlers()
+            signal_handlers.install_signal_handlers()
         self._options = options
 
     @property

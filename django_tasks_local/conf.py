@@ -18,20 +18,19 @@ def _whole_number(minimum: int) -> Callable[[Any], str | None]:
     return check
 
 
-# The longest time, in seconds: three years, and less than what a system can wait for at once.
-LONGEST = 100_000_000
+MAX_SECONDS = 100_000_000  # three years; less than any system's limit for one wait
 
 
 def _seconds(value: Any) -> str | None:
-    if type(value) in {int, float} and 0 <= value <= LONGEST:
+    if type(value) in {int, float} and 0 <= value <= MAX_SECONDS:
         return None
-    return f"a number of seconds, 0 or more and at most {LONGEST:_}"
+    return f"a number of seconds, 0 or more and at most {MAX_SECONDS:_}"
 
 
 def _some_seconds(value: Any) -> str | None:
     if _seconds(value) is None and value > 0:
         return None
-    return f"a number of seconds above 0 and at most {LONGEST:_}"
+    return f"a number of seconds above 0 and at most {MAX_SECONDS:_}"
 
 
 def _one_of(*choices: str) -> Callable[[Any], str | None]:

@@ -51,7 +51,13 @@ from django.tasks.base import TaskError
 
 from . import shutdown, worker
 from .exceptions import TaskCancelled, TaskTimeout, WorkerDied
-from .execution import Outcome, drop_stale_connections, leave_thread, tidy
+from .execution import Outcome
+from .execution.connections import (
+    close_old_resources,
+    close_thread_resources,
+    drop_stale_connections,
+)
+from .forking import reset_in_child
 from .handover import worker_setup
 
 if TYPE_CHECKING:
@@ -293,7 +299,7 @@ class Dispatcher:
             self._selector.close()
             self._bell.close()
             self._button.close()
-            leave_thread()
+            close_thread_resources()
 
     def _turn(self) -> None:
         for key, events in self._selector.select(self._time_left()):
@@ -649,7 +655,7 @@ def _tidily(function: Callable[..., object], *args: object) -> None:
     try:
         function(*args)
     finally:
-        tidy()
+        close_old_resources()
 
 
 def _preload() -> None:
@@ -715,6 +721,7 @@ def _how_it_ended(process: BaseProcess) -> str:
 _dispatchers: WeakSet[Dispatcher] = WeakSet()
 
 
+@reset_in_child
 def _start_anew() -> None:
     """In a child of fork(): the workers and the fork server are the parent's."""
     dispatchers = list(_dispatchers)
@@ -726,7 +733,3 @@ def _start_anew() -> None:
         # It would ask the fork server whether it lives, which only its parent may do.
         os.close(module._forkserver._forkserver_alive_fd)
         module._forkserver.__init__()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)

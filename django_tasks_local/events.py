@@ -16,8 +16,9 @@ from django.tasks import TaskResultStatus
 # The sequence of a `finished` event that is known only from a stored result: nothing can follow it.
 # It is the largest integer that JSON readers agree on (RFC 8259, section 6).
 LAST_SEQUENCE = 2**53 - 1
-# The version of what has not been seen: every event is later.
-NOTHING = (0, 0.0)
+type Version = tuple[int, int, float]
+# Before the version of every event: the version of a task of which no event was read yet.
+NO_VERSION: Version = (0, 0, 0.0)
 
 
 class EventKind(StrEnum):
@@ -86,12 +87,14 @@ class TaskEvent:
     """
     The whole state of one task at one moment.
 
-    `sequence` is 1 for enqueued and 2 for started, and rises with every event of the task.
-    `position` is how many tasks of the same backend alias wait before it, 0 for the next one; None
-    when nobody knows, and once the task has started or finished.
+    `run` is 0 before the first start of the task, and grows with each run of the same id.
+    `sequence` is 1 for enqueued and 2 for started, and grows with every event of a run.
+    `position` is the number of tasks of the same backend alias that wait before this one; None if
+    the number is unknown, and after the task has started.
     """
 
     id: str
+    run: int = 0
     sequence: int
     kind: EventKind
     status: TaskResultStatus
@@ -106,13 +109,15 @@ class TaskEvent:
     return_value: Any = None
 
     @property
-    def version(self) -> tuple[int, float]:
+    def version(self) -> Version:
         """
-        What orders the events of one task: a later event has a greater version.
+        The order of the events of one task: a later event has a greater version.
 
-        It has a higher sequence; or the same one, while the task waits, and fewer tasks before it.
+        It has a higher run; or the same one and a higher sequence; or both are the same, and fewer
+        tasks wait before it.
         """
-        return self.sequence, -math.inf if self.position is None else -self.position
+        position = self.position
+        return self.run, self.sequence, -math.inf if position is None else -position
 
     @property
     def is_last(self) -> bool:

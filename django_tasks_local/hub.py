@@ -19,7 +19,6 @@ slow finds the latest event in the cell.
 """
 
 import asyncio
-import os
 import threading
 import time
 from collections import OrderedDict, deque
@@ -29,7 +28,8 @@ from types import TracebackType
 from typing import Self
 from weakref import WeakKeyDictionary
 
-from .events import NOTHING, TaskEvent
+from .events import NO_VERSION, TaskEvent, Version
+from .forking import reset_in_child
 
 # What is kept of tasks that are not held by a backend of this package, finished or not: a web
 # process hears `enqueued` of a task that runs elsewhere, and nothing more.
@@ -175,9 +175,7 @@ class Subscription:
         self._unfinished = dict.fromkeys(result_ids)
         # The version that was read last. A reader of everything never ends, so what it remembers
         # must go with the tasks.
-        self._seen: MutableMapping[_Cell, tuple[int, float]] = (
-            WeakKeyDictionary() if self._everything else {}
-        )
+        self._seen: MutableMapping[_Cell, Version] = WeakKeyDictionary() if self._everything else {}
         self._cells: list[_Cell] = []
         self._channel: _Channel | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -320,7 +318,7 @@ class Subscription:
             # Unlocked on purpose in an event loop: reading one attribute is atomic, and whatever
             # was put there later has marked the cell again.
             event = cell.event
-            if event is None or (version := event.version) <= self._seen.get(cell, NOTHING):
+            if event is None or (version := event.version) <= self._seen.get(cell, NO_VERSION):
                 continue
             self._seen[cell] = version
             if event.is_last:
@@ -556,5 +554,4 @@ class Hub:
 hub = Hub()
 
 # A child of fork() has neither the threads nor the loops that read here, and the lock may be held.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=hub._reset)
+reset_in_child(hub._reset)

@@ -8,6 +8,7 @@ same events, and `current_result_id` and `report_progress()` work there too.
 
 from __future__ import annotations
 
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,21 @@ from django.tasks.signals import task_enqueued, task_finished, task_started
 from . import exceptions
 from .events import LAST_SEQUENCE, EventKind, FailureReason, Progress, TaskEvent, TaskFailure
 from .hub import hub
-from .progress import PROGRESS_INTERVAL, Reporter, current_reporter, current_result_id
+from .progress.reporter import (
+    PROGRESS_INTERVAL,
+    Reporter,
+    Reporting,
+    current_reporting,
+    current_result_id,
+)
 
 if TYPE_CHECKING:
     from contextvars import Token
 
     from django.tasks import TaskResult
     from django.tasks.base import TaskError
+
+    from .cancellation import Cancellation
 
     type AnyResult = TaskResult[Any, Any]
 
@@ -169,23 +178,39 @@ class Publication:
         )
 
 
-class _ForeignTask:
+class _ForeignTask(Reporting):
     """A task of another backend that runs in this process now."""
 
     def __init__(self, task_result: AnyResult) -> None:
+        self.id = task_result.id
+        self.lock = threading.RLock()
+        self.interval = PROGRESS_INTERVAL
+        self.reporter: Reporter | None = None
+        self.cancellation: Cancellation | None = None
+        self.has_ended = False
         self.publication = Publication(task_result)
-        self.reporter = Reporter(self.publication.progress, PROGRESS_INTERVAL)
         # Tokens, because tasks of the ImmediateBackend nest.
         self.result_id_token: Token[str] = current_result_id.set(task_result.id)
-        self.reporter_token: Token[Reporter] = current_reporter.set(self.reporter)
+        self.reporting_token: Token[Reporting] = current_reporting.set(self)
+
+    @property
+    def is_finished(self) -> bool:
+        """See Reporting."""
+        return self.has_ended
+
+    def report(self, number: int, progress: Progress) -> None:
+        self.publication.progress(number, progress)
 
     def close(self, task_result: AnyResult) -> None:
         # A backend may finish a task in another context than the one that started it; that
         # context is gone then, and there is nothing to put back.
         with suppress(ValueError):
-            current_reporter.reset(self.reporter_token)
+            current_reporting.reset(self.reporting_token)
             current_result_id.reset(self.result_id_token)
-        self.publication.finished(task_result, *self.reporter.close())
+        with self.lock:
+            self.has_ended = True
+            number, progress = self.close_progress()
+        self.publication.finished(task_result, number, progress)
 
 
 _foreign_tasks: dict[str, _ForeignTask] = {}

@@ -16,7 +16,6 @@ A subclass says how a job gets to a worker and how a running one is stopped.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -30,9 +29,11 @@ from django.tasks.signals import task_enqueued, task_finished, task_started
 from . import shutdown
 from .exceptions import TaskCancelled, TaskLost
 from .execution import Outcome
+from .forking import reset_in_child
 from .hub import hub
 from .lifecycle import Publication
 from .positions import Positions
+from .progress.reporter import Reporter, Reporting
 from .queues import JobQueue
 from .results import ResultStore
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from django.dispatch import Signal
     from django.tasks import TaskResult
 
+    from .cancellation import Cancellation
     from .conf import Options
     from .events import Progress
 
@@ -57,22 +59,73 @@ class ProgressSource(Protocol):
         """Publish nothing any more; return the last sample's number and the final state."""
 
 
-class Job:
+class Job(Reporting):
     """One unfinished task of a pool: an entry of its queue, or what a worker does now."""
 
-    __slots__ = ("path", "position", "publication", "reporter", "result_id", "running")
+    __slots__ = (
+        "_task_result",
+        "args",
+        "cancellation",
+        "has_ended",
+        "id",
+        "interval",
+        "kwargs",
+        "lock",
+        "path",
+        "position",
+        "progress_source",
+        "publication",
+        "reporter",
+        "result_id",
+        "running",
+        "task",
+    )
 
-    def __init__(self, task_result: AnyResult, running: Any = None) -> None:
-        self.result_id = task_result.id
+    def __init__(self, task_result: AnyResult, interval: float, running: Any = None) -> None:
+        self.id = self.result_id = task_result.id
+        self.take_arguments(task_result)
+        self.interval = interval
+        self.lock = threading.RLock()
+        self.reporter: Reporter | None = None
+        self.cancellation: Cancellation | None = None
+        self.has_ended = False
         self.path = task_result.task.module_path
         self.publication = Publication(task_result)
         # How many tasks waited before it when that was last told. Set by enqueue(), then only by
         # Positions.
         self.position = 0
-        # Set before it begins: what closes its progress, and what the pool needs to run and to
-        # stop it.
-        self.reporter: ProgressSource | None = None
+        # Set before it begins: where its progress comes from if not from its Reporter, and what
+        # the pool needs to stop it.
+        self.progress_source: ProgressSource | None = None
         self.running = running
+
+    def take_arguments(self, task_result: AnyResult) -> None:
+        """Keep the running result, for execute()."""
+        self._task_result = task_result
+        self.task = task_result.task
+        self.args = task_result.args
+        self.kwargs = task_result.kwargs
+
+    def task_result(self) -> AnyResult:
+        """See Runnable."""
+        return self._task_result
+
+    @property
+    def is_finished(self) -> bool:
+        """See Reporting."""
+        return self.has_ended
+
+    def report(self, number: int, progress: Progress) -> None:
+        """See Reporting."""
+        self.publication.progress(number, progress)
+
+    def close_source(self) -> tuple[int, Progress | None]:
+        """See ProgressSource."""
+        if self.progress_source is not None:
+            return self.progress_source.close()
+        with self.lock:
+            self.has_ended = True
+            return self.close_progress()
 
 
 class Pool[OptionsT: Options](ABC):
@@ -132,7 +185,7 @@ class Pool[OptionsT: Options](ABC):
 
         Raises QueueFull when MAX_PENDING tasks wait, and RuntimeError after close().
         """
-        job = Job(task_result, self._prepare(task_result))
+        job = Job(task_result, self.options.progress_interval, self._prepare(task_result))
         with self._lock:
             if self.closed or not shutdown.register(self):
                 raise RuntimeError(
@@ -277,7 +330,7 @@ class Pool[OptionsT: Options](ABC):
             self._positions.look()
 
     def _finished(self, job: Job, task_result: AnyResult, outcome: Outcome) -> None:
-        number, progress = (0, None) if job.reporter is None else job.reporter.close()
+        number, progress = job.close_source()
         job.publication.finished(task_result, number, progress, outcome.message)
         self._send_finished(task_result, outcome)
         for result_id in self.results.settle(job.result_id):
@@ -355,12 +408,9 @@ def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
             shutdown.unregister(pool)
 
 
+@reset_in_child
 def _start_anew() -> None:
     """In a child of fork(): the threads, the queue and the tasks are the parent's."""
     global _pools_lock
     _pools_lock = threading.Lock()
     _pools.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)

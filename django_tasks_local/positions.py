@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from .events import EventKind
 from .hub import hub
-from .progress import default_sampler
+from .ticker import ticker as default_ticker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator
 
-    from .progress import Sampler
     from .queues import Waiting
+    from .ticker import Ticker
 
 INTERVAL = 1.0  # seconds from one look at the queue to the next, at least
 SHARE = 0.05  # of the time may be spent in this, however many tasks wait
@@ -28,7 +28,7 @@ class Positions:
     Publishes the positions of the tasks in a queue, when they have moved up.
 
     Whoever changes the queue calls look(), which costs next to nothing; at most once in INTERVAL
-    the sampler's thread walks through the queue. Nothing runs while the queue does not change. A
+    the ticker's thread walks through the queue. Nothing runs while the queue does not change. A
     position that was told never rises: who is put back to the front of the queue pushes nobody
     back, nor do tasks that other threads enqueue in the same moment. A job of the queue that is not
     in `unfinished` was cancelled and does not count.
@@ -40,12 +40,12 @@ class Positions:
         unfinished: Container[str],
         *,
         clock: Callable[[], float] = time.monotonic,
-        sampler: Sampler | None = None,
+        ticker: Ticker = default_ticker,
     ) -> None:
         self._queue = queue
         self._unfinished = unfinished
         self._clock = clock
-        self._sampler = sampler or default_sampler
+        self._ticker = ticker
         # Unlocked: it is taken back before the queue is looked at, so what has changed by then is
         # seen, and what changes later sets it again.
         self._moved = False
@@ -53,7 +53,7 @@ class Positions:
         self._lock = threading.Lock()
         self._scheduled = False
         self._next_at = 0.0
-        # Only the sampler's thread touches these, in the midst of a walk.
+        # Only the ticker's thread touches these, in the midst of a walk.
         self._walk: Iterator[Waiting] | None = None
         self._place = 0
 
@@ -66,13 +66,13 @@ class Positions:
             if self._scheduled:
                 return
             self._scheduled = True
-        self._sampler.add(self, self._next_at)
+        self._ticker.add(self, self._next_at)
 
-    def sample(self) -> float | None:
+    def tick(self) -> float | None:
         """
         Publish the next positions that have changed; return when to go on, or None.
 
-        Called in the sampler's thread.
+        Called in the ticker's thread.
         """
         try:
             return self._go_on()

@@ -68,7 +68,7 @@ class ProcessPool(Pool[ProcessOptions]):
                 self._dispatcher.post(self._dispatcher.retire_all)
 
     def _submit(self, job: Job) -> None:
-        job.reporter = job.running
+        job.progress_source = job.running
         self.queue.append(job)
         assert self._dispatcher is not None
         self._dispatcher.job_added()

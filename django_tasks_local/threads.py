@@ -14,9 +14,13 @@ from contextvars import Context
 from queue import SimpleQueue
 
 from .conf import ThreadOptions
-from .execution import Cancellation, drop_stale_connections, execute, leave_thread, tidy
+from .execution import execute
+from .execution.connections import (
+    close_old_resources,
+    close_thread_resources,
+    drop_stale_connections,
+)
 from .pools import Job, Pool
-from .progress import Reporter
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +93,7 @@ class ThreadPool(Pool[ThreadOptions]):
         return True
 
     def _stop(self, job: Job) -> None:
-        cancellation: Cancellation = job.running
-        cancellation.request()
+        job.get_cancellation().request()
 
     def close_workers(self) -> None:
         with self._workers_lock:
@@ -112,7 +115,7 @@ class ThreadPool(Pool[ThreadOptions]):
                 # lives on.
                 logger.exception("Task id=%s path=%s", job.result_id, job.path)
             del job  # It would live on while this thread waits.
-        leave_thread()
+        close_thread_resources()
 
     def _next(self) -> Job | None:
         while True:
@@ -137,7 +140,7 @@ class ThreadPool(Pool[ThreadOptions]):
             self._idle += 1
         self._bell.get()
         self._arrived()
-        tidy()  # A connection may have become too old while this thread waited.
+        close_old_resources()  # A connection may have become too old while this thread waited.
         return True
 
     def _arrived(self) -> None:
@@ -145,17 +148,15 @@ class ThreadPool(Pool[ThreadOptions]):
             self._called = False
 
     def _run(self, job: Job, worker_id: str) -> None:
-        reporter = Reporter(job.publication.progress, self.options.progress_interval)
-        job.reporter = reporter
-        job.running = Cancellation(reporter)
         drop_stale_connections()  # before the receivers of task_started
         task_result = self.begin(job, worker_id)
         if task_result is None:
             return  # It was cancelled while it waited.
-        outcome = execute(task_result, reporter, job.running)
+        job.take_arguments(task_result)
+        outcome = execute(job)
         if os.getpid() != self._pid:
             # The task has forked, and this is its child. It has a copy of the queue, and would do
             # all tasks in there once more.
             os._exit(0)
         self.finish(job, outcome)
-        tidy()  # after the receivers of task_finished
+        close_old_resources()  # after the receivers of task_finished

@@ -39,15 +39,18 @@ from django.tasks import Task, TaskResult, TaskResultStatus, task_backends
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
-from . import shutdown
-from .execution import Cancellation, Outcome, drop_stale_connections, execute, tidy
-from .progress import Reporter
+from . import signal_handlers
+from .execution import Outcome, execute
+from .execution.connections import close_old_resources, drop_stale_connections
+from .progress.reporter import Reporter, Reporting
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
     from multiprocessing.connection import Connection
     from types import FrameType
 
+    from .cancellation import Cancellation
     from .events import Progress
 
     type TaskOptions = tuple[int, str, str, datetime | None, bool]
@@ -114,7 +117,7 @@ def main(channel: socket.socket, life: Connection, setup: Setup) -> None:
     die_with_parent(life)
     # Ctrl-C in a terminal goes to every process; the parent decides what it means here.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    shutdown.leave_signals_alone()
+    signal_handlers.leave_signals_alone()
     # The programs that a task starts must not hold the socket open.
     channel.set_inheritable(False)
     worker = Worker(channel, setup)
@@ -177,6 +180,50 @@ def start_django(setup: Setup) -> None:
     django.setup()
 
 
+class _Run(Reporting):
+    """The task that this process runs, as execute() needs it."""
+
+    __slots__ = (
+        "_say",
+        "args",
+        "cancellation",
+        "has_ended",
+        "id",
+        "interval",
+        "kwargs",
+        "lock",
+        "make_result",
+        "reporter",
+        "task",
+    )
+
+    task: AnyTask
+    make_result: Callable[[], AnyResult]
+
+    def __init__(self, order: Order, interval: float, say: Callable[..., None]) -> None:
+        self.id = order.result_id
+        self.args, self.kwargs = order.args, order.kwargs
+        self.interval = interval
+        self.lock = threading.RLock()
+        self.reporter: Reporter | None = None
+        self.cancellation: Cancellation | None = None
+        self.has_ended = False
+        self._say = say
+
+    @property
+    def is_finished(self) -> bool:
+        """See Reporting."""
+        return self.has_ended
+
+    def report(self, number: int, progress: Progress) -> None:
+        """See Reporting."""
+        self._say(PROGRESS, self.id, number, progress)
+
+    def task_result(self) -> AnyResult:
+        """See Runnable."""
+        return self.make_result()
+
+
 class Worker:
     """The main loop, and what the signal handler and the sampler's thread need of it."""
 
@@ -196,7 +243,7 @@ class Worker:
 
     def serve(self) -> None:
         """Do tasks until the parent closes its side."""
-        shutdown.install(signal.SIGTERM, self._on_sigterm)
+        signal_handlers.install(signal.SIGTERM, self._on_sigterm)
         self.say(READY)
         while not self._terminated and (order := self._next_order()) is not None:
             # A fresh context for every task: nothing leaks from one into the next.
@@ -231,31 +278,30 @@ class Worker:
         (length,) = HEADER.unpack(header)
         order = Order._make(pickle.loads(self._incoming.read(length)))  # noqa: S301
         if time.monotonic() - waiting_since > CONNECTION_IDLE:
-            tidy()  # A connection may have become too old in the meantime.
+            close_old_resources()  # A connection may have become too old in the meantime.
         drop_stale_connections()
         return order
 
     def _do(self, order: Order) -> None:
         started_at = timezone.now()
         self.say(STARTED, order.result_id, started_at.isoformat())
-        publish = partial(self.say, PROGRESS, order.result_id)
-        reporter = Reporter(publish, self._setup.progress_interval)
-        outcome = self._run(order, started_at, reporter)
+        run = _Run(order, self._setup.progress_interval, self.say)
+        outcome = self._run(order, started_at, run)
         if os.getpid() != self._pid:
             os._exit(0)  # The task has forked, and this is its child, which is nobody's worker.
         if self._terminated and outcome.error is not None:
             return
-        self._send(_result_frame(order.result_id, outcome, reporter))
+        self._send(_result_frame(run, outcome))
 
-    def _run(self, order: Order, started_at: datetime, reporter: Reporter) -> Outcome:
+    def _run(self, order: Order, started_at: datetime, run: _Run) -> Outcome:
         try:
-            task = _task(order.path, order.options)
-            task_result = self._task_result(task, order, started_at)
+            run.task = _task(order.path, order.options)
+            run.make_result = partial(self._task_result, run.task, order, started_at)
         except BaseException as exception:  # noqa: BLE001 - importing the task's module failed
             return Outcome.failure(exception)
-        self._cancellation = Cancellation(reporter)
+        self._cancellation = run.get_cancellation()
         try:
-            return execute(task_result, reporter, self._cancellation)
+            return execute(run)
         except BaseException as exception:  # noqa: BLE001 - it was cancelled when it had just ended
             return Outcome.failure(exception)
         finally:
@@ -323,12 +369,14 @@ def _task(path: str, options: TaskOptions) -> AnyTask:
     return task
 
 
-def _result_frame(result_id: str, outcome: Outcome, reporter: Reporter) -> bytes:
-    progress = reporter.close()
+def _result_frame(run: _Run, outcome: Outcome) -> bytes:
+    with run.lock:
+        run.has_ended = True
+        progress = run.close_progress()
     try:
-        return frame(_result(result_id, outcome, *progress))
+        return frame(_result(run.id, outcome, *progress))
     except Exception as exception:  # noqa: BLE001 - the return value cannot be pickled
-        return frame(_result(result_id, Outcome.failure(exception), *progress))
+        return frame(_result(run.id, Outcome.failure(exception), *progress))
 
 
 def _result(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import datetime
 
-    from django_tasks_local.events import Progress, TaskEvent, TaskFailure
+    from django_tasks_local.events import Progress, TaskEvent, TaskFailure, Version
 
     from .conf import SSESettings
 
@@ -100,7 +100,7 @@ def with_id(event_id: str, message: bytes) -> bytes:
     return b"id: " + event_id.encode("ascii") + b"\n" + message
 
 
-def state_digest(versions: Mapping[str, tuple[int, float]]) -> str:
+def state_digest(versions: Mapping[str, Version]) -> str:
     """Return what stands for the present state of a set of tasks."""
     return _digest(f"{result_id}:{version}" for result_id, version in versions.items())
 

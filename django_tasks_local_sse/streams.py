@@ -19,7 +19,7 @@ from django.tasks import task_backends
 from django.tasks.exceptions import InvalidTaskBackend, TaskResultDoesNotExist
 
 from django_tasks_local.backends import LocalBackend
-from django_tasks_local.events import NOTHING
+from django_tasks_local.events import NO_VERSION
 from django_tasks_local.hub import hub
 from django_tasks_local.lifecycle import later_state
 
@@ -83,7 +83,7 @@ class Conversation:
         self._refs = {ref.id: ref for ref in refs}
         self._open = set(self._refs)  # neither finished nor unknown
         self._last_event_id = last_event_id
-        self._versions = dict.fromkeys(self._refs, NOTHING)  # told last
+        self._versions = dict.fromkeys(self._refs, NO_VERSION)  # told last
 
     @property
     def ended(self) -> bool:

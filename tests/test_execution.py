@@ -12,7 +12,7 @@ from django.db import connection, connections
 from django.tasks.signals import task_finished, task_started
 from django.test import override_settings
 
-from django_tasks_local import execution
+from django_tasks_local.execution import connections as resources
 from tests.conftest import finished, wait_until
 from tests.project import tasks
 
@@ -73,14 +73,14 @@ def test_the_connection_of_a_receiver_is_closed(gate: str) -> None:
 @pytest.mark.django_db(transaction=True)
 def test_a_coroutine_may_use_the_orm(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    leave_thread = execution.leave_thread
+    close_thread_resources = resources.close_thread_resources
 
-    def note_and_leave() -> None:
+    def note_and_close() -> None:
         if connections["default"].connection is not None:
             opened.append(connections["default"].connection)
-        leave_thread()
+        close_thread_resources()
 
-    monkeypatch.setattr(execution, "leave_thread", note_and_leave)
+    monkeypatch.setattr(resources, "close_thread_resources", note_and_close)
     assert finished(tasks.query_async.enqueue()).return_value == 0
     # Its thread was another one, and its connection was closed there.
     assert len(opened) == 1

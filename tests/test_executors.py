@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
-from django_tasks_local.executors import DaemonExecutor, DaemonThreadsEventLoop
+from django_tasks_local.execution.daemon_threads import DaemonExecutor, DaemonThreadsEventLoop
 from tests.conftest import LIMIT
 
 

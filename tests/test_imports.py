@@ -10,9 +10,24 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("django_tasks_local", "django_tasks_local_sse")
 
-# What a module may import of ours, at its top or inside a function. A module that is not named
-# may import everything that does not import it.
-NOTHING_OF_OURS = {"conf", "events", "exceptions"}
+# The core from the ground up. A module may import those on the floors below its own, at its top,
+# inside a function or for type checking only. A folder's own name is its `__init__`.
+FLOORS = (
+    ("aliases", "conf", "events", "exceptions", "forking"),
+    ("cancellation", "signal_handlers", "ticker", "progress.values", "progress.rate"),
+    ("progress.reporter",),
+    ("progress.tracking", "execution.daemon_threads", "execution.connections"),
+    ("progress", "execution.coroutines"),
+    ("execution", "hub"),
+    ("shutdown", "lifecycle", "worker"),
+    ("handover", "queues"),
+    ("positions", "results"),
+    ("pools",),
+    ("dispatcher", "threads"),
+    ("processes",),
+    ("backends",),
+    ("testing", ""),
+)
 
 
 def modules(package: str) -> dict[str, ast.Module]:
@@ -22,9 +37,12 @@ def modules(package: str) -> dict[str, ast.Module]:
     }
 
 
+TREES = {name: tree for package in PACKAGES for name, tree in modules(package).items()}
+NAMES = {name.removesuffix(".__init__") for name in TREES}
+
+
 def imports(name: str, tree: ast.Module) -> set[str]:
     """Return the modules of ours that a module imports, wherever in it the statement stands."""
-    known = {**modules(PACKAGES[0]), **modules(PACKAGES[1])}
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -32,17 +50,14 @@ def imports(name: str, tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             parent = name.split(".")[: -node.level] if node.level else []
             base = ".".join([*parent, *([node.module] if node.module else [])])
-            found.add(base)
-            found.update(f"{base}.{alias.name}" for alias in node.names)
-    return {module for module in found if module in known and module != name}
+            # Each name is either a module of its own or one that the folder's `__init__` defines.
+            for alias in node.names:
+                module = f"{base}.{alias.name}"
+                found.add(module if module in NAMES else base)
+    return (found & NAMES) - {name.removesuffix(".__init__")}
 
 
-GRAPH = {
-    name: imports(name, tree)
-    for package in PACKAGES
-    for name, tree in modules(package).items()
-    if not name.endswith("__init__")
-}
+GRAPH = {name.removesuffix(".__init__"): imports(name, tree) for name, tree in TREES.items()}
 
 
 def test_the_walk_finds_imports() -> None:
@@ -60,17 +75,37 @@ def test_there_is_no_cycle() -> None:
         visit(name, ())
 
 
-@pytest.mark.parametrize("name", sorted(NOTHING_OF_OURS))
-def test_what_imports_nothing_of_ours(name: str) -> None:
-    assert GRAPH[f"django_tasks_local.{name}"] == set()
+@pytest.mark.parametrize("floor", range(len(FLOORS)))
+def test_imports_point_down(floor: int) -> None:
+    below = {full_name(name) for names in FLOORS[:floor] for name in names}
+    for name in map(full_name, FLOORS[floor]):
+        assert GRAPH[name] <= below, f"{name} imports {sorted(GRAPH[name] - below)}"
 
 
-def test_the_hub_imports_events_only() -> None:
-    assert GRAPH["django_tasks_local.hub"] == {"django_tasks_local.events"}
+def full_name(name: str) -> str:
+    return f"{PACKAGES[0]}.{name}".rstrip(".")
+
+
+def test_each_module_of_the_core_has_a_floor() -> None:
+    named = [full_name(name) for names in FLOORS for name in names]
+    core = {name for name in GRAPH if name.split(".")[0] == PACKAGES[0]}
+    assert sorted(named) == sorted(core)
+
+
+def test_the_hub_imports_events_and_forking_only() -> None:
+    assert GRAPH["django_tasks_local.hub"] == {
+        "django_tasks_local.events",
+        "django_tasks_local.forking",
+    }
 
 
 def test_progress_does_not_know_the_hub() -> None:
-    assert "django_tasks_local.hub" not in GRAPH["django_tasks_local.progress"]
+    reached, todo = set(), ["django_tasks_local.progress"]
+    while todo:
+        name = todo.pop()
+        reached.add(name)
+        todo += GRAPH[name] - reached
+    assert "django_tasks_local.hub" not in reached
 
 
 def test_the_core_knows_neither_the_companion_nor_django_eventstream() -> None:

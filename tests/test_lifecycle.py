@@ -9,7 +9,7 @@ from django.tasks.signals import task_enqueued, task_finished, task_started
 from django_tasks_local import current_result_id, lifecycle
 from django_tasks_local.events import LAST_SEQUENCE, Progress, TaskEvent
 from django_tasks_local.hub import hub
-from django_tasks_local.progress import current_reporter
+from django_tasks_local.progress.reporter import current_reporting
 from tests.conftest import LIMIT, finished
 from tests.project import tasks
 
@@ -49,7 +49,7 @@ def test_an_immediate_task_knows_its_id() -> None:
         assert result.return_value == result.id
     with pytest.raises(LookupError):
         current_result_id.get()
-    assert current_reporter.get(None) is None
+    assert current_reporting.get(None) is None
 
 
 def test_an_immediate_task_that_fails() -> None:

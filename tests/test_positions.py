@@ -14,7 +14,7 @@ from django_tasks_local import positions
 from django_tasks_local.events import EventKind, TaskEvent
 from django_tasks_local.hub import hub
 from django_tasks_local.positions import INTERVAL, SHARE, SLICE, Positions
-from tests.test_progress import FakeSampler
+from tests.test_progress import FakeTicker
 
 
 @dataclass
@@ -34,9 +34,9 @@ class Stage:
         self.queue = deque(Waiting(place) for place in range(count))
         self.all = list(self.queue)
         self.unfinished = {job.result_id for job in self.queue}
-        self.sampler = FakeSampler()
+        self.ticker = FakeTicker()
         self.positions = Positions(
-            self.queue, self.unfinished, clock=self.clock, sampler=self.sampler
+            self.queue, self.unfinished, clock=self.clock, ticker=self.ticker
         )
         for job in self.queue:
             hub.publish(event(job, 1, "enqueued", job.position), hold=True)
@@ -47,12 +47,12 @@ class Stage:
 
     def tick(self) -> float | None:
         """Let the sampler look, and say when it is to look again."""
-        [(due_at, sampled)] = self.sampler.due
-        self.sampler.due.clear()
+        [(due_at, ticking)] = self.ticker.due
+        self.ticker.due.clear()
         self.now = max(self.now, due_at)
-        again_at = sampled.sample()
+        again_at = ticking.tick()
         if again_at is not None:
-            self.sampler.add(sampled, again_at)
+            self.ticker.add(ticking, again_at)
         return again_at
 
     def told(self) -> list[int | None]:
@@ -90,12 +90,12 @@ def test_what_moves_up_is_told(stage: Stage) -> None:
 def test_one_look_for_many_moves_and_none_without(stage: Stage) -> None:
     for _ in range(1000):
         stage.positions.look()
-    assert len(stage.sampler.due) == 1
+    assert len(stage.ticker.due) == 1
     assert stage.tick() is None
-    assert stage.sampler.due == []
+    assert stage.ticker.due == []
     first = stage.now
     stage.positions.look()
-    [(due_at, _)] = stage.sampler.due
+    [(due_at, _)] = stage.ticker.due
     assert due_at == first + INTERVAL
 
 

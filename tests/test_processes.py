@@ -23,7 +23,7 @@ from django.test import TransactionTestCase, override_settings
 
 from django_tasks_local import cancel, dispatcher
 from django_tasks_local.dispatcher import RemoteError, WorkerProcess
-from django_tasks_local.events import NOTHING, EventKind
+from django_tasks_local.events import NO_VERSION, EventKind, Version
 from django_tasks_local.hub import hub
 from django_tasks_local.processes import ProcessPool
 from tests import process_tasks as tasks
@@ -517,9 +517,11 @@ def test_random_kills_under_load() -> None:
     assert sorted(finishes) == sorted(result.id for result in results), "each finished once"
     for result in results:
         assert result.status == SUCCESSFUL or error_of_path(result).endswith("WorkerDied")
-    last: dict[str, tuple[int, float]] = {}
+    last: dict[str, Version] = {}
     for event in events:
-        assert event.version > last.get(event.id, NOTHING), "nothing comes twice, or after the end"
+        assert event.version > last.get(event.id, NO_VERSION), (
+            "nothing comes twice, or after the end"
+        )
         last[event.id] = event.version
 
 

@@ -17,38 +17,56 @@ from django.contrib.auth.models import User
 from django.utils.translation import gettext_lazy
 
 from django_tasks_local import current_result_id, report_progress, track
+from django_tasks_local.cancellation import Cancellation
 from django_tasks_local.events import Progress
 from django_tasks_local.exceptions import TaskCancelled
 from django_tasks_local.hub import hub
-from django_tasks_local.progress import Reporter, Sampler, current_reporter
+from django_tasks_local.progress.reporter import Reporter, Reporting, current_reporting
+from django_tasks_local.ticker import Ticker, Ticking
 from tests.conftest import LIMIT, finished, wait_for_event, wait_until
 from tests.project import tasks
 
 
-class FakeSampler(Sampler):
-    """Samples when the test says so."""
+class FakeTicker(Ticker):
+    """A ticker without a thread; the test calls what is due."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.due: list[tuple[float, Reporter]] = []
+        self.due: list[tuple[float, Ticking]] = []
 
-    def add(self, reporter: Reporter, due_at: float) -> None:
-        self.due.append((due_at, reporter))
+    def add(self, ticking: Ticking, due_at: float) -> None:
+        self.due.append((due_at, ticking))
 
 
-class Stage:
-    """A reporter with a clock and a sampler that the test moves."""
+class Stage(Reporting):
+    """A task with a reporter whose clock and ticker the test moves."""
+
+    reporter: Reporter
+    cancellation: Cancellation
 
     def __init__(self, interval: float = 1.0) -> None:
+        self.id = "the task's id"
+        self.lock = threading.RLock()
+        self.interval = interval
         self.now = 0.0
         self.published: list[tuple[int, Progress]] = []
-        self.sampler = FakeSampler()
+        self.ticker = FakeTicker()
+        self.cancellation = Cancellation()
         self.reporter = Reporter(
-            lambda number, progress: self.published.append((number, progress)),
+            self.report,
             interval,
+            self.cancellation,
             clock=lambda: self.now,
-            sampler=self.sampler,
+            ticker=self.ticker,
+            lock=self.lock,
         )
+
+    @property
+    def is_finished(self) -> bool:
+        return False
+
+    def report(self, number: int, progress: Progress) -> None:
+        self.published.append((number, progress))
 
     @property
     def last(self) -> Progress:
@@ -60,24 +78,24 @@ class Stage:
         return self.last.current, self.last.total, self.last.message
 
     def tick(self, now: float) -> None:
-        """Move the clock and let the sampler do what is due."""
+        """Move the clock and call what is due."""
         self.now = now
-        due, self.sampler.due = self.sampler.due, []
-        for due_at, reporter in due:
+        due, self.ticker.due = self.ticker.due, []
+        for due_at, ticking in due:
             if due_at <= now:
-                again_at = reporter.sample()
+                again_at = ticking.tick()
                 if again_at is not None:
-                    self.sampler.add(reporter, again_at)
+                    self.ticker.add(ticking, again_at)
             else:
-                self.sampler.add(reporter, due_at)
+                self.ticker.add(ticking, due_at)
 
 
 @pytest.fixture
 def stage() -> Any:
     stage = Stage()
-    token = current_reporter.set(stage.reporter)
+    token = current_reporting.set(stage)
     yield stage
-    current_reporter.reset(token)
+    current_reporting.reset(token)
 
 
 @pytest.mark.parametrize(
@@ -154,11 +172,11 @@ def test_bad_values(
     stage: Stage, in_task: bool, arguments: Any, keywords: Any, error: Any, message: str
 ) -> None:
     if not in_task:
-        token = current_reporter.set(None)  # type: ignore[arg-type]
+        token = current_reporting.set(None)  # type: ignore[arg-type]
     with pytest.raises(error, match=message):
         report_progress(*arguments, **keywords)
     if not in_task:
-        current_reporter.reset(token)
+        current_reporting.reset(token)
     assert stage.published == []
 
 
@@ -251,7 +269,7 @@ def test_track_counts_and_the_sampler_looks(stage: Stage) -> None:
         (4, 6, "still letters"),
         (6, 6, "still letters"),
     ]
-    assert stage.sampler.due == []
+    assert stage.ticker.due == []
 
 
 class Endless:
@@ -284,7 +302,7 @@ def test_leaving_a_tracked_loop_early(stage: Stage) -> None:
     stage.tick(1.0)
     assert stage.last.current == 3
     stage.tick(2.0)
-    assert stage.sampler.due == []
+    assert stage.ticker.due == []
 
 
 def test_an_inner_loop_hands_back_to_the_outer_one(stage: Stage) -> None:
@@ -304,7 +322,7 @@ def test_an_inner_loop_hands_back_to_the_outer_one(stage: Stage) -> None:
     ]
     assert stage.look() == (3, 3, "outer")
     stage.look()
-    assert stage.sampler.due == []
+    assert stage.ticker.due == []
 
 
 def test_an_inner_loop_that_is_left_by_an_error(stage: Stage) -> None:
@@ -356,7 +374,7 @@ def test_the_outer_loop_is_shown_also_when_it_ends_first(stage: Stage) -> None:
     del inner
     assert stage.look() == (3, 3, "outer")
     stage.look()
-    assert stage.sampler.due == []
+    assert stage.ticker.due == []
 
 
 def final(stage: Stage) -> tuple[Any, ...]:
@@ -384,7 +402,7 @@ async def test_track_of_an_async_iterable(stage: Stage) -> None:
     async for _ in track(letters(), message="outer"):
         assert [letter async for letter in track(letters(), 3, "inner")] == ["a", "b", "c"]
     assert stage.look() == (3, None, "outer")
-    current_reporter.set(None)  # type: ignore[arg-type]
+    current_reporting.set(None)  # type: ignore[arg-type]
     assert [letter async for letter in track(letters())] == ["a", "b", "c"]
 
 
@@ -547,7 +565,7 @@ def test_track_complains_at_the_call(
 @pytest.mark.parametrize("in_task", [True, False])
 def test_track_of_what_is_not_iterable(stage: Stage, in_task: bool) -> None:
     if not in_task:
-        current_reporter.set(None)  # type: ignore[arg-type]
+        current_reporting.set(None)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="'int' object is not iterable"):
         for _ in track(3):  # type: ignore[call-overload]
             pass
@@ -578,7 +596,7 @@ def test_a_thread_that_is_handed_the_context_may_report(stage: Stage, result_id:
         ]
         assert [future.result() for future in futures] == [result_id] * 3
         assert stage.look()[0] in {1, 2, 3}
-        stage.reporter.cancel()
+        stage.cancellation.request()
         with pytest.raises(TaskCancelled):
             executor.submit(copy_context().run, report_from_a_thread, 4).result()
 
@@ -599,7 +617,7 @@ def test_asyncio_and_asgiref_hand_the_context_on(
 
 @pytest.mark.parametrize("step", [lambda: report_progress(1), lambda: list(track([1, 2]))])
 def test_cancelling_is_told_once(stage: Stage, step: Callable[[], object]) -> None:
-    stage.reporter.cancel()
+    stage.cancellation.request()
     with pytest.raises(TaskCancelled):
         step()
     step()
@@ -618,16 +636,17 @@ def test_a_publisher_that_raises_does_not_stop_the_sampler(
         if number > 1:
             raise RuntimeError("broken")
 
-    sampler = Sampler()
-    broken = Reporter(fail, 0.001, clock=standing_clock(), sampler=sampler)
+    ticker = Ticker()
+    broken = Reporter(fail, 0.001, Cancellation(), clock=standing_clock(), ticker=ticker)
     broken.report(1)
     broken.report(2)
     published = threading.Event()
     good = Reporter(
         lambda number, progress: number == 2 and published.set(),
         0.001,
+        Cancellation(),
         clock=standing_clock(),
-        sampler=sampler,
+        ticker=ticker,
     )
     good.report(1)
     good.report(2)
@@ -642,19 +661,22 @@ def test_a_sampler_whose_thread_does_not_start_tries_again(
         raise RuntimeError("can't start new thread")
 
     published = threading.Event()
-    sampler = Sampler()
+    ticker = Ticker()
     reporter = Reporter(
         lambda n, p: p.current == 3 and published.set(),
         0.001,
+        Cancellation(),
         clock=standing_clock(),
-        sampler=sampler,
+        ticker=ticker,
     )
     with monkeypatch.context() as broken:
         broken.setattr(threading.Thread, "start", fail)
         reporter.report(1)
         reporter.report(2)
     assert "did not start" in caplog.text
-    other = Reporter(lambda n, p: None, 0.001, clock=standing_clock(), sampler=sampler)
+    other = Reporter(
+        lambda n, p: None, 0.001, Cancellation(), clock=standing_clock(), ticker=ticker
+    )
     other.report(1)
     other.report(2)
     reporter.report(3)
@@ -719,19 +741,19 @@ def test_an_error_in_a_report_is_the_tasks_own(gate: str) -> None:
 
 def test_what_cannot_be_sampled_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
-        def sample(self) -> float | None:
+        def tick(self) -> float | None:
             raise RuntimeError("a mistake")
 
     class Sound:
         def __init__(self) -> None:
-            self.sampled = threading.Event()
+            self.called = threading.Event()
 
-        def sample(self) -> float | None:
-            self.sampled.set()
+        def tick(self) -> float | None:
+            self.called.set()
             return None
 
-    sampler, sound = Sampler(), Sound()
-    sampler.add(Broken(), 0)
-    sampler.add(sound, 1)
-    assert sound.sampled.wait(LIMIT)
-    assert "Broken could not be sampled" in caplog.text
+    ticker, sound = Ticker(), Sound()
+    ticker.add(Broken(), 0)
+    ticker.add(sound, 1)
+    assert sound.called.wait(LIMIT)
+    assert "Broken.tick() failed" in caplog.text

@@ -34,16 +34,17 @@ from hypothesis.stateful import (
 from django_tasks_local import ThreadPoolBackend, shutdown
 from django_tasks_local import hub as hub_module
 from django_tasks_local.conf import ThreadOptions
-from django_tasks_local.events import NOTHING, EventKind, TaskEvent
+from django_tasks_local.events import NO_VERSION, EventKind, TaskEvent, Version
 from django_tasks_local.exceptions import QueueFull, TaskCancelled
 from django_tasks_local.execution import Outcome
 from django_tasks_local.hub import Hub, Subscription, hub
 from django_tasks_local.pools import Job, Pool
 from django_tasks_local.positions import Positions
-from django_tasks_local.progress import UNSET, Count, Reporter
+from django_tasks_local.progress.reporter import LoopProgress, Reporter
+from django_tasks_local.progress.values import UNSET
 from django_tasks_local.results import ResultStore
 from tests.project import tasks
-from tests.test_progress import FakeSampler, Stage
+from tests.test_progress import FakeTicker, Stage
 
 type AnyResult = TaskResult[Any, Any]
 
@@ -173,7 +174,7 @@ class ThrottleMachine(RuleBasedStateMachine):
         self.values: dict[str, Any] = {"current": None, "total": 100, "message": "", "data": {}}
         self.reported = False
         # The open loops: of each its first message, and what is told while it is the newest.
-        self.loops: list[tuple[Count, str, dict[str, Any]]] = []
+        self.loops: list[tuple[LoopProgress, str, dict[str, Any]]] = []
         self.outermost = self.values
         self.cancelled = self.told = False
         self.closed = False
@@ -201,7 +202,7 @@ class ThrottleMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.loops) < 3)
     @rule(total=st.none() | st.integers(1, 9), message=st.sampled_from([UNSET, "tracking"]))
     def start_tracking(self, total: int | None, message: Any) -> None:
-        loop = Count(0, total)
+        loop = LoopProgress(0, total)
         if self.told_of_cancellation(lambda: self.reporter.start_tracking(loop, message)):
             return
         if not self.closed:
@@ -240,7 +241,7 @@ class ThrottleMachine(RuleBasedStateMachine):
 
     @rule()
     def cancel(self) -> None:
-        self.reporter.cancel()
+        self.stage.cancellation.request()
         self.cancelled = not self.told
 
     @rule(seconds=st.sampled_from([0.25, 0.9375, 1.0, 4.0]))
@@ -248,7 +249,7 @@ class ThrottleMachine(RuleBasedStateMachine):
         self.stage.tick(self.stage.now + seconds)
         self.note()
         # Nobody waits for longer than an interval for what was reported.
-        if self.reported and not self.closed and not self.stage.sampler.due:
+        if self.reported and not self.closed and not self.stage.ticker.due:
             self.has_told_all()
 
     @rule()
@@ -302,12 +303,12 @@ class ThrottleMachine(RuleBasedStateMachine):
     @invariant()
     def the_intervals_are_kept(self) -> None:
         assert all(b - a >= 1.0 for a, b in itertools.pairwise(self.times))
-        assert len(self.stage.sampler.due) <= 1
+        assert len(self.stage.ticker.due) <= 1
 
     def teardown(self) -> None:
         self.reporter.close()
         self.stage.tick(self.stage.now + 10.0)
-        assert self.stage.sampler.due == [], "the sampler would look at it for ever"
+        assert self.stage.ticker.due == [], "the sampler would look at it for ever"
 
 
 @dataclass(eq=False)
@@ -327,7 +328,7 @@ class Reader:
     is_async: bool
     named: bool
     lives: list[Life]
-    seen: dict[Life, tuple[int, float]] = field(default_factory=dict)
+    seen: dict[Life, Version] = field(default_factory=dict)
 
     @property
     def news(self) -> dict[TaskEvent, Life]:
@@ -335,7 +336,7 @@ class Reader:
         return {
             life.event: life
             for life in self.lives
-            if life.event is not None and life.event.version > self.seen.get(life, NOTHING)
+            if life.event is not None and life.event.version > self.seen.get(life, NO_VERSION)
         }
 
     @property
@@ -540,8 +541,8 @@ class ManualPool(Pool[ThreadOptions]):
 
     def __init__(self, options: ThreadOptions) -> None:
         super().__init__(ThreadPoolBackend, "default", options)
-        self.sampler = FakeSampler()
-        self._positions = Positions(self.queue, self._jobs, sampler=self.sampler)
+        self.ticker = FakeTicker()
+        self._positions = Positions(self.queue, self._jobs, ticker=self.ticker)
         self.stopped: list[Job] = []
 
     def _submit(self, job: Job) -> None:
@@ -592,7 +593,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def begin(self) -> None:
         job = self.pool.queue.popleft()
-        job.reporter = Reporter(job.publication.progress, 0.0, sampler=FakeSampler())
+        job.reporter = Reporter(job.report, 0.0, job.get_cancellation(), ticker=FakeTicker())
         is_waiting = job.result_id in self.pool._jobs
         begun = self.pool.begin(job, "worker")
         assert (begun is not None) == is_waiting
@@ -639,10 +640,10 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def look_at_the_queue(self) -> None:
-        due, self.pool.sampler.due = self.pool.sampler.due, []
+        due, self.pool.ticker.due = self.pool.ticker.due, []
         assert len(due) <= 1
-        for _, sampled in due:
-            assert sampled.sample() is None
+        for _, ticking in due:
+            assert ticking.tick() is None
         waiting = [job.result_id for job in self.pool.queue if job.result_id in self.pool._jobs]
         positions = [hub.snapshot(id).position for id in waiting]
         assert positions == list(range(len(waiting)))

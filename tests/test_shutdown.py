@@ -19,7 +19,7 @@ other = backend | {{"OPTIONS": {{"MAX_WORKERS": 1}}}}
 settings.configure(TASKS={{"default": backend, "other": other}})
 import django
 django.setup()
-from django_tasks_local import shutdown
+from django_tasks_local import shutdown, signal_handlers
 from tests.project import tasks
 
 def say(text):
@@ -51,8 +51,8 @@ def theirs(number, frame):
     say("theirs")
     before(number, frame)
 signal.signal(signal.SIGTERM, theirs)
-shutdown.install_signal_handlers()
-shutdown.install_signal_handlers()
+signal_handlers.install_signal_handlers()
+signal_handlers.install_signal_handlers()
 os.kill(os.getpid(), signal.SIGTERM)
 threading.Event().wait(20)
 """)
@@ -107,11 +107,11 @@ if pid == 0:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(20)
     os._exit(3)
-assert held == [set(shutdown.SIGNALS)]
+assert held == [set(signal_handlers.SIGNALS)]
 assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
-assert isinstance(signal.getsignal(signal.SIGTERM), shutdown._Handler)
+assert isinstance(signal.getsignal(signal.SIGTERM), signal_handlers._Handler)
 # Or a handler that raises could keep them blocked.
-assert isinstance(shutdown._let_signals_go.func, type(len))
+assert isinstance(signal_handlers._unblock_signals.func, type(len))
 say(os.waitpid(pid, 0)[1])
 """,
         # Called last before the fork, because it was registered first.
