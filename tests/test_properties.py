@@ -652,8 +652,11 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def close(self) -> None:
         unfinished = set(self.pool._jobs)
+        running = unfinished & {job.result_id for job in self.running}
         began = len(self.events)
         self.pool.close(timeout=0)
+        assert {job.result_id for job in self.pool.stopped} == running
+        self.pool.stopped.clear()
         lost = [event for event in self.events[began:] if event.error]
         assert {event.id for event in lost} == unfinished
         assert {event.error.reason for event in lost if event.error} <= {"lost"}
