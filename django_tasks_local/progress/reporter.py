@@ -158,7 +158,7 @@ class Reporter:
             if self._queued:
                 return
             now = self._clock()
-            if now < self._next_at:
+            if now < self._next_at or self._closed:
                 self._queue_locked()
                 return
             number, progress = self._sample_locked(now)
