@@ -1,4 +1,4 @@
-"""The rate of a loop, and what follows from it: percentage and time left."""
+"""The rate of a loop, its percentage and its time left."""
 
 import math
 

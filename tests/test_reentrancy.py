@@ -78,7 +78,7 @@ class Task(Reporting):
         self.published.append((number, progress))
 
     def tick(self) -> None:
-        """Do what the ticker does an interval later."""
+        """Call the reporter as the ticker does, an interval later."""
         self.now += 1.0
         due, self.ticker.due = self.ticker.due, []
         assert len(due) <= 1, "the ticker has a reporter once"
@@ -89,7 +89,7 @@ class Task(Reporting):
 
     @property
     def newest(self) -> tuple[Any, str]:
-        """What a reader shows in the end: the sample with the highest number."""
+        """The sample that a reader keeps: the one with the highest number."""
         numbers = [number for number, _ in self.published]
         assert len(numbers) == len(set(numbers))
         progress = max(self.published, key=lambda sample: sample[0])[1]

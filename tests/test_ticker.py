@@ -176,7 +176,7 @@ def test_add_while_its_own_thread_starts_the_ticker(
 def test_add_in_the_tickers_own_thread(
     ticker: Ticker, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
-    """Between its last check of the entries and its sleep; a lost wake-up would be for ever."""
+    """Between the thread's last check of the entries and its sleep; the wake-up is not lost."""
     noted = Noted()
     interrupted = threading.Event()
 

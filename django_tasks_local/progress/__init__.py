@@ -1,4 +1,4 @@
-"""What a task uses while it runs: current_result_id, report_progress() and track()."""
+"""The functions for code of a task: current_result_id, report_progress() and track()."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Checks of what a task reports."""
+"""Checks of the values that a task reports."""
 
 import json
 import math
