@@ -1,10 +1,10 @@
 """
-Whether memory stays flat over a million tasks. See docs/performance.md.
+Measure whether memory stays flat over a million tasks. See docs/performance.md.
 
     uv run benchmarks/memory.py [--tasks 1000000]
 
-Prints the resident memory of the process while it runs no-op tasks with MAX_RESULTS = 1000. The
-backlog is bounded, so that what is measured is what finished tasks leave behind. Linux only.
+Prints the resident memory of the process while it runs tasks that do nothing, with MAX_RESULTS
+1000. At most 1,000 tasks are in flight, so growth comes from finished tasks. Linux only.
 """
 
 import argparse
@@ -16,18 +16,19 @@ from pathlib import Path
 import django
 from django.conf import settings
 from django.tasks import task
-from tables import print_machine, print_table, print_verdict
+
+from benchmarks.common.tables import print_machine, print_table, print_verdict
 
 BATCH = 1_000  # tasks in flight, at most
 STEP = 50_000  # tasks between two readings
 BUDGET = 2.0  # MiB of growth after the first reading
 
-calls = itertools.count(1)  # next() of it is atomic
+calls = itertools.count(1)  # next() on it is atomic
 batch_done = threading.Event()
 
 
 def step() -> None:
-    """Do nothing but tell when a batch is done."""
+    """Count one call, and set `batch_done` at the last of a batch: the task function."""
     if next(calls) % BATCH == 0:
         batch_done.set()
 

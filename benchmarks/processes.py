@@ -1,25 +1,32 @@
 """
-What a task in a process costs: this package beside its peers. See docs/performance.md.
+The cost of a task in a process: this package beside its peers. See docs/performance.md.
 
     uv run benchmarks/processes.py [--rounds 7] [--tasks 10000]
 
-Every side runs in a process of its own, and the rounds are interleaved (A B C, A B C, ...), because
-a machine is not equally fast at all times. The peers get an environment of their own in a temporary
-directory: the published 2.0 has the same import name.
+Sides:
+
+- ours: `ProcessPoolBackend` of this checkout
+- threads: `ThreadPoolBackend` of this checkout, for the tasks that compute
+- 2.0: `ProcessPoolBackend` of the published django-tasks-local 2.0
+- bare: `concurrent.futures.ProcessPoolExecutor`
+- loky: `loky.ProcessPoolExecutor`
+- pebble: `pebble.ProcessPool`
+
+The peers share an environment of their own, because 2.0 has the same import name. The executors
+keep no results and send no events. DEBUG is False, and logging is Django's default for every side.
+sides/process_side.py describes the timed interval, the notification that each side waits for, and
+how CPU time is read. A budget compares wall time per task, as the median of the ratios of all
+rounds. Linux only.
 """
 
 import argparse
-import json
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
-from environments import make_environment
-from tables import median_ratio, print_machine, print_table, print_verdict
+from benchmarks.common.environments import make_environment
+from benchmarks.common.sides import Measured, print_scenario, ratio, run_rounds
+from benchmarks.common.tables import print_machine, print_verdict
 
 SIDES = {
     "ours": "ProcessPoolBackend",
@@ -31,76 +38,40 @@ SIDES = {
 }
 OURS = ("ours", "threads")
 PEERS = ("django-tasks-local==2.0", "loky", "pebble")
-BUDGET = 0.5  # of the time of 2.0
-
-# For each side and scenario the seconds, round by round.
-type Measured = dict[str, dict[str, list[float]]]
-
-
-def run_side(side: str, python: str, tasks: int) -> dict[str, float]:
-    """Measure one side once."""
-    environ = dict(os.environ)
-    if side not in OURS:
-        environ.pop("PYTHONPATH", None)  # It could lead to our own package.
-    script = Path(__file__).with_name("process_side.py")
-    process = subprocess.Popen(
-        [python, str(script), side, str(tasks)],
-        env=environ,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    with process.stdout:
-        measured: dict[str, float] = json.loads(process.stdout.readline())
-    if side not in OURS:
-        # Not every peer ends by itself, and some leave their workers behind.
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    return measured
+SCENARIOS = ("noop", "noop, one at a time", "four computing tasks")
+# Scenario, peer, and our wall time as a ratio of the peer's. From the design's table of budgets.
+# pebble and loky are only reported: pebble breaks after a few killed workers.
+BUDGETS = (
+    ("noop", "2.0", 0.65),
+    ("noop", "bare", 1.0),
+)
 
 
 def measure(rounds: int, tasks: int) -> Measured:
-    """Measure all sides in turn, round after round."""
-    measured: Measured = {side: {} for side in SIDES}
+    """Measure all sides in interleaved rounds."""
     with TemporaryDirectory() as directory:
-        theirs = str(make_environment(Path(directory), *PEERS))
-        for number in range(rounds):
-            print(f"round {number + 1} of {rounds}", file=sys.stderr)
-            for side in SIDES:
-                python = sys.executable if side in OURS else theirs
-                for scenario, seconds in run_side(side, python, tasks).items():
-                    measured[side].setdefault(scenario, []).append(seconds)
-    return measured
-
-
-def print_scenario(measured: Measured, scenario: str, tasks: int) -> None:
-    """Print one scenario: medians, and ours as a ratio of each peer."""
-    ours = measured["ours"][scenario]
-    rows = []
-    for side, title in SIDES.items():
-        if scenario in measured[side]:
-            times = measured[side][scenario]
-            each = median(times) / tasks
-            ratio = f"{median_ratio(ours, times):.2f}"
-            rows.append((title, f"{each * 1e6:,.0f}", f"{1 / each:,.0f}", ratio))
-    print_table((scenario, "µs per task", "tasks/s", "ours / this"), rows)
+        peers = str(make_environment(Path(directory), *PEERS))
+        pythons = {side: sys.executable if side in OURS else peers for side in SIDES}
+        return run_rounds("process_side.py", pythons, rounds, tasks)
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="What a task in a process costs.")
+    parser = argparse.ArgumentParser(description="The cost of a task in a process.")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tasks", type=int, default=10_000)
     options = parser.parse_args()
     measured = measure(options.rounds, options.tasks)
-    print_machine(f"Medians of {options.rounds} interleaved rounds, two worker processes.")
-    print_scenario(measured, "noop", options.tasks)
-    print_scenario(measured, "noop, one at a time", options.tasks // 20)
-    print_scenario(measured, "four computing tasks", 4)
-    for scenario in ("noop", "noop, one at a time"):
-        ratio = median_ratio(measured["ours"][scenario], measured["2.0"][scenario])
-        print_verdict(f"{scenario}: our time", ratio, BUDGET, "times that of 2.0")
+    print_machine(
+        f"Medians of {options.rounds} interleaved rounds, two worker processes,",
+        f"{options.tasks:,} tasks ({options.tasks // 20:,} one at a time).",
+        "DEBUG False, Django's default logging.",
+    )
+    for scenario in SCENARIOS:
+        print_scenario(measured, SIDES, scenario, children=True)
+    for scenario, peer, limit in BUDGETS:
+        value = ratio(measured, scenario, peer, "wall")
+        print_verdict(f"{scenario}, our wall time", value, limit, f"times that of {SIDES[peer]}")
 
 
 if __name__ == "__main__":

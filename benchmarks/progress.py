@@ -1,10 +1,10 @@
 """
-What report_progress() and track() cost, beside tqdm and a bare loop. See docs/performance.md.
+The cost of report_progress() and track(), beside tqdm and a bare loop. See docs/performance.md.
 
     uv run benchmarks/progress.py [--rounds 7] [--steps 2000000]
 
-The rounds are interleaved. Everything "in a task" runs in a task of its own, in a worker thread of
-ThreadPoolBackend: tqdm and the bare loop too.
+The rounds are interleaved. Each measurement "in a task" is a task of ThreadPoolBackend, also that
+of tqdm and that of the bare loop.
 """
 
 import argparse
@@ -18,20 +18,25 @@ from statistics import median
 import django
 from django.conf import settings
 from django.tasks import task
-from tables import median_ratio, print_machine, print_table, print_verdict
 from tqdm import tqdm
 
+from benchmarks.common.tables import (
+    median_ratio,
+    print_machine,
+    print_table,
+    print_verdict,
+)
 from django_tasks_local import report_progress, track
 
 REPORT_BUDGET = 1.5  # µs for a call
 TRACK_BUDGET = 1.0  # times tqdm
 
-# For each name, round by round, µs for a call or an item.
+# By name, µs per call or item in each round.
 type Measured = dict[str, list[float]]
 
 
 def time_loop(items: Iterable[int]) -> float:
-    """Return how many seconds an empty loop over the items takes."""
+    """Return the seconds that an empty loop over the items takes."""
     began = time.perf_counter()
     for _ in items:
         pass
@@ -45,7 +50,7 @@ def time_tqdm_to_devnull(steps: int) -> float:
 
 
 def time_reports(steps: int) -> float:
-    """Time report_progress(); nearly all of these calls are throttled."""
+    """Time report_progress(). Nearly all of these calls are throttled."""
     began = time.perf_counter()
     for step in range(steps):
         report_progress(step, steps)
@@ -73,7 +78,7 @@ REPORTS: dict[str, Callable[[int], float]] = {
 
 
 def measure(name: str, steps: int) -> float:
-    """Return µs for one step of the loop of this name."""
+    """Return µs per step of the loop with this name."""
     return {**LOOPS, **REPORTS}[name](steps) / steps * 1e6
 
 
@@ -88,7 +93,7 @@ def measure_in_task(name: str, steps: int) -> float:
 
 
 def measure_all(rounds: int, steps: int) -> tuple[Measured, Measured]:
-    """Measure everything in turn, round after round: in a task, and outside of one."""
+    """Return the measurements in a task and those outside of a task, in interleaved rounds."""
     inside: Measured = {name: [] for name in (*LOOPS, *REPORTS)}
     outside: Measured = {name: [] for name in REPORTS}
     for _ in range(rounds):
@@ -100,7 +105,7 @@ def measure_all(rounds: int, steps: int) -> tuple[Measured, Measured]:
 
 
 def print_loops(inside: Measured) -> None:
-    """Print the loops, and track() as a ratio of each."""
+    """Print the time per item of each loop, and that of track() as a ratio of it."""
     rows = [
         (name, f"{median(times):.3f}", f"{median_ratio(inside['track()'], times):.2f}")
         for name, times in inside.items()
@@ -110,7 +115,7 @@ def print_loops(inside: Measured) -> None:
 
 
 def print_reports(inside: Measured, outside: Measured) -> None:
-    """Print the calls of report_progress()."""
+    """Print the time of one call of report_progress()."""
     rows = [
         (name, f"{median(inside[name]):.2f}", f"{median(outside[name]):.2f}") for name in REPORTS
     ]
@@ -119,7 +124,7 @@ def print_reports(inside: Measured, outside: Measured) -> None:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="What report_progress() and track() cost.")
+    parser = argparse.ArgumentParser(description="The cost of report_progress() and track().")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=2_000_000)
     options = parser.parse_args()

@@ -1,24 +1,28 @@
 """
-What a task in a thread costs: this package beside its peers. See docs/performance.md.
+The cost of a task in a thread: this package beside its peers. See docs/performance.md.
 
     uv run benchmarks/threads.py [--rounds 7] [--tasks 20000]
 
-Every side runs in a process of its own, and the rounds are interleaved (A B C D, A B C D, ...),
-because a machine is not equally fast at all times. The published 2.0, which has the same import
-name, gets an environment of its own in a temporary directory.
+Sides:
+
+- ours: `ThreadPoolBackend` of this checkout
+- 2.0: `ThreadPoolBackend` of the published django-tasks-local 2.0, in an environment of its own,
+  because its import name is the same
+- Immediate: Django's `ImmediateBackend`, without this package imported
+- bare: `concurrent.futures.ThreadPoolExecutor`, which keeps no results
+
+DEBUG is False, and logging is Django's default for every side. sides/thread_side.py describes
+the timed interval. A budget compares CPU time per task, as the median of the ratios of all rounds.
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
-from environments import make_environment
-from tables import median_ratio, print_machine, print_table, print_verdict
+from benchmarks.common.environments import make_environment
+from benchmarks.common.sides import Measured, print_scenario, ratio, run_rounds
+from benchmarks.common.tables import print_machine, print_verdict
 
 SIDES = {
     "ours": "ThreadPoolBackend",
@@ -26,64 +30,27 @@ SIDES = {
     "Immediate": "Django's ImmediateBackend",
     "bare": "bare ThreadPoolExecutor",
 }
-BUDGET = 0.9  # of the time of 2.0
-
-# For each side and scenario, round by round: µs by the clock, and µs of CPU.
-type Measured = dict[str, dict[str, list[tuple[float, float]]]]
-
-
-def run_side(side: str, python: str, tasks: int) -> dict[str, tuple[float, float]]:
-    """Measure one side once."""
-    environ = dict(os.environ)
-    if side == "2.0":
-        environ.pop("PYTHONPATH", None)  # It could lead to our own package.
-    script = Path(__file__).with_name("thread_side.py")
-    output = subprocess.run(
-        [python, str(script), side, str(tasks)],
-        check=True,
-        stdout=subprocess.PIPE,
-        env=environ,
-    ).stdout
-    measured: dict[str, tuple[float, float]] = json.loads(output)
-    return measured
+# Scenario, peer, and our CPU time as a ratio of the peer's. From the design's table of budgets.
+BUDGETS = (
+    ("10 workers", "2.0", 0.75),
+    ("1 worker", "2.0", 0.75),
+    ("10 workers", "Immediate", 0.5),
+    ("1 worker", "Immediate", 0.5),
+    ("one at a time", "2.0", 1.1),
+)
 
 
 def measure(rounds: int, tasks: int) -> Measured:
-    """Measure all sides in turn, round after round."""
-    measured: Measured = {side: {} for side in SIDES}
+    """Measure all sides in interleaved rounds."""
     with TemporaryDirectory() as directory:
         pythons = dict.fromkeys(SIDES, sys.executable)
         pythons["2.0"] = str(make_environment(Path(directory), "django-tasks-local==2.0"))
-        for number in range(rounds):
-            print(f"round {number + 1} of {rounds}", file=sys.stderr)
-            for side, python in pythons.items():
-                for scenario, times in run_side(side, python, tasks).items():
-                    measured[side].setdefault(scenario, []).append(times)
-    return measured
-
-
-def print_scenario(measured: Measured, scenario: str) -> None:
-    """Print one scenario: medians, and ours as a ratio of each peer."""
-    ours = [wall for wall, _ in measured["ours"][scenario]]
-    rows = []
-    for side, title in SIDES.items():
-        walls, cpus = zip(*measured[side][scenario], strict=True)
-        wall = median(walls)
-        rows.append(
-            (
-                title,
-                f"{wall:.1f}",
-                f"{median(cpus):.1f}",
-                f"{1e6 / wall:,.0f}",
-                f"{median_ratio(ours, walls):.2f}",
-            )
-        )
-    print_table((scenario, "µs per task", "µs of CPU", "tasks/s", "ours / this"), rows)
+        return run_rounds("thread_side.py", pythons, rounds, tasks)
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="What a task in a thread costs.")
+    parser = argparse.ArgumentParser(description="The cost of a task in a thread.")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tasks", type=int, default=20_000)
     options = parser.parse_args()
@@ -92,13 +59,11 @@ def main() -> None:
         f"Medians of {options.rounds} interleaved rounds, {options.tasks:,} tasks each",
         f"({options.tasks // 10:,} one at a time). DEBUG False, Django's default logging.",
     )
-    scenarios = list(measured["ours"])
-    for scenario in scenarios:
-        print_scenario(measured, scenario)
-    for scenario in scenarios:
-        ours, theirs = ([wall for wall, _ in measured[side][scenario]] for side in ("ours", "2.0"))
-        ratio = median_ratio(ours, theirs)
-        print_verdict(f"{scenario}: our time", ratio, BUDGET, "times that of 2.0")
+    for scenario in measured["ours"]:
+        print_scenario(measured, SIDES, scenario, children=False)
+    for scenario, peer, limit in BUDGETS:
+        value = ratio(measured, scenario, peer, "cpu")
+        print_verdict(f"{scenario}, our CPU time", value, limit, f"times that of {SIDES[peer]}")
 
 
 if __name__ == "__main__":

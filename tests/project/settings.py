@@ -23,6 +23,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django_eventstream",
     "django_tasks_local_sse",
+    "tests.project",
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",

@@ -12,6 +12,7 @@ from django_eventstream import send_event
 from django_tasks_local.hub import hub
 from django_tasks_local_sse.access import cancel_token, events_url
 from tests.project import tasks
+from tests.project.process_tasks import LIMIT, whoami
 
 PAGE = """\
 {% load django_tasks_local_sse %}<!doctype html><html lang="en"><head><title>Tasks</title>
@@ -43,6 +44,16 @@ def start(request: HttpRequest, name: str) -> HttpResponse:
             "pid": os.getpid(),
         }
     )
+
+
+def run(request: HttpRequest) -> HttpResponse:
+    """Run a task in a worker process, and say who it was and who we are."""
+    result = whoami.enqueue()
+    with hub.subscribe(result.id) as subscription:
+        while not subscription.ended and subscription.take(LIMIT):
+            pass
+    result.refresh()
+    return JsonResponse({"task": result.return_value, "server": os.getpid()})
 
 
 def readers(request: HttpRequest) -> HttpResponse:

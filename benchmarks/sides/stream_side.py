@@ -1,0 +1,113 @@
+"""
+The server of one side of benchmarks/streams.py: uvicorn, controlled through stdin.
+
+Each line of stdin is a command with its arguments in JSON, each line of stdout its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import socket
+import sys
+import threading
+
+import django
+import uvicorn
+
+if __name__ == "__main__":
+    os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.sides.stream_settings"
+    django.setup()
+
+from django.tasks import task
+
+from benchmarks.sides.stream_project import (
+    SIDES,
+    Side,
+    events_path,
+    make_event,
+    work,
+    working,
+)
+
+# Turns of the event loop after which every side has written an event to all of its clients.
+TURNS = 5
+
+
+class Publisher:
+    """Carries out the commands in a thread of its own, as a task publishes from one."""
+
+    def __init__(
+        self, side: Side, listener: socket.socket, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.side = side
+        self.listener = listener
+        self.loop = loop
+        self.sequence = 1  # of the state with which each stream begins
+
+    def run(self) -> None:
+        """Answer commands until stdin ends."""
+        for line in sys.stdin:
+            command, *arguments = json.loads(line)
+            answer = getattr(self, command)(*arguments)
+            print(json.dumps(answer), flush=True)
+
+    def publish(self, events: int = 1) -> None:
+        """Publish events back to back: each as soon as the one before has been written."""
+        for _ in range(events):
+            self.sequence += 1
+            self.side.publish(make_event(self.sequence))
+            asyncio.run_coroutine_threadsafe(self._turns(), self.loop).result()
+
+    def start_tasks(self, count: int) -> list[str]:
+        """Start tasks that report; return the path of the stream of each."""
+        working.set()
+        return [events_path(task(work).enqueue()) for _ in range(count)]
+
+    def set_send_buffer(self, size: int) -> None:
+        """Set the size of the send buffer of connections that are accepted after this call."""
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+
+    def finish_tasks(self) -> None:
+        """Make the tasks return."""
+        working.clear()
+
+    def collect_garbage(self) -> None:
+        """
+        Run the garbage collector, so that the memory in use is comparable over time.
+
+        A broken connection leaves exceptions in reference cycles, and with many objects alive
+        Python collects cycles rarely.
+        """
+        gc.collect()
+
+    async def _turns(self) -> None:
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+
+
+async def serve(side: Side) -> None:
+    """Serve until the process is killed. Prints the port and the stream's path first."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+    config = uvicorn.Config(
+        side.application(),
+        interface="asgi3",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        # What `pip install uvicorn` gives.
+        loop="asyncio",
+        http="h11",
+    )
+    publisher = Publisher(side, listener, asyncio.get_running_loop())
+    threading.Thread(target=publisher.run, name="publisher", daemon=True).start()
+    print(json.dumps([listener.getsockname()[1], side.path]), flush=True)
+    await uvicorn.Server(config).serve(sockets=[listener])
+
+
+if __name__ == "__main__":
+    chosen = SIDES[sys.argv[1]]
+    chosen.prepare()
+    asyncio.run(serve(chosen))

@@ -1,0 +1,162 @@
+"""
+One side of benchmarks/threads.py: measures one library and prints JSON.
+
+Every side runs the same task function and detects its end in the same way. The last task to run
+sets a `threading.Event`. Then the results of the ten most recent tasks are read until they are
+finished, because each of ten workers may still be recording the outcome of its last task. A result
+is read with `result.refresh()`, a future of the bare executor with `future.done()`; between two
+reads `time.sleep(0)` releases the GIL, which the worker needs.
+
+"One at a time" waits in this way for each task before it enqueues the next.
+"""
+
+import gc
+import itertools
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import django
+from django.conf import settings
+
+WORKERS = {"10 workers": 10, "1 worker": 1}
+BACKENDS = {
+    "ours": "django_tasks_local.ThreadPoolBackend",
+    "2.0": "django_tasks_local.ThreadPoolBackend",
+    "Immediate": "django.tasks.backends.immediate.ImmediateBackend",
+}
+
+# Wall time, CPU time, and CPU time with child processes, of which there are none; µs per task.
+type Cost = tuple[float, float, float]
+
+
+class Countdown:
+    """Counts the calls of the task function and sets an event at the last one."""
+
+    def start(self, calls: int) -> None:
+        self.done = threading.Event()
+        self._last = calls - 1
+        self._calls = itertools.count()  # next() on it is atomic
+
+    def step(self) -> None:
+        if next(self._calls) == self._last:
+            self.done.set()
+
+
+countdown = Countdown()
+
+
+def step() -> None:
+    """Count one call: the task function of every side."""
+    countdown.step()
+
+
+class Handle(Protocol):
+    """The result of an enqueued task, reduced to the question whether it is finished."""
+
+    def finished(self) -> bool:
+        """Read the current state and return whether it is final."""
+
+
+class _Result:
+    __slots__ = ("_result",)
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+
+    def finished(self) -> bool:
+        if not self._result.is_finished:
+            self._result.refresh()
+        return bool(self._result.is_finished)
+
+
+class _Future:
+    __slots__ = ("_future",)
+
+    def __init__(self, future: Future[None]) -> None:
+        self._future = future
+
+    def finished(self) -> bool:
+        return self._future.done()
+
+
+def enqueue_functions(side: str) -> dict[str, Callable[[], Handle]]:
+    """Return, for each number of workers, the function that enqueues one task."""
+    settings.configure(
+        DEBUG=False,
+        USE_TZ=True,
+        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+        TASKS={
+            name: {"BACKEND": BACKENDS[side], "OPTIONS": {"MAX_WORKERS": workers}}
+            for name, workers in WORKERS.items()
+            if side in BACKENDS
+        },
+    )
+    django.setup()
+    if side not in BACKENDS:
+        executors = {name: ThreadPoolExecutor(workers) for name, workers in WORKERS.items()}
+        return {name: _submit_to(executor) for name, executor in executors.items()}
+    return {name: _enqueue_to(name) for name in WORKERS}
+
+
+def _submit_to(executor: ThreadPoolExecutor) -> Callable[[], Handle]:
+    return lambda: _Future(executor.submit(step))
+
+
+def _enqueue_to(alias: str) -> Callable[[], Handle]:
+    from django.tasks import task
+
+    django_task = task(backend=alias)(step)
+    # 2.0 imports the function by its path and accepts a Task or a plain function there.
+    return lambda: _Result(django_task.enqueue())
+
+
+def _wait(handles: list[Handle]) -> None:
+    countdown.done.wait()
+    for handle in handles:
+        while not handle.finished():
+            time.sleep(0)
+
+
+def _cost_per_task(wall: float, cpu: float, tasks: int) -> Cost:
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return wall / tasks * 1e6, cpu / tasks * 1e6, cpu / tasks * 1e6
+
+
+def many(enqueue: Callable[[], Handle], tasks: int) -> Cost:
+    """Return the cost per task from the first enqueue to the last finish, all in flight at once."""
+    gc.collect()
+    countdown.start(tasks)
+    wall, cpu = time.perf_counter(), time.process_time()
+    handles = [enqueue() for _ in range(tasks)]
+    _wait(handles[-max(WORKERS.values()) :])
+    return _cost_per_task(wall, cpu, tasks)
+
+
+def one_by_one(enqueue: Callable[[], Handle], tasks: int) -> Cost:
+    """Return the cost per task if each is enqueued after the one before has finished."""
+    gc.collect()
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(tasks):
+        countdown.start(1)
+        _wait([enqueue()])
+    return _cost_per_task(wall, cpu, tasks)
+
+
+def measure(side: str, tasks: int) -> dict[str, Cost]:
+    """Return the cost in each scenario."""
+    enqueue = enqueue_functions(side)
+    measured = {}
+    for name in WORKERS:
+        many(enqueue[name], tasks // 10)  # starts the threads and fills the caches
+        measured[name] = many(enqueue[name], tasks)
+    measured["one at a time"] = one_by_one(enqueue["10 workers"], tasks // 10)
+    return measured
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))), flush=True)

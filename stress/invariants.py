@@ -1,0 +1,277 @@
+"""
+The invariants of every task, and the checker of stress/chaos.py.
+
+The checker is pure: one thread passes it the entries of a log, and it reads no clock. The log may
+contain the entries of different threads in another order than that of the events themselves, so a
+task is judged two rounds after its end, when all entries about it have been passed.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from django_tasks_local.events import EventKind, TaskEvent
+
+ROUNDS = 2  # between the end of a task and its judgement
+# Rounds after which the id of a judged task is forgotten. Every reader leaves earlier.
+REMEMBERED = 10
+ORDER = (EventKind.ENQUEUED, EventKind.STARTED, EventKind.PROGRESS, EventKind.FINISHED)
+STATUSES = {
+    EventKind.ENQUEUED: {"READY"},
+    EventKind.STARTED: {"RUNNING"},
+    EventKind.PROGRESS: {"RUNNING"},
+    EventKind.FINISHED: {"SUCCESSFUL", "FAILED"},
+}
+LATEST = (math.inf, math.inf)
+
+# Orders the events of a task: its sequence and, while it waits, its position in the queue.
+type Version = tuple[float, float]
+
+
+def version(sequence: int, position: int | None) -> Version:
+    """Return the version of an event; see TaskEvent.version."""
+    return sequence, -math.inf if position is None else -position
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A broken invariant of a task, with the task's events."""
+
+    task_id: str
+    what: str
+    events: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n    ".join((f"task {self.task_id}: {self.what}", *self.events))
+
+
+@dataclass
+class Record:
+    """All entries of the log about one task."""
+
+    events: list[TaskEvent] = field(default_factory=list)
+    signals: Counter[str] = field(default_factory=Counter)
+    result: Any = None  # the TaskResult that task_finished carried
+    stored: Any = None  # the TaskResult in the store while task_finished was sent
+    cancelled: bool = False  # cancel() has returned True
+    missed: bool = False  # The store did not know the task before its end.
+    may_be_missing: bool = False  # The pool was discarded, and unfinished tasks may be lost.
+    finished_in: int | None = None  # the round
+
+
+class Checker:
+    """Receives the entries of the log and collects violations. `outcome()` names the outcomes."""
+
+    def __init__(self, expected: dict[str, set[str]], timeout: float) -> None:
+        # By the task's name, its outcomes without cancellations, kills and discarded pools.
+        self._expected = expected
+        self._timeout = timeout  # seconds, of worker processes
+        self.violations: list[Violation] = []
+        self.outcomes: Counter[str] = Counter()
+        self.records: dict[str, Record] = {}
+        self._judged: dict[str, int] = {}  # by id, the round in which a task was judged
+        self._round = 0
+        self._killed: set[int] = set()
+        # By reader and task, the version of the last event read; LATEST stands for `finished`.
+        self._readers: dict[str, dict[str, Version]] = {}
+
+    def violate(self, task_id: str, what: str) -> None:
+        """Record a violation."""
+        record = self.records.get(task_id, Record())
+        events = sorted(record.events, key=_version)
+        self.violations.append(Violation(task_id, what, tuple(map(_show, events))))
+
+    # Entries of the log
+
+    def published(self, event: TaskEvent) -> None:
+        """The hub has accepted an event."""
+        record = self.records.get(event.id)
+        if record is None:
+            record = self.records[event.id] = Record()
+            if event.kind is not EventKind.ENQUEUED:
+                record.events.append(event)
+                what = f"{event.kind} of a task that ended long ago or was never enqueued"
+                self.violate(event.id, what)
+                del self.records[event.id]
+                return
+        record.events.append(event)
+        if event.is_last:
+            record.finished_in = self._round
+
+    def signalled(self, signal: str, task_id: str, result: Any = None, stored: Any = None) -> None:
+        """A receiver was called. That of task_finished adds its result and the stored one."""
+        record = self.records.get(task_id)
+        if record is None:
+            self.violate(task_id, f"the signal {signal} came long after the end")
+            return
+        record.signals[signal] += 1
+        if result is not None:
+            record.result, record.stored = result, stored
+
+    def answered(self, task_id: str, cancelled: bool, finished: bool) -> None:
+        """cancel() returned; `finished` is the store's answer directly after that."""
+        if not cancelled and not finished:
+            self.violate(task_id, "cancel() was False, but the task had not finished")
+        record = self.records.get(task_id)
+        if record is not None:
+            record.cancelled |= cancelled
+        elif cancelled:
+            self.violate(task_id, "cancel() was True long after the end")
+
+    def missing(self, task_id: str) -> None:
+        """The store did not know a task that was enqueued."""
+        record = self.records.get(task_id)
+        if record is not None and record.finished_in is None:
+            record.missed = True
+
+    def killed(self, pid: int) -> None:
+        """A worker process will be killed next."""
+        self._killed.add(pid)
+
+    def closing(self) -> None:
+        """
+        The pools are discarded, so unfinished tasks may be lost.
+
+        Entered into the log before and after the call that discards them, because other threads
+        enqueue tasks during the call.
+        """
+        for record in self.records.values():
+            record.may_be_missing = True
+
+    def read(self, reader: str, task_id: str, seen: Version, is_last: bool) -> None:
+        """A reader received an event."""
+        known = self._readers.setdefault(reader, {})
+        if seen <= known.get(task_id, (0, 0)):
+            self.violate(task_id, f"reader {reader} got {seen} after {known[task_id]}")
+        known[task_id] = LATEST if is_last else seen
+
+    def left(self, reader: str, complete: bool) -> None:
+        """A reader has closed its subscription. `complete`: it has read everything before that."""
+        for task_id, seen in self._readers.pop(reader, {}).items():
+            record = self.records.get(task_id)
+            # Without a record the task has been judged, or its first entry is still to come.
+            long_ended = task_id in self._judged if record is None else self._is_due(record)
+            if complete and seen != LATEST and long_ended:
+                self.violate(task_id, f"reader {reader} got {seen}, and never the end")
+
+    # Judging
+
+    def end_round(self) -> None:
+        """Judge the tasks whose end is old enough."""
+        self._round += 1
+        for task_id, judged_in in list(self._judged.items()):
+            if self._round - judged_in <= REMEMBERED:
+                break  # The dict is in order of judgement.
+            del self._judged[task_id]
+        for task_id in [key for key, record in self.records.items() if self._is_due(record)]:
+            self._judge(task_id)
+
+    def end(self) -> None:
+        """Judge all tasks. Each must be finished, because the run is over."""
+        for task_id in list(self.records):
+            self._judge(task_id)
+
+    def _is_due(self, record: Record) -> bool:
+        return record.finished_in is not None and self._round - record.finished_in >= ROUNDS
+
+    def _judge(self, task_id: str) -> None:
+        record = self.records[task_id]
+        if record.missed and not record.may_be_missing:
+            self.violate(task_id, "the store has lost a task that was not finished")
+        for what in (*_wrong_events(record.events), *self._wrong_end(record)):
+            self.violate(task_id, what)
+        del self.records[task_id]
+        self._judged[task_id] = self._round
+
+    def _wrong_end(self, record: Record) -> Iterable[str]:
+        last = record.events[-1] if record.finished_in is None else _last(record.events)
+        if record.result is None or not last.is_last:
+            if last.is_last:
+                yield "no task_finished was sent"
+            return
+        end = outcome(last)
+        self.outcomes[end] += 1
+        yield from _disagreements(record, last, is_lost=end == "lost")
+        if end not in self._expected[last.name] and not self._may_be(end, record):
+            yield f"the task {last.name} {end}, and nobody has made it"
+
+    def _may_be(self, end: str, record: Record) -> bool:
+        """Whether a cancellation, a kill, a discarded pool or the timeout explains this outcome."""
+        result = record.result
+        match end:
+            case "cancelled":
+                return record.cancelled
+            case "lost":
+                return record.may_be_missing
+            case "died":
+                # Without worker ids: several workers died before the task began.
+                pids = [int(worker_id.rpartition("@")[2]) for worker_id in result.worker_ids]
+                return bool(self._killed) and self._killed.issuperset(pids)
+            case "timeout":
+                return (result.finished_at - result.started_at).total_seconds() >= self._timeout
+        return False
+
+
+def outcome(event: TaskEvent) -> str:
+    """Return "successful", or the reason of the failure."""
+    return "successful" if event.error is None else str(event.error.reason)
+
+
+def _wrong_events(events: list[TaskEvent]) -> Iterable[str]:
+    """Yield the violations in the order of a task's accepted events."""
+    events = sorted(events, key=_version)
+    kinds = [event.kind for event in events]
+    versions = [_version(event) for event in events]
+    if len(set(versions)) < len(versions):
+        yield "two events are equally late"
+    if [ORDER.index(kind) for kind in kinds] != sorted(ORDER.index(kind) for kind in kinds):
+        yield "the kinds are not in order"
+    if kinds[0] is not EventKind.ENQUEUED or events[0].sequence != 1:
+        yield "it was not enqueued first"
+    if any(event.sequence != 2 for event in events if event.kind is EventKind.STARTED):
+        yield "the sequence of started is not 2"
+    if kinds.count(EventKind.STARTED) > 1:
+        yield "it was started twice"
+    if kinds.count(EventKind.FINISHED) != 1:
+        yield f"it was finished {kinds.count(EventKind.FINISHED)} times"
+    if any(event.status not in STATUSES[event.kind] for event in events):
+        yield "a status does not fit its kind"
+
+
+def _disagreements(record: Record, last: TaskEvent, *, is_lost: bool) -> Iterable[str]:
+    """Yield the differences between the events, the signals, the result and the store."""
+    result, stored = record.result, record.stored
+    was_started = result.started_at is not None
+    wanted = {"enqueued": 1, "started": int(was_started), "finished": 1}
+    if record.signals != Counter(wanted):
+        yield f"the signals sent were {dict(record.signals)}"
+    # A task that is lost while it starts has no event `started`.
+    started = any(event.kind is EventKind.STARTED for event in record.events)
+    if started != was_started and not is_lost:
+        yield f"started_at is {result.started_at}, but started was published: {started}"
+    if stored is None:
+        yield "the store did not know it when task_finished was sent"
+    elif (stored.status, stored.errors) != (result.status, result.errors):
+        yield f"the store said {stored.status}, and task_finished {result.status}"
+    if last.status != result.status:
+        yield f"the hub said {last.status}, and task_finished {result.status}"
+    if last.error is not None and last.error.type != result.errors[-1].exception_class_path:
+        yield f"the hub said {last.error.type}, and the result something else"
+    if last.error is None and last.return_value != result.return_value:
+        yield f"the hub said {last.return_value!r}, and the result {result.return_value!r}"
+
+
+def _last(events: list[TaskEvent]) -> TaskEvent:
+    return next(event for event in events if event.is_last)
+
+
+def _version(event: TaskEvent) -> Version:
+    return version(event.sequence, event.position)
+
+
+def _show(event: TaskEvent) -> str:
+    position = "" if event.position is None else f" ({event.position} before it)"
+    error = "" if event.error is None else f" {event.error.reason}: {event.error.message}"
+    return f"{event.sequence} {event.kind} {event.status} {event.name}{position}{error}"

@@ -1,0 +1,109 @@
+"""The executor of the threads in which coroutine tasks run sync code."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+
+import pytest
+
+from django_tasks_local.execution.daemon_threads import DaemonExecutor, DaemonThreadsEventLoop
+from tests.support.waiting import LIMIT
+
+
+@pytest.fixture
+def executor() -> Iterator[DaemonExecutor]:
+    with DaemonExecutor(max_workers=2) as executor:
+        yield executor
+
+
+def test_values_and_errors(executor: DaemonExecutor) -> None:
+    assert executor.submit(pow, 2, 3, mod=5).result(LIMIT) == 3
+    with pytest.raises(SystemExit):
+        executor.submit(exit, 3).result(LIMIT)
+    assert list(executor.map(abs, [-1, 2, -3])) == [1, 2, 3]
+
+
+def test_threads_start_as_needed(executor: DaemonExecutor) -> None:
+    """They are daemons, or the interpreter would wait for them, and an idle one is used again."""
+    assert not executor.has_threads
+    threads = []
+    for _ in range(3):
+        threads.append(executor.submit(threading.current_thread).result(LIMIT))
+        executor._idle.put(executor._idle.get(timeout=LIMIT))  # The thread becomes idle.
+    assert len(set(threads)) == 1
+    both = threading.Barrier(2)
+    arrived = [executor.submit(both.wait, LIMIT) for _ in range(4)]
+    assert sorted(future.result(LIMIT) for future in arrived) == [0, 0, 1, 1]
+    assert len(executor._workers) == 2
+    assert all(worker.daemon for worker in executor._workers)
+
+
+def test_shutdown(executor: DaemonExecutor) -> None:
+    """What is queued is done, unless it is cancelled, and nothing is queued any more."""
+    go = threading.Event()
+    busy = [executor.submit(go.wait, LIMIT) for _ in range(2)]
+    queued = executor.submit(abs, -1)
+    executor.shutdown(wait=False)
+    with pytest.raises(RuntimeError, match="shut down"):
+        executor.submit(abs, 1)
+    go.set()
+    assert queued.result(LIMIT) == 1
+    executor.shutdown()
+    assert all(future.result(0) for future in busy)
+    assert not any(worker.is_alive() for worker in executor._workers)
+
+
+def test_shutdown_that_cancels(executor: DaemonExecutor) -> None:
+    go = threading.Event()
+    started = threading.Barrier(3)
+    busy = [executor.submit(lambda: (started.wait(LIMIT), go.wait(LIMIT))) for _ in range(2)]
+    started.wait(LIMIT)
+    queued = executor.submit(abs, -1)
+    executor.shutdown(wait=False, cancel_futures=True)
+    with pytest.raises(CancelledError):
+        queued.result(LIMIT)
+    go.set()
+    assert all(future.result(LIMIT) for future in busy)
+
+
+def test_no_thread(executor: DaemonExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any it is an error, with one it is a delay."""
+
+    def fail(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="can't start"):
+            executor.submit(abs, -1)
+    go = threading.Event()
+    busy = executor.submit(go.wait, LIMIT)
+    with monkeypatch.context() as broken:
+        broken.setattr(threading.Thread, "start", fail)
+        queued = executor.submit(abs, -1)
+    go.set()
+    assert (busy.result(LIMIT), queued.result(LIMIT)) == (True, 1)
+
+
+def test_what_a_coroutine_calls_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop ends without a thread more, because at exit there is none; its own end with it."""
+
+    async def choose() -> str:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1, "chosen"))
+        return (await asyncio.to_thread(threading.current_thread)).name
+
+    with asyncio.Runner(loop_factory=DaemonThreadsEventLoop) as runner:
+        assert runner.run(choose()) == "chosen_0"
+
+    async def main() -> list[threading.Thread]:
+        threads = [await asyncio.to_thread(threading.current_thread) for _ in range(3)]
+        monkeypatch.setattr(threading.Thread, "start", None)
+        return threads
+
+    with asyncio.Runner(loop_factory=DaemonThreadsEventLoop) as runner:
+        threads = runner.run(main())
+    assert all(thread.name == "django-tasks-sync" for thread in threads)
+    for thread in threads:
+        thread.join(LIMIT)
+        assert not thread.is_alive()

@@ -1,0 +1,193 @@
+"""What surrounds a task: its context, its database connections."""
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import pytest
+from django.core.cache import cache
+from django.core.cache.backends.locmem import LocMemCache
+from django.db import connection, connections
+from django.tasks.signals import task_finished, task_started
+from django.test import override_settings
+
+from django_tasks_local.execution import connections as resources
+from tests.project import tasks
+from tests.support.waiting import finished, wait_until
+
+ONE_WORKER = {
+    "default": {"BACKEND": "django_tasks_local.ThreadPoolBackend", "OPTIONS": {"MAX_WORKERS": 1}}
+}
+
+
+def test_nothing_leaks_from_one_task_into_the_next(gate: str) -> None:
+    tasks.marker.set("from the request")
+    with override_settings(TASKS=ONE_WORKER, LANGUAGE_CODE="en", TIME_ZONE="UTC"):
+        for _ in range(3):
+            finished(tasks.leave_traces.enqueue(gate))
+    assert tasks.notes[gate] == [(None, "en", "UTC")] * 3
+    assert tasks.marker.get() == "from the request"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_no_connection_stays_open(gate: str) -> None:
+    with override_settings(TASKS=ONE_WORKER):
+        for _ in range(3):
+            assert finished(tasks.query.enqueue(gate)).return_value == 0
+            # It is closed before anybody can see that the task has finished.
+            assert all(is_closed(opened) for opened in tasks.notes[gate])
+    assert len(tasks.notes[gate]) == 3
+
+
+def is_closed(opened: object) -> bool:
+    try:
+        opened.execute("SELECT 1")  # type: ignore[attr-defined]
+    except sqlite3.ProgrammingError as error:
+        return "closed" in str(error)
+    return False
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_connection_of_a_receiver_is_closed(gate: str) -> None:
+    seen = []
+
+    def receive(**kwargs: object) -> None:
+        with connections["default"].cursor() as cursor:
+            cursor.execute("SELECT 1")
+        seen.append(connections["default"].connection)
+
+    for signal in (task_started, task_finished):
+        signal.connect(receive)
+    try:
+        with override_settings(TASKS=ONE_WORKER):
+            finished(tasks.noop.enqueue())
+            finished(tasks.noop.enqueue())
+            wait_until(lambda: len(seen) == 4, "a receiver was not called")
+            wait_until(lambda: all(map(is_closed, seen)), "a connection stays open")
+    finally:
+        for signal in (task_started, task_finished):
+            signal.disconnect(receive)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_coroutine_may_use_the_orm(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    close_thread_resources = resources.close_thread_resources
+
+    def note_and_close() -> None:
+        if connections["default"].connection is not None:
+            opened.append(connections["default"].connection)
+        close_thread_resources()
+
+    monkeypatch.setattr(resources, "close_thread_resources", note_and_close)
+    assert finished(tasks.query_async.enqueue()).return_value == 0
+    # Its thread was another one, and its connection was closed there.
+    assert len(opened) == 1
+    assert is_closed(opened[0])
+
+
+class NotedCache(LocMemCache):
+    """A cache that notes when it is closed."""
+
+    closed: ClassVar[list[str]] = []
+    fails = False
+
+    def close(self, **kwargs: object) -> None:
+        self.closed.append(threading.current_thread().name)
+        if self.fails:
+            raise OSError("the cache is gone")
+
+
+@pytest.fixture
+def noted_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(NotedCache, "closed", [])
+    path = f"{__name__}.{NotedCache.__qualname__}"
+    with override_settings(CACHES={"default": {"BACKEND": path}}):
+        yield
+
+
+@pytest.mark.parametrize("task", [tasks.use_cache, tasks.use_cache_async])
+def test_a_cache_that_a_task_opens_is_closed(noted_cache: None, task: Any) -> None:
+    """Whether one is open is seen in the task's context, which is how asgiref keeps them."""
+    with override_settings(TASKS=ONE_WORKER):
+        assert finished(task.enqueue()).return_value == "value"
+        assert NotedCache.closed
+        # The worker closes it again after the receivers of task_finished: before its next task.
+        finished(tasks.noop.enqueue())
+        before = len(NotedCache.closed)
+        finished(tasks.noop.enqueue())
+        assert len(NotedCache.closed) == before
+
+
+def test_tidying_that_fails_is_logged(
+    noted_cache: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(NotedCache, "fails", True)
+    assert finished(tasks.use_cache.enqueue()).return_value == "value"
+    assert "close_caches() failed around a task." in caplog.text
+    assert "the cache is gone" in caplog.text
+
+
+@pytest.mark.parametrize("alias", ["default", "processes"])
+def test_a_cache_that_a_receiver_opens_is_closed(noted_cache: None, alias: str) -> None:
+    def receive(**kwargs: object) -> None:
+        cache.get("key")
+
+    backends = ONE_WORKER | {
+        "processes": {
+            "BACKEND": "django_tasks_local.ProcessPoolBackend",
+            "OPTIONS": {"MAX_WORKERS": 1},
+        }
+    }
+    for signal in (task_started, task_finished):
+        signal.connect(receive)
+    try:
+        with override_settings(TASKS=backends):
+            finished(tasks.noop.using(backend=alias).enqueue())
+            wait_until(lambda: NotedCache.closed, "the cache stays open")
+    finally:
+        for signal in (task_started, task_finished):
+            signal.disconnect(receive)
+
+
+def test_what_a_coroutine_leaves_tidies_up_in_its_thread() -> None:
+    """Any other thread would hold up the end of the process."""
+    assert finished(tasks.leave_a_child.enqueue()).status == "SUCCESSFUL"
+    tasks.children.clear()
+    assert tasks.notes["child"] == ["django-tasks-sync"]
+
+
+def test_threads_that_cannot_be_started(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    results = []
+    others = [tasks.add]
+
+    def fail(thread: threading.Thread) -> None:
+        if others:  # As if it were in another thread, which sees that a worker is on its way.
+            results.append(others.pop().enqueue(2))
+        raise RuntimeError("can't start new thread")
+
+    with override_settings(TASKS=ONE_WORKER):
+        with monkeypatch.context() as broken:
+            broken.setattr(threading.Thread, "start", fail)
+            results.append(tasks.add.enqueue(1))
+        assert len(results) == 2
+        for result in results:
+            result.refresh()
+            assert result.errors[0].exception_class is RuntimeError
+        assert "has no worker" in caplog.text
+        assert finished(tasks.add.enqueue(1)).return_value == 2
+        for result in results:
+            result.refresh()
+            assert result.attempts == 0, "it does not run later"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_callers_connection_is_left_alone() -> None:
+    connection.ensure_connection()
+    mine = connection.connection
+    finished(tasks.noop.enqueue())
+    assert connection.connection is mine
+    assert not is_closed(mine)

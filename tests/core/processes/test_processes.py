@@ -1,0 +1,710 @@
+"""Worker processes: the same lifecycle as in threads, and what happens when they die."""
+
+import logging
+import os
+import pickle
+import random
+import resource
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection
+from django.tasks import TaskResultStatus, task_backends
+from django.tasks.signals import task_enqueued, task_finished, task_started
+from django.test import TransactionTestCase, override_settings
+
+from django_tasks_local import cancel, dispatcher
+from django_tasks_local.dispatcher import RemoteError, WorkerProcess
+from django_tasks_local.events import NO_VERSION, EventKind, Version
+from django_tasks_local.hub import hub
+from django_tasks_local.processes import ProcessPool
+from tests.project import process_tasks as tasks
+from tests.support.waiting import LIMIT, AnyResult, finished, running, wait_for_event, wait_until
+
+SUCCESSFUL, FAILED = TaskResultStatus.SUCCESSFUL, TaskResultStatus.FAILED
+BACKEND = "django_tasks_local.ProcessPoolBackend"
+
+
+def processes(**options: Any) -> Any:
+    """Return settings with a process backend of these OPTIONS."""
+    return override_settings(TASKS={"default": {"BACKEND": BACKEND, "OPTIONS": options}})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_workers() -> Iterator[None]:
+    """One pool for all tests that need no other."""
+    with processes(MAX_WORKERS=2):
+        yield
+
+
+@pytest.fixture
+def fifo(tmp_path: Path) -> Path:
+    """A gate at which a task waits until something is written to it."""
+    path = tmp_path / "gate"
+    os.mkfifo(path)
+    return path
+
+
+def run(task: Any, *args: Any, **kwargs: Any) -> AnyResult:
+    return finished(task.enqueue(*args, **kwargs))
+
+
+def pool() -> ProcessPool:
+    return task_backends["default"]._pool  # type: ignore[attr-defined, no-any-return]
+
+
+def workers() -> set[Any]:
+    """The workers of the pool. Copied, because they are another thread's."""
+    dispatcher = pool()._dispatcher
+    return set() if dispatcher is None else set(dispatcher._workers)
+
+
+def pid_of(result: AnyResult) -> int:
+    return pid_in(result.worker_ids[0])
+
+
+def pid_in(worker_id: str) -> int:
+    return int(worker_id.rpartition("@")[2])
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def error_of(result: AnyResult) -> tuple[str, str]:
+    """The reason and the message of a failure, as a stream tells them."""
+    event = hub.snapshot(result.id)
+    assert result.status == FAILED
+    assert event is not None
+    assert event.is_last
+    assert event.error is not None
+    return str(event.error.reason), event.error.message
+
+
+# The lifecycle
+
+
+def test_a_task_runs_in_another_process() -> None:
+    result = run(tasks.whoami)
+    pid, result_id, label = result.return_value
+    assert result_id == result.id
+    assert label == "auth.User"
+    assert pid == pid_of(result) != os.getpid()
+    assert result.enqueued_at <= result.started_at <= result.finished_at
+    assert result.last_attempted_at == result.started_at
+    assert result.attempts == 1
+
+
+def test_a_coroutine() -> None:
+    result = run(tasks.async_whoami)
+    assert result.return_value == [pid_of(result), result.id]
+
+
+def test_the_context_is_what_the_parent_knows() -> None:
+    result = run(tasks.with_context, 7)
+    times = [str(result.enqueued_at), str(result.started_at)]
+    assert result.return_value == [result.id, "RUNNING", result.worker_ids, 1, *times, 7]
+
+
+def test_it_is_running_only_when_it_runs(fifo: Path) -> None:
+    first, second = tasks.gated.enqueue(str(fifo)), tasks.gated.enqueue(str(fifo))
+    third = tasks.noop.enqueue()
+    running(first)
+    running(second)
+    third.refresh()
+    assert third.status == TaskResultStatus.READY
+    assert cancel(third.id)
+    assert error_of(finished(third))[0] == "cancelled"
+    assert third.started_at is None
+    cancel(second.id)
+    finished(second)
+    fifo.write_text("go")
+    assert finished(first).return_value == pid_of(first)
+
+
+def test_signals_are_sent_here_and_in_order() -> None:
+    seen: list[tuple[str, int, str]] = []
+
+    def note(name: str) -> Any:
+        return lambda sender, task_result, **kwargs: seen.append(
+            (name, os.getpid(), str(task_result.status))
+        )
+
+    receivers = {"enqueued": task_enqueued, "started": task_started, "finished": task_finished}
+    notes = {name: note(name) for name in receivers}
+    for name, django_signal in receivers.items():
+        django_signal.connect(notes[name])
+    try:
+        run(tasks.noop)
+        wait_until(lambda: len(seen) == 3, "three signals")
+    finally:
+        for name, django_signal in receivers.items():
+            django_signal.disconnect(notes[name])
+    here = os.getpid()
+    assert seen == [
+        ("enqueued", here, "READY"),
+        ("started", here, "RUNNING"),
+        ("finished", here, "SUCCESSFUL"),
+    ]
+
+
+def test_progress_is_throttled_and_the_last_value_arrives(fifo: Path) -> None:
+    result = tasks.burst.enqueue(1000, str(fifo))
+    event = wait_for_event(result.id, lambda event: event.progress and event.progress.current > 999)
+    assert event.progress is not None
+    assert event.sequence < 100
+    assert event.progress.percent == 100
+    assert event.progress.rate
+    fifo.write_text("go")
+    assert finished(result).status == SUCCESSFUL
+
+
+def test_track() -> None:
+    result = run(tasks.tracked, 200_000)
+    event = hub.snapshot(result.id)
+    assert result.return_value == 200_000
+    assert event is not None
+    assert event.progress is not None
+    assert (event.progress.current, event.progress.message) == (200_000, "counting")
+
+
+def test_events_come_in_order() -> None:
+    kinds = []
+    with hub.subscribe() as subscription:
+        result = tasks.storm.enqueue(20_000)
+        done = False
+        while not done:
+            for event in subscription.take(LIMIT):
+                if event.id == result.id:
+                    kinds.append((event.sequence, event.kind))
+                    done = event.is_last
+    assert kinds == sorted(kinds)
+    assert kinds[-1][1] is EventKind.FINISHED
+
+
+# Errors
+
+
+def test_an_error_keeps_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR, "django.tasks"):
+        result = run(tasks.fail, "value")
+        # The handler keeps a record before it writes its text.
+        wait_until(lambda: "process_tasks.py" in caplog.text, "the child's traceback is not logged")
+    error = result.errors[0]
+    assert error.exception_class_path == "builtins.ValueError"
+    assert "in fail" in error.traceback
+    assert error_of(result) == ("failed", "bad value")
+    assert caplog.records[0].exc_info is not None
+    assert isinstance(caplog.records[0].exc_info[1], RemoteError)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("exit", "builtins.SystemExit"),
+        ("demanding", "tests.project.tasks.DemandingError"),
+        ("unprintable", "tests.project.tasks.UnprintableError"),
+        ("unpickleable", "builtins.RuntimeError"),
+    ],
+)
+def test_errors_that_cannot_be_sent(kind: str, path: str) -> None:
+    result = run(tasks.fail, kind)
+    assert result.errors[0].exception_class_path == path
+    assert "in fail" in result.errors[0].traceback
+    assert run(tasks.noop).worker_ids, "the worker lives on"
+
+
+def test_return_values_that_cannot_be_sent() -> None:
+    result = run(tasks.unpickleable_value)
+    assert "pickle" in result.errors[0].traceback
+    assert run(tasks.not_json).errors[0].exception_class_path == "builtins.TypeError"
+
+
+@pytest.mark.parametrize("argument", [lambda: None, threading.Lock()])
+def test_arguments_must_be_pickleable(argument: Any) -> None:
+    before = pool().results.ids()
+    with pytest.raises(ValueError, match="pickleable"):
+        tasks.length.enqueue(argument)
+    assert pool().results.ids() == before
+
+
+def test_arguments_must_be_json() -> None:
+    with pytest.raises(TypeError, match="Unsupported type"):
+        tasks.length.enqueue(object())
+
+
+class Text(str):
+    """A string that pickle cannot send."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        raise pickle.PicklingError("not me")
+
+
+def test_json_that_cannot_be_pickled() -> None:
+    with pytest.raises(ValueError, match="pickleable"):
+        tasks.length.enqueue(Text("text"))
+
+
+def test_a_worker_enqueues_nothing_here() -> None:
+    result = run(tasks.enqueue_another)
+    assert error_of(result)[1].startswith("Task tests.project.process_tasks.noop was not enqueued")
+
+
+# Stopping
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a task that was cancelled have its time, which on a busy machine is not half a second."""
+    monkeypatch.setattr(dispatcher, "KILL_AFTER", LIMIT)
+
+
+@pytest.mark.usefixtures("patience")
+def test_cancelling_lets_a_task_tidy_up(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    for task in (tasks.until_cancelled, tasks.async_until_cancelled):
+        marker.write_text("")
+        result = running(task.enqueue(str(marker)))
+        assert cancel(result.id)
+        finished(result)
+        assert error_of(result) == ("cancelled", "The task was cancelled.")
+        assert marker.read_text() == "tidied"
+        assert not cancel(result.id)
+
+
+@pytest.mark.usefixtures("patience")
+def test_a_task_may_swallow_its_cancellation(tmp_path: Path) -> None:
+    result = running(tasks.until_cancelled.enqueue(str(tmp_path / "marker"), swallow=True))
+    cancel(result.id)
+    assert finished(result).return_value == "swallowed"
+
+
+def test_c_code_that_holds_the_gil_is_cancelled() -> None:
+    result = running(tasks.hold_the_gil.enqueue())
+    cancel(result.id)
+    assert error_of(finished(result))[0] == "cancelled"
+    wait_until(lambda: not is_alive(pid_of(result)), "the process lives on")
+
+
+@pytest.mark.parametrize("task", [tasks.fork, tasks.fork_async])
+def test_a_child_of_a_worker_dies_of_sigterm(task: Any) -> None:
+    """As multiprocessing.Pool wants it: our handler is not its business."""
+    assert run(task).return_value == signal.SIGTERM
+
+
+def test_timeout(tmp_path: Path) -> None:
+    # A worker imports the task in this time, too.
+    with processes(MAX_WORKERS=1, TIMEOUT=2):
+        result = run(tasks.until_cancelled, str(tmp_path / "marker"), swallow=True)
+        assert error_of(result) == ("timeout", "The task took longer than 2 seconds.")
+        assert result.errors[0].exception_class_path == "django_tasks_local.exceptions.TaskTimeout"
+        assert run(tasks.noop).status == SUCCESSFUL
+
+
+def test_a_worker_is_replaced_after_so_many_tasks() -> None:
+    with processes(MAX_WORKERS=1, MAX_TASKS_PER_WORKER=2):
+        pids = [run(tasks.whoami).return_value[0] for _ in range(5)]
+    assert pids[0] == pids[1] != pids[2] == pids[3] != pids[4] != pids[0]
+
+
+def test_close(fifo: Path, tmp_path: Path) -> None:
+    with processes(MAX_WORKERS=1):
+        result = running(tasks.until_cancelled.enqueue(str(tmp_path / "marker")))
+        waiting = tasks.noop.enqueue()
+        task_backends["default"].close(timeout=0.1)  # type: ignore[attr-defined]
+        assert error_of(finished(result))[0] == error_of(finished(waiting))[0] == "lost"
+        assert not is_alive(pid_of(result))
+        assert not workers()
+        with pytest.raises(RuntimeError, match="shutting down"):
+            tasks.noop.enqueue()
+
+
+def test_close_lets_a_task_finish(fifo: Path) -> None:
+    with processes(MAX_WORKERS=1):
+        result = running(tasks.gated.enqueue(str(fifo)))
+        closing = threading.Thread(target=task_backends["default"].close)  # type: ignore[attr-defined]
+        closing.start()
+        wait_until(lambda: pool()._waiters, "it does not wait for the task")
+        fifo.write_text("go")
+        assert finished(result).status == SUCCESSFUL
+        closing.join(LIMIT)
+        assert not is_alive(pid_of(result))
+
+
+@pytest.mark.parametrize("options", [{"TIMEOUT": 0}, {"START_METHOD": "fork"}, {"MAX_WORKERS": 0}])
+def test_options_are_checked(options: dict[str, Any]) -> None:
+    with processes(**options), pytest.raises(ImproperlyConfigured, match=next(iter(options))):
+        tasks.noop.enqueue()
+
+
+# Death
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("exit", "exit code 3"),
+        ("crash", "SIGSEGV"),
+        ("kernel", "SIGKILL"),
+        ("terminated", "SIGTERM"),
+    ],
+)
+def test_a_dead_worker_fails_its_own_task_only(fifo: Path, how: str, message: str) -> None:
+    other = running(tasks.gated.enqueue(str(fifo)))
+    result = run(tasks.die, how)
+    reason, text = error_of(result)
+    assert reason == "died"
+    assert message in text
+    assert result.errors[0].exception_class_path == "django_tasks_local.exceptions.WorkerDied"
+    event = hub.snapshot(result.id)
+    assert event is not None
+    assert event.progress is not None
+    assert event.progress.current == 50, "what it said last is kept"
+    assert run(tasks.noop).status == SUCCESSFUL
+    fifo.write_text("go")
+    assert finished(other).status == SUCCESSFUL
+
+
+def test_a_busy_worker_is_killed(fifo: Path) -> None:
+    result = running(tasks.gated.enqueue(str(fifo)))
+    os.kill(pid_of(result), signal.SIGKILL)
+    assert "SIGKILL" in error_of(finished(result))[1]
+
+
+def test_stopping_the_task_of_a_worker_that_has_died(
+    fifo: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when cancel() comes in the moment of the death."""
+    result = running(tasks.gated.enqueue(str(fifo)))
+    job, dispatcher = pool()._jobs[result.id], pool()._dispatcher
+    assert dispatcher is not None
+    os.kill(pid_of(result), signal.SIGKILL)
+    assert error_of(finished(result))[0] == "died"
+    dispatcher.post(dispatcher.stop_job, job)
+    assert run(tasks.noop).status == SUCCESSFUL
+    assert "An error in the dispatcher" not in caplog.text
+
+
+def test_killing_idle_workers_costs_nothing() -> None:
+    for _ in range(3):
+        pid = pid_of(run(tasks.noop))
+        os.kill(pid, signal.SIGKILL)
+        # At once: the task may be on its way before anybody knows of the death.
+        assert [run(tasks.noop).status for _ in range(5)] == [SUCCESSFUL] * 5
+
+
+def test_all_workers_are_killed_at_once(tmp_path: Path) -> None:
+    results = [running(tasks.until_cancelled.enqueue(str(tmp_path / "m"))) for _ in range(2)]
+    waiting = [tasks.noop.enqueue() for _ in range(10)]
+    for result in results:
+        os.kill(pid_of(result), signal.SIGKILL)
+    assert [error_of(finished(result))[0] for result in results] == ["died", "died"]
+    assert {finished(result).status for result in waiting} == {SUCCESSFUL}
+
+
+def test_death_in_the_midst_of_a_long_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = WorkerProcess.messages
+    killed = []
+
+    def kill_in_the_midst(worker: WorkerProcess, data: bytes) -> list[Any]:
+        found = messages(worker, data)
+        if len(worker.incoming) > 1_000_000 and not killed:
+            killed.append(worker.worker_id)
+            os.kill(pid_in(worker.worker_id), signal.SIGKILL)
+        return found
+
+    monkeypatch.setattr(WorkerProcess, "messages", kill_in_the_midst)
+    other = tasks.storm.enqueue(1000)
+    result = running(tasks.text.enqueue(100_000_000))
+    assert error_of(finished(result))[0] == "died"
+    assert finished(other).status == SUCCESSFUL
+    assert run(tasks.noop).status == SUCCESSFUL
+
+
+def test_a_worker_that_does_not_read_stalls_nobody() -> None:
+    pids = [pid_of(result) for result in (run(tasks.noop), run(tasks.noop))]
+    os.kill(pids[0], signal.SIGSTOP)
+    try:
+        results = [tasks.length.enqueue("x" * 20_000_000)]  # does not wait for the worker
+        # Whichever worker gets it, the other one goes on.
+        results += [tasks.noop.enqueue() for _ in range(20)]
+        wait_until(lambda: sum(r.is_finished for r in refreshed(results)) >= 20, "the others go on")
+    finally:
+        os.kill(pids[0], signal.SIGCONT)
+    assert {finished(result).status for result in results} == {SUCCESSFUL}
+
+
+def refreshed(results: list[AnyResult]) -> list[AnyResult]:
+    for result in results:
+        if not result.is_finished:
+            result.refresh()
+    return results
+
+
+def test_a_worker_killed_in_a_progress_storm_silences_nobody() -> None:
+    for _ in range(3):
+        victim = running(tasks.storm.enqueue(10_000_000))
+        other = running(tasks.storm.enqueue(20_000))
+        os.kill(pid_of(victim), signal.SIGKILL)
+        assert error_of(finished(victim))[0] == "died"
+        assert finished(other).return_value == 20_000
+
+
+@contextmanager
+def every_event() -> Iterator[list[Any]]:
+    """Collect all events that are published, in a thread of its own."""
+    events: list[Any] = []
+    done = threading.Event()
+
+    def read() -> None:
+        with hub.subscribe() as subscription:
+            started.set()
+            while not done.is_set():
+                events.extend(subscription.take(0.05))
+            events.extend(subscription.take(0))
+
+    started = threading.Event()
+    reader = threading.Thread(target=read)
+    reader.start()
+    started.wait(LIMIT)
+    try:
+        yield events
+    finally:
+        done.set()
+        reader.join(LIMIT)
+
+
+def test_random_kills_under_load() -> None:
+    """A longer run is stress/kill_storm.py."""
+    rng = random.Random(20260)
+    finishes: list[str] = []
+
+    def count(sender: Any, task_result: AnyResult, **kwargs: Any) -> None:
+        finishes.append(task_result.id)
+
+    task_finished.connect(count)
+    try:
+        with processes(MAX_WORKERS=3), every_event() as events:
+            results = []
+            deadline = time.monotonic() + 8
+            for _ in range(12):
+                if time.monotonic() > deadline:
+                    break
+                results += [tasks.storm.enqueue(rng.randrange(2000)) for _ in range(15)]
+                ready = [w for w in workers() if w.was_ready]
+                if ready:
+                    with suppress(ProcessLookupError):  # It has just died.
+                        os.kill(pid_in(rng.choice(ready).worker_id), signal.SIGKILL)
+                finished(rng.choice(results))
+            for result in results:
+                finished(result)
+            wait_until(lambda: len(finishes) >= len(results), "signals")
+    finally:
+        task_finished.disconnect(count)
+    assert sorted(finishes) == sorted(result.id for result in results), "each finished once"
+    for result in results:
+        assert result.status == SUCCESSFUL or error_of_path(result).endswith("WorkerDied")
+    last: dict[str, Version] = {}
+    for event in events:
+        assert event.version > last.get(event.id, NO_VERSION), (
+            "nothing comes twice, or after the end"
+        )
+        last[event.id] = event.version
+
+
+def error_of_path(result: AnyResult) -> str:
+    return result.errors[0].exception_class_path
+
+
+def test_nothing_leaks() -> None:
+    with processes(MAX_WORKERS=2):
+        for result in [tasks.noop.enqueue() for _ in range(100)]:
+            finished(result)
+        wait_until(lambda: sum(w.was_ready for w in workers()) == 2, "two workers")
+        before = open_files(), threading.active_count()
+        for _ in range(2):
+            died = [tasks.die.enqueue("exit") for _ in range(2)]
+            for result in [*died, *[tasks.noop.enqueue() for _ in range(300)]]:
+                finished(result)
+        wait_until(lambda: sum(w.was_ready for w in workers()) == 2, "new workers")
+        # What earlier tests have left may still be on its way out.
+        files, threads = before
+        wait_until(lambda: open_files() <= files, "files stay open")
+        wait_until(lambda: threading.active_count() <= threads, "threads stay")
+        wait_until(lambda: not pool()._jobs, "jobs are left")
+        assert not pool().queue
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+# Start
+
+
+def test_a_worker_that_cannot_start(caplog: pytest.LogCaptureFixture) -> None:
+    broken = [*settings.INSTALLED_APPS, "tests.project.broken"]
+    with override_settings(INSTALLED_APPS=broken), processes(MAX_WORKERS=2):
+        result = run(tasks.noop)
+        reason, message = error_of(result)
+        assert reason == "died"
+        assert "this app has no luck today" in message
+        with pytest.raises(RuntimeError, match="this app has no luck today"):
+            tasks.noop.enqueue()
+        wait_until(lambda: not workers(), "workers are started again and again")
+    errors = [record for record in caplog.records if "cannot start" in record.getMessage()]
+    assert len(errors) == 1, "it is said once"
+
+
+@contextmanager
+def no_descriptors(but: int = 0) -> Iterator[None]:
+    """Let this process open no file any more, or only so many, as when it has too many streams."""
+    limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.dup(0) for _ in range(but + 1)]
+    for descriptor in free:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free), hard_limit))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard_limit))
+
+
+@contextmanager
+def no_threads() -> Iterator[None]:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        yield
+
+
+@pytest.mark.parametrize("shortage", [no_descriptors, no_threads])
+def test_nothing_is_enqueued_without_a_dispatcher(shortage: Any) -> None:
+    before = open_files()
+    with processes(MAX_WORKERS=1):
+        for _ in range(2):
+            with shortage(), pytest.raises(RuntimeError, match="no task was enqueued"):
+                tasks.noop.enqueue()
+        assert pool().results.ids() == []
+        assert not pool().queue
+        assert open_files() == before
+        assert run(tasks.noop).status == SUCCESSFUL
+
+
+def lose_the_worker() -> None:
+    """Kill the only worker, and wait until the start of another one was refused."""
+    [lost] = workers()
+    os.kill(lost.process.pid, signal.SIGKILL)
+    wait_until(lambda: not workers(), "it is not missed")
+    wait_until(lambda: pool()._dispatcher._failed_starts, "no start was tried")  # type: ignore[union-attr]
+
+
+def test_a_start_that_the_system_refuses_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher, "START_ERRORS", 1_000_000)
+    monkeypatch.setattr(dispatcher, "START_PAUSE", 0.02)
+    with processes(MAX_WORKERS=1):
+        first = run(tasks.noop)
+        before = open_files()
+        with no_descriptors():
+            lose_the_worker()
+            waiting = tasks.noop.enqueue()
+            tried = pool()._dispatcher._failed_starts  # type: ignore[union-attr]
+            wait_until(
+                lambda: pool()._dispatcher._failed_starts > tried + 2,  # type: ignore[union-attr]
+                "it is given up",
+            )
+        assert finished(waiting).status == SUCCESSFUL
+        assert pid_of(waiting) != pid_of(first)
+        assert open_files() == before
+
+
+def ten_seconds_later() -> None:
+    """Let the dispatcher, when it has done what it is at, start workers again."""
+    dispatcher: Any = pool()._dispatcher
+    dispatcher.post(setattr, dispatcher, "_no_start_before", 0.0)
+    wait_until(lambda: dispatcher._no_start_before == 0.0, "it does not listen")
+
+
+@pytest.mark.parametrize("free", [0, 4])
+def test_starts_that_the_system_refuses_are_given_up(
+    free: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also in the midst of one: multiprocessing loses descriptors then, or its fork server."""
+    monkeypatch.setattr(dispatcher, "START_PAUSE", 0.02)
+    with processes(MAX_WORKERS=1):
+        run(tasks.noop)
+        before = open_files()
+        with no_descriptors(but=free):
+            lose_the_worker()
+            reason, message = error_of(run(tasks.noop))
+            assert reason == "died"
+            assert "Too many open files" in message
+            with pytest.raises(RuntimeError, match="Too many open files"):
+                tasks.noop.enqueue()
+        assert caplog.text.count("cannot start worker processes") == 1, "it is said once"
+        ten_seconds_later()
+        assert run(tasks.noop).status == SUCCESSFUL
+        assert open_files() == before
+
+
+def test_a_worker_has_the_settings_that_a_test_has_changed() -> None:
+    with override_settings(MEDIA_ROOT="/somewhere/else"), processes(MAX_WORKERS=1):
+        assert run(tasks.media_root).return_value == "/somewhere/else"
+
+
+def test_a_database_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(connection.settings_dict, "NAME", ":memory:")
+    with processes(MAX_WORKERS=1), pytest.raises(ImproperlyConfigured, match="in memory"):
+        tasks.noop.enqueue()
+
+
+class TestDatabase(TransactionTestCase):
+    """A task in a worker process must not touch the configured database."""
+
+    def test_a_task_uses_the_test_database(self) -> None:
+        result = run(tasks.make_user, "somebody")
+        name, users = result.return_value
+        assert name == str(connection.settings_dict["NAME"])
+        assert users == 1
+
+        from django.contrib.auth import get_user_model
+
+        assert get_user_model().objects.get().username == "somebody"
+
+
+def test_workers_that_knew_another_database_are_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with processes(MAX_WORKERS=1):
+        before = pid_of(run(tasks.noop))
+        monkeypatch.setitem(settings.DATABASES["default"], "NAME", str(tmp_path / "other.sqlite3"))
+        assert pid_of(run(tasks.noop)) != before
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_tasks_compute_at_the_same_time() -> None:
+    """Both workers use CPU time at once; wall-clock time on a shared machine proves nothing."""
+    for result in [tasks.noop.enqueue() for _ in range(10)]:
+        finished(result)
+    wait_until(lambda: sum(w.was_ready for w in workers()) == 2, "two workers")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    results = [tasks.burn.enqueue(500_000) for _ in range(4)]
+    assert len({pid_of(finished(result)) for result in results}) == 2
+    spans = [(result.started_at, result.finished_at) for result in results]
+    assert any(a[0] < b[0] < a[1] for a in spans for b in spans), "two run at the same time"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - before < 2

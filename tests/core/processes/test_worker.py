@@ -1,0 +1,238 @@
+"""How a worker process begins and ends, under every way to run Django."""
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.paths import ROOT
+from tests.support.servers import MANAGE, Server, environment, group_is_gone, serve
+from tests.support.waiting import LIMIT, wait_until
+
+METHODS = ["forkserver", "spawn"]
+WARNINGS_ARE_ERRORS = environment() | {"PYTHONWARNINGS": "error"}
+
+SETTINGS = {
+    "TASKS": {
+        "default": {
+            "BACKEND": "django_tasks_local.ProcessPoolBackend",
+            "OPTIONS": {"MAX_WORKERS": 1, "SHUTDOWN_TIMEOUT": 1},
+        }
+    }
+}
+CONFIGURE = """
+settings.configure(
+    USE_TZ=True,
+    INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes"],
+    TASKS={"default": {
+        "BACKEND": "django_tasks_local.ProcessPoolBackend",
+        "OPTIONS": {"MAX_WORKERS": 1, "SHUTDOWN_TIMEOUT": 1, "START_METHOD": sys.argv[1]},
+    }},
+)
+django.setup()
+"""
+IMPORTS = "import os, sys, time, django\nfrom django.conf import settings\n"
+HELPERS = """
+from django.tasks import task
+from django_tasks_local import report_progress
+from django_tasks_local.hub import hub
+
+def wait(result, kind="finished"):
+    with hub.subscribe(result.id) as subscription:
+        while not any(event.kind == kind for event in subscription.take(20)):
+            pass
+    result.refresh()
+    return result
+"""
+TASK = """
+@task
+def here(number):
+    return [os.getpid(), number, __name__]
+"""
+BUSY = """
+@task
+def busy(in_c):
+    report_progress(1)
+    if in_c:
+        sum(range(10**12))
+    time.sleep(3600)
+"""
+
+
+def indented(text: str) -> str:
+    return "".join(f"    {line}\n" for line in text.splitlines())
+
+
+def write(directory: Path, *parts: str) -> str:
+    path = directory / "script.py"
+    path.write_text("".join(parts))
+    return str(path)
+
+
+def run(*command: str, **environ: str) -> str:
+    """Run a command to its end; it must say nothing on stderr."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        env=WARNINGS_ARE_ERRORS | environ,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=2 * LIMIT,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+# Scripts
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_script_that_configures_settings(tmp_path: Path, method: str) -> None:
+    main = "\nif __name__ == '__main__':\n    print(wait(here.enqueue(1)).return_value)\n"
+    script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, TASK, main)
+    assert ", 1, '__mp_main__']" in run(script, method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_script_that_configures_settings_in_its_guard(tmp_path: Path, method: str) -> None:
+    main = CONFIGURE + HELPERS + "from tests.project.process_tasks import whoami\n"
+    main += "print(wait(whoami.enqueue()).return_value)\n"
+    script = write(tmp_path, IMPORTS, "if __name__ == '__main__':\n", indented(main))
+    assert "'auth.User'" in run(script, method)
+
+
+def test_settings_that_cannot_be_sent_are_named(tmp_path: Path) -> None:
+    main = CONFIGURE.replace("USE_TZ", "ODD=lambda: 1, USE_TZ") + HELPERS
+    main += "from tests.project.process_tasks import noop\n"
+    main += "import logging; logging.disable()\n"
+    main += "print(hub.snapshot(wait(noop.enqueue()).id).error.message)\n"
+    script = write(tmp_path, IMPORTS, "if __name__ == '__main__':\n", indented(main))
+    output = run(script, "forkserver")
+    assert "cannot be sent to a worker process: ODD." in output
+
+
+def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
+    main = "import logging; logging.disable()\n"
+    main += "print(hub.snapshot(wait(here.enqueue(1)).id).error.message)\n"
+    script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, TASK, main)
+    done = subprocess.run(
+        [sys.executable, script, "spawn"],
+        env=WARNINGS_ARE_ERRORS,
+        capture_output=True,
+        text=True,
+        timeout=2 * LIMIT,
+        check=False,
+    )
+    assert "No worker process could be started" in done.stdout
+
+
+def test_a_management_command() -> None:
+    answer = json.loads(run(str(MANAGE), "run_task", TEST_SETTINGS=json.dumps(SETTINGS)))
+    assert answer["task"][0] != answer["server"]
+
+
+# Servers
+
+
+# With several web workers; the others are in test_exit.
+SERVERS = ["uvicorn-workers", "gunicorn-workers", "gunicorn-preload"]
+
+
+def ask(server: Server) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{server.url}/run/", timeout=LIMIT) as response:
+        answer: dict[str, Any] = json.load(response)
+        return answer
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("name", SERVERS)
+def test_under_a_server(tmp_path: Path, name: str, end: signal.Signals) -> None:
+    with serve(name, tmp_path, settings=SETTINGS) as server:
+        for _ in range(3):
+            answer = ask(server)
+            assert answer["task"][0] != answer["server"]
+            assert answer["task"][2] == "auth.User"
+        server.stop(end, group=end == signal.SIGINT)
+        wait_until(lambda: group_is_gone(server.process.pid), "something is left")
+
+
+# The end
+
+
+@pytest.mark.parametrize("in_c", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_no_worker_outlives_a_killed_parent(tmp_path: Path, method: str, in_c: bool) -> None:
+    main = f"\nif __name__ == '__main__':\n    r = wait(busy.enqueue({in_c}), 'progress')\n"
+    main += "    print(r.worker_ids[0], flush=True)\n    time.sleep(3600)\n"
+    script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, BUSY, main)
+    parent = subprocess.Popen(
+        [sys.executable, script, method],
+        env=WARNINGS_ARE_ERRORS,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert parent.stdout is not None
+    assert parent.stdout.readline()
+    parent.kill()
+    parent.wait(LIMIT)
+    parent.stdout.close()
+    wait_until(lambda: group_is_gone(parent.pid), "a worker lives on")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_normal_exit_leaves_nobody(tmp_path: Path, method: str) -> None:
+    main = "\nif __name__ == '__main__':\n    import logging; logging.disable()\n"
+    main += (
+        "    wait(here.enqueue(1)); wait(busy.enqueue(True), 'progress')\n    print(os.getpid())\n"
+    )
+    script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, TASK, BUSY, main)
+    process = subprocess.Popen(
+        [sys.executable, script, method], env=WARNINGS_ARE_ERRORS, start_new_session=True
+    )
+    assert process.wait(LIMIT) == 0
+    wait_until(lambda: group_is_gone(process.pid), "something is left")
+
+
+def test_after_a_fork_the_child_starts_clean(tmp_path: Path) -> None:
+    main = """
+if __name__ == "__main__":
+    import warnings
+    warnings.simplefilter("ignore")  # Python warns of fork() in a process with threads.
+    first = wait(here.enqueue(1)).worker_ids
+    pid = os.fork()
+    second = wait(here.enqueue(2)).worker_ids
+    if pid == 0:
+        assert first != second
+        sys.exit(0)
+    assert first == second
+    assert os.waitpid(pid, 0)[1] == 0
+    assert wait(here.enqueue(3)).worker_ids == first
+    print("both")
+"""
+    script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, TASK, main)
+    assert run(script, "forkserver") == "both\n"
+
+
+def test_in_a_child_of_multiprocessing(tmp_path: Path) -> None:
+    """It waits at its end for its children, before atexit."""
+    main = """
+def child():
+    print(wait(here.enqueue(1)).return_value[1], flush=True)
+
+if __name__ == "__main__":
+    import multiprocessing
+    process = multiprocessing.get_context("spawn").Process(target=child)
+    process.start()
+    process.join(20)
+    print(process.exitcode)
+"""
+    script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, TASK, main)
+    assert run(script, "forkserver") == "1\n0\n"

@@ -1,0 +1,730 @@
+"""The contract of django.tasks, and what the backends add to it."""
+
+import asyncio
+import logging
+import re
+import threading
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.tasks import TaskResultStatus, default_task_backend, task_backends
+from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist, TaskResultMismatch
+from django.tasks.signals import task_enqueued, task_finished, task_started
+from django.utils import timezone
+
+import django_tasks_local
+from django_tasks_local import ThreadPoolBackend, cancel, current_result_id, pools, positions
+from django_tasks_local.exceptions import QueueFull
+from django_tasks_local.hub import hub
+from django_tasks_local.lifecycle import Publication
+from tests.project import tasks
+from tests.support.backends import settings_with
+from tests.support.waiting import LIMIT, AnyResult, finished, running, wait_for_event, wait_until
+
+
+@pytest.fixture(scope="module", autouse=True)
+def both_backends() -> Iterator[None]:
+    """One pool of each kind for all tests that need no other."""
+    with settings_with():
+        yield
+
+
+def run(task: Any, *args: Any, **kwargs: Any) -> AnyResult:
+    return finished(task.enqueue(*args, **kwargs))
+
+
+# The contract
+
+
+def test_public_names() -> None:
+    for name in django_tasks_local.__all__:
+        assert hasattr(django_tasks_local, name)
+
+
+def test_capabilities(alias: str) -> None:
+    backend = task_backends[alias]
+    assert not backend.supports_priority
+    assert not backend.supports_defer
+    assert backend.supports_get_result
+    assert backend.supports_async_task
+
+
+def test_enqueue_returns_a_snapshot(alias: str, gate: str) -> None:
+    before = timezone.now()
+    result = tasks.gated.using(backend=alias).enqueue(gate)
+    assert result.status == TaskResultStatus.READY
+    assert str(uuid.UUID(result.id, version=4)) == result.id
+    assert before <= result.enqueued_at <= timezone.now()
+    assert (result.args, result.kwargs, result.backend) == ([gate], {}, alias)
+    assert result.started_at is result.finished_at is result.last_attempted_at is None
+    assert (result.errors, result.worker_ids, result.attempts) == ([], [], 0)
+    with pytest.raises(ValueError, match="has not finished"):
+        _ = result.return_value
+
+    running(result)
+    assert result.status == TaskResultStatus.RUNNING
+    assert result.enqueued_at <= result.started_at == result.last_attempted_at
+    assert len(result.worker_ids) == result.attempts == 1
+    assert not result.is_finished
+
+    started_at = result.started_at
+    tasks.gates[gate].set()
+    finished(result)
+    assert result.status == TaskResultStatus.SUCCESSFUL
+    assert result.return_value == gate
+    assert result.started_at == started_at <= result.finished_at
+    assert result.errors == []
+
+
+def test_get_result(alias: str) -> None:
+    result = run(tasks.add.using(backend=alias), 1, b=2)
+    assert task_backends[alias].get_result(result.id) == result
+    assert tasks.add.using(backend=alias).get_result(result.id).return_value == 3
+    assert task_backends[alias].get_result(uuid.UUID(result.id)) == result
+    with pytest.raises(TaskResultMismatch):
+        tasks.noop.using(backend=alias).get_result(result.id)
+
+
+@pytest.mark.parametrize("result_id", ["", "no such id", "x" * 100_000, None, 7])
+def test_get_result_of_an_unknown_id(alias: str, result_id: Any) -> None:
+    with pytest.raises(TaskResultDoesNotExist, match="MAX_RESULTS"):
+        task_backends[alias].get_result(result_id)
+
+
+async def test_async_twins(alias: str) -> None:
+    result = await tasks.add.using(backend=alias).aenqueue(2, b=2)
+    async with hub.subscribe(result.id) as subscription:
+        kinds = [event.kind async for event in subscription]
+    assert kinds[-1] == "finished"
+    await result.arefresh()
+    assert (await task_backends[alias].aget_result(result.id)).return_value == 4
+    with pytest.raises(TaskResultDoesNotExist):
+        await task_backends[alias].aget_result("no such id")
+
+
+def test_snapshots_do_not_share(alias: str) -> None:
+    result = run(tasks.echo.using(backend=alias), [1], key=[2])
+    result.args.append("mine")
+    result.kwargs.clear()
+    result.worker_ids.clear()
+    again = task_backends[alias].get_result(result.id)
+    assert (again.args, again.kwargs, again.attempts) == ([[1]], {"key": [2]}, 1)
+
+
+def test_a_task_cannot_change_the_result(alias: str) -> None:
+    result = run(tasks.spoil.using(backend=alias), [1, 2])
+    assert result.return_value == 0
+    assert result.args == [[1, 2]]
+
+
+def test_json_normalization(alias: str) -> None:
+    result = run(tasks.echo.using(backend=alias), (1, b"two"), key={"a": ("b",)})
+    assert result.args == [[1, "two"]]
+    assert result.kwargs == {"key": {"a": ["b"]}}
+    assert result.return_value == {"args": [[1, "two"]], "kwargs": {"key": {"a": ["b"]}}}
+
+
+@pytest.mark.parametrize("argument", [object(), {1, 2}, {"key": timezone.now()}])
+def test_arguments_that_are_not_json(alias: str, argument: Any) -> None:
+    with pytest.raises(TypeError, match="Unsupported type"):
+        tasks.echo.using(backend=alias).enqueue(argument)
+
+
+@pytest.mark.parametrize(
+    ("task", "error"),
+    [(tasks.not_json, TypeError), (tasks.cyclic, RecursionError), (tasks.recurse, RecursionError)],
+)
+def test_return_values_that_are_not_json(alias: str, task: Any, error: type[Exception]) -> None:
+    result = run(task.using(backend=alias))
+    assert result.status == TaskResultStatus.FAILED
+    assert result.errors[0].exception_class is error
+
+
+@pytest.mark.parametrize("task", [tasks.fail, tasks.fail_async])
+@pytest.mark.parametrize(
+    ("kind", "path", "text"),
+    [
+        ("value", "builtins.ValueError", "bad value\nin two lines"),
+        ("exit", "builtins.SystemExit", "SystemExit: 3"),
+        ("interrupt", "builtins.KeyboardInterrupt", "KeyboardInterrupt"),
+        ("generator", "builtins.GeneratorExit", "GeneratorExit"),
+        ("unprintable", "tests.project.tasks.UnprintableError", "UnprintableError"),
+        ("demanding", "tests.project.tasks.DemandingError", "7: because"),
+        ("group", "builtins.ExceptionGroup", "TypeError: two"),
+        ("cancelled", "asyncio.exceptions.CancelledError", "CancelledError"),
+    ],
+)
+def test_errors(alias: str, task: Any, kind: str, path: str, text: str) -> None:
+    result = run(task.using(backend=alias), kind)
+    assert result.status == TaskResultStatus.FAILED
+    [error] = result.errors
+    assert error.exception_class_path == path
+    assert text in error.traceback
+    assert "in fail" in error.traceback
+    with pytest.raises(ValueError, match="Task failed"):
+        _ = result.return_value
+
+
+def test_system_exit_leaves_all_workers_alive(alias: str) -> None:
+    with settings_with(MAX_WORKERS=3):
+        results = [tasks.fail.using(backend=alias).enqueue("exit") for _ in range(9)]
+        assert {finished(result).status for result in results} == {TaskResultStatus.FAILED}
+        assert run(tasks.add.using(backend=alias), 1, 1).return_value == 2
+
+
+def test_current_result_id(alias: str) -> None:
+    for task in (tasks.result_id, tasks.async_result_id):
+        result = run(task.using(backend=alias))
+        assert result.return_value == result.id
+    with pytest.raises(LookupError):
+        current_result_id.get()
+
+
+def test_takes_context(alias: str) -> None:
+    result = run(tasks.with_context.using(backend=alias), 5)
+    assert result.return_value == [1, result.id, "RUNNING", 5]
+    result = run(tasks.async_with_context.using(backend=alias))
+    assert result.return_value == result.id
+
+
+def test_a_task_inside_a_task(alias: str) -> None:
+    result = run(tasks.nested.using(backend=alias))
+    assert result.return_value == result.id
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"priority": 1}, "priority"),
+        ({"run_after": timezone.now() + timedelta(hours=1)}, "run_after"),
+        ({"queue_name": "other"}, "other"),
+    ],
+)
+def test_what_the_backend_refuses(alias: str, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidTask, match=message):
+        tasks.noop.using(backend=alias, **change)
+
+
+# Signals and log records
+
+
+def test_signals(alias: str, gate: str) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def receive(signal: Any, sender: Any, task_result: Any, **kwargs: Any) -> None:
+        seen.append((signal, sender, task_result.id, task_result.status))
+
+    signals = (task_enqueued, task_started, task_finished)
+    for signal in signals:
+        signal.connect(receive)
+    try:
+        result = tasks.gated.using(backend=alias).enqueue(gate)
+        assert seen[0] == (task_enqueued, type(task_backends[alias]), result.id, "READY")
+        tasks.gates[gate].set()
+        finished(result)
+        wait_until(lambda: len(seen) == 3, "task_finished was not sent")
+    finally:
+        for signal in signals:
+            signal.disconnect(receive)
+    assert [entry[0] for entry in seen] == list(signals)
+    assert {entry[1] for entry in seen} == {type(task_backends[alias])}
+    assert {entry[2] for entry in seen} == {result.id}
+    assert [entry[3] for entry in seen] == ["READY", "RUNNING", "SUCCESSFUL"]
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+@pytest.mark.parametrize("signal", [task_started, task_finished])
+def test_a_receiver_that_raises(
+    alias: str, signal: Any, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    def receive(**kwargs: Any) -> None:
+        raise error("from the receiver")
+
+    signal.connect(receive)
+    try:
+        with settings_with(MAX_WORKERS=1):
+            for _ in range(3):
+                assert run(tasks.add.using(backend=alias), 1, 1).return_value == 2
+            wait_until(lambda: len(error_records(caplog)) == 3, "the error was not logged")
+    finally:
+        signal.disconnect(receive)
+
+
+def error_records(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [
+        record
+        for record in caplog.records
+        if record.exc_info and "from the receiver" in str(record.exc_info[1])
+    ]
+
+
+def test_a_receiver_of_enqueued_that_raises(alias: str) -> None:
+    class Stop(BaseException):
+        pass
+
+    ids = []
+
+    def receive(task_result: Any, **kwargs: Any) -> None:
+        ids.append(task_result.id)
+        raise Stop
+
+    task_enqueued.connect(receive)
+    try:
+        with pytest.raises(Stop):
+            tasks.add.using(backend=alias).enqueue(1)
+    finally:
+        task_enqueued.disconnect(receive)
+    # The caller has got an error, and the task runs: it is never lost between the two.
+    assert finished(task_backends[alias].get_result(ids[0])).return_value == 2
+
+
+async def test_async_receivers_cannot_be_called_in_an_event_loop(
+    alias: str, gate: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are when aenqueue() is used. It is no reason to raise with a task in the queue."""
+    seen = []
+
+    async def receive(task_result: Any, **kwargs: Any) -> None:
+        seen.append(task_result.id)
+
+    task_enqueued.connect(receive)
+    try:
+        with settings_with(MAX_WORKERS=1):
+            busy = await tasks.gated.using(backend=alias).aenqueue(gate)
+            assert seen == [busy.id]
+            waiting = tasks.noop.using(backend=alias).enqueue()
+            assert waiting.status == TaskResultStatus.READY
+            assert f"Not all receivers were called for task id={waiting.id}" in caplog.text
+            tasks.gates[gate].set()
+            await asyncio.to_thread(finished, waiting)
+    finally:
+        task_enqueued.disconnect(receive)
+    assert waiting.status == TaskResultStatus.SUCCESSFUL
+    assert seen == [busy.id]
+
+
+def test_log_records(alias: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "django.tasks"):
+        result = run(tasks.fail.using(backend=alias))
+        wait_until(lambda: len(caplog.records) >= 3, "log records are missing")
+    records = [record for record in caplog.records if record.name == "django.tasks"]
+    assert [record.levelname for record in records] == ["DEBUG", "INFO", "ERROR"]
+    assert all(result.id in record.getMessage() for record in records)
+    exc_info = records[-1].exc_info
+    assert exc_info is not None
+    assert "bad value" in str(exc_info[1])
+
+
+# One pool per alias and process
+
+
+def test_one_pool_for_many_threads(alias: str, gate: str) -> None:
+    with settings_with(MAX_WORKERS=4):
+        barrier = threading.Barrier(8)
+        results: list[AnyResult] = []
+
+        def enqueue() -> None:
+            barrier.wait(LIMIT)
+            results.extend(tasks.add.using(backend=alias).enqueue(n) for n in range(50))
+
+        threads = [threading.Thread(target=enqueue) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT)
+        values = sorted(finished(result).return_value for result in results)
+        assert values == sorted(list(range(1, 51)) * 8)
+        assert len({result.id for result in results}) == 400
+        workers = {worker for result in results for worker in result.worker_ids}
+        assert len(workers) <= 4
+        assert len(task_threads(alias)) <= 4
+
+
+def task_threads(alias: str) -> list[str]:
+    """The worker threads of the backend that is there now; older ones are about to end."""
+    pattern = re.compile(rf"django-tasks-{alias}-\d+")
+    names = [thread.name for thread in threading.enumerate() if pattern.fullmatch(thread.name)]
+    return sorted(set(names))
+
+
+def test_threads_start_as_needed_and_are_named(gate: str) -> None:
+    with settings_with(MAX_WORKERS=3):
+        results = [tasks.gated.enqueue(gate) for _ in range(5)]
+        for result in results[:3]:
+            running(result)
+        for result in results[3:]:
+            result.refresh()
+            assert result.status == TaskResultStatus.READY
+        assert {f"django-tasks-default-{n}" for n in range(3)} <= set(task_threads("default"))
+        tasks.gates[gate].set()
+        for result in results:
+            finished(result)
+
+
+async def test_backend_instances_share_their_pool(alias: str) -> None:
+    result = await tasks.add.using(backend=alias).aenqueue(1)
+    settings = task_backends.settings[alias]
+    backend = type(task_backends[alias])(alias, dict(settings))
+    async with hub.subscribe(result.id) as subscription:
+        async for _ in subscription:
+            pass
+    assert backend.get_result(result.id).return_value == 2
+
+
+def test_tasks_setting_changed(gate: str, caplog: pytest.LogCaptureFixture) -> None:
+    with settings_with(MAX_WORKERS=1):
+        busy = running(tasks.gated.enqueue(gate))
+        waiting = tasks.noop.enqueue()
+        with hub.subscribe(waiting.id) as subscription, settings_with(MAX_WORKERS=2):
+            events = [event for event in subscription if event.is_last]
+            assert events[0].error["reason"] == "lost"
+            with pytest.raises(TaskResultDoesNotExist):
+                default_task_backend.get_result(busy.id)
+            assert run(tasks.add, 1).return_value == 2
+    assert hub.snapshot(busy.id) is None
+    messages = " ".join(record.getMessage() for record in caplog.records)
+    assert busy.id in messages
+    assert waiting.id in messages
+    assert "tests.project.tasks.noop" in messages
+
+
+# OPTIONS
+
+
+def test_max_results(alias: str) -> None:
+    with settings_with(MAX_RESULTS=3, MAX_WORKERS=1):
+        backend = task_backends[alias]
+        results = [run(tasks.add.using(backend=alias), number) for number in range(5)]
+        wait_until(lambda: hub.snapshot(results[1].id) is None, "the hub keeps an evicted task")
+        for result in results[:2]:
+            with pytest.raises(TaskResultDoesNotExist, match="MAX_RESULTS = 3"):
+                backend.get_result(result.id)
+        assert [backend.get_result(result.id).return_value for result in results[2:]] == [3, 4, 5]
+
+
+def test_unfinished_results_are_not_evicted(alias: str, gate: str) -> None:
+    with settings_with(MAX_RESULTS=1, MAX_WORKERS=2):
+        result = running(tasks.gated.using(backend=alias).enqueue(gate))
+        for number in range(5):
+            run(tasks.add.using(backend=alias), number)
+        result.refresh()
+        assert result.status == TaskResultStatus.RUNNING
+        tasks.gates[gate].set()
+        assert finished(result).return_value == gate
+
+
+def test_max_pending(alias: str, gate: str) -> None:
+    with settings_with(MAX_PENDING=2, MAX_WORKERS=1):
+        gated = tasks.gated.using(backend=alias)
+        results = [gated.enqueue(gate) for _ in range(3)]
+        running(results[0])
+        with pytest.raises(QueueFull, match=r"gated was not enqueued.*MAX_PENDING"):
+            gated.enqueue(gate)
+        tasks.gates[gate].set()
+        assert [finished(result).return_value for result in results] == [gate] * 3
+        assert run(tasks.add.using(backend=alias), 1).return_value == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"MAX_WORKER": 3}, "unknown key 'MAX_WORKER'"),
+        ({"max_workers": 3}, "unknown key 'max_workers'"),
+        ({"TIMEOUT": 3}, "unknown key 'TIMEOUT'"),
+        ({3: 3}, "unknown key 3"),
+        ({"MAX_WORKERS": 0}, "must be a whole number, 1 or more, not 0"),
+        ({"MAX_WORKERS": "4"}, "must be a whole number, 1 or more, not '4'"),
+        ({"MAX_WORKERS": True}, "not True"),
+        ({"MAX_RESULTS": -1}, "not -1"),
+        ({"MAX_RESULTS": None}, "not None"),
+        ({"MAX_PENDING": -1}, "must be None or a whole number, 0 or more, not -1"),
+        ({"PROGRESS_INTERVAL": float("nan")}, "must be a number of seconds, 0 or more and at most"),
+        ({"SHUTDOWN_TIMEOUT": 10**9}, "at most 100_000_000, not 1000000000"),
+        ({"SHUTDOWN_TIMEOUT": -0.5}, "not -0.5"),
+        ({"SHUTDOWN_TIMEOUT": float("inf")}, "not inf"),
+        (["MAX_WORKERS"], "must be a dict"),
+    ],
+)
+def test_wrong_options(options: Any, message: str) -> None:
+    with pytest.raises(ImproperlyConfigured) as caught:
+        ThreadPoolBackend("special", {"OPTIONS": options})
+    assert message in str(caught.value)
+    assert "TASKS['special']['OPTIONS']" in str(caught.value)
+    if isinstance(options, dict):
+        assert "MAX_PENDING, MAX_RESULTS, MAX_WORKERS, PROGRESS_INTERVAL" in str(caught.value)
+
+
+def test_a_cancelled_task_that_was_evicted_before_its_turn(
+    alias: str, gate: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with settings_with(MAX_RESULTS=1, MAX_WORKERS=1):
+        busy = running(tasks.gated.using(backend=alias).enqueue(gate))
+        waiting = [tasks.noop.using(backend=alias).enqueue() for _ in range(3)]
+        for result in waiting:
+            assert cancel(result.id, backend=alias)
+        tasks.gates[gate].set()
+        wait_until(lambda: hub.snapshot(waiting[-1].id) is None, "it is not evicted")
+        assert run(tasks.add.using(backend=alias), 1).return_value == 2
+    assert busy.id
+    assert not [record for record in caplog.records if record.levelname == "CRITICAL"]
+    assert "KeyError" not in caplog.text
+
+
+# Cancelling
+
+
+def test_cancel_a_waiting_task(alias: str, gate: str) -> None:
+    with settings_with(MAX_WORKERS=1):
+        busy = running(tasks.gated.using(backend=alias).enqueue(gate))
+        waiting = tasks.noop.using(backend=alias).enqueue()
+        assert cancel(waiting.id, backend=alias)
+        waiting.refresh()
+        assert waiting.status == TaskResultStatus.FAILED
+        assert waiting.errors[0].exception_class is django_tasks_local.exceptions.TaskCancelled
+        assert waiting.started_at is None
+        assert waiting.worker_ids == []
+        assert not cancel(waiting.id, backend=alias)
+        tasks.gates[gate].set()
+        finished(busy)
+        assert run(tasks.add.using(backend=alias), 1).return_value == 2
+        waiting.refresh()
+        assert waiting.attempts == 0
+
+
+def test_a_cancelled_task_leaves_the_queue(alias: str, gate: str) -> None:
+    """With its arguments, which neither MAX_PENDING nor MAX_RESULTS would count any more."""
+
+    def cancel_at_once(task_result: AnyResult, **kwargs: Any) -> None:
+        if task_result.args == ["never"]:
+            assert cancel(task_result.id, backend=alias)
+
+    task_enqueued.connect(cancel_at_once)
+    try:
+        with settings_with(MAX_WORKERS=1):
+            busy = running(tasks.gated.using(backend=alias).enqueue(gate))
+            add = tasks.add.using(backend=alias)
+            waiting = [add.enqueue(number) for number in range(10)]
+            for result in [*waiting[1:5], *waiting[:4:-1]]:
+                assert cancel(result.id, backend=alias)
+            add.enqueue("never")
+            queue = task_backends[alias]._pool.queue
+            assert [job.result_id for job in queue] == [waiting[0].id]
+            second = add.enqueue(2)
+            assert places([second]) == [1], "the first thing that is told of it"
+            tasks.gates[gate].set()
+            finished(busy)
+            assert finished(waiting[0]).return_value == 1
+            assert finished(second).return_value == 3
+    finally:
+        task_enqueued.disconnect(cancel_at_once)
+
+
+def test_cancel_a_running_task(gate: str) -> None:
+    result = running(tasks.until_cancelled.enqueue(gate))
+    assert default_task_backend.cancel(result.id)
+    finished(result)
+    assert result.status == TaskResultStatus.FAILED
+    assert result.errors[0].exception_class is django_tasks_local.exceptions.TaskCancelled
+    assert tasks.notes[gate] == ["tidied"]
+    event = hub.snapshot(result.id)
+    assert event.error.reason == "cancelled"
+    # A report while it tidies up does not raise again.
+    assert event.progress.message == "tidying up"
+    assert not cancel(result.id)
+
+
+def test_a_task_may_swallow_the_cancellation(gate: str) -> None:
+    result = running(tasks.until_cancelled.enqueue(gate, swallow=True))
+    assert cancel(result.id)
+    assert finished(result).return_value == "swallowed"
+
+
+def test_cancel_a_tracked_loop(gate: str) -> None:
+    result = tasks.tracked.enqueue(10, gate)
+    wait_for_event(result.id, lambda e: e.progress and e.progress.message == "half-way")
+    assert cancel(result.id)
+    tasks.gates[gate].set()
+    assert finished(result).status == TaskResultStatus.FAILED
+    assert hub.snapshot(result.id).progress.current == 6
+
+
+def test_cancel_a_coroutine(gate: str) -> None:
+    result = running(tasks.sleep_forever.enqueue(gate))
+    assert cancel(result.id)
+    assert finished(result).status == TaskResultStatus.FAILED
+    assert result.errors[0].exception_class is django_tasks_local.exceptions.TaskCancelled
+    assert tasks.notes[gate] == ["tidied"]
+
+
+def test_cancel_what_cannot_be() -> None:
+    with pytest.raises(TaskResultDoesNotExist):
+        cancel("no such id")
+    with pytest.raises(NotImplementedError, match=r"'immediate'.*cannot cancel"):
+        cancel("any", backend="immediate")
+
+
+# The position of a waiting task
+
+
+@pytest.fixture
+def quick_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(positions, "INTERVAL", 0.02)
+
+
+def places(results: list[AnyResult]) -> list[int | None]:
+    return [hub.snapshot(result.id).position for result in results]
+
+
+def wait_until_told() -> None:
+    """Wait until nobody is about to look at a queue."""
+    queues = [pool._positions for pool in pools._pools.values()]
+    wait_until(lambda: not any(queue._scheduled for queue in queues), "there is no end to it")
+
+
+@pytest.mark.usefixtures("quick_positions")
+def test_positions(alias: str, gate: str, tmp_path: Path) -> None:
+    gates = [gate, *(str(tmp_path / f"gate-{number}") for number in range(3))]
+    tasks.gates.update({path: tasks.Gate(path) for path in gates[1:]})
+    with settings_with(MAX_WORKERS=1):
+        results = [tasks.gated.using(backend=alias).enqueue(path) for path in gates]
+        running(results[0])
+        wait_until(lambda: places(results) == [None, 0, 1, 2], "the positions are wrong")
+        with hub.subscribe(results[3].id) as subscription:
+            wait_until_told()
+            seen = subscription.take(LIMIT)
+            tasks.gates[gates[0]].set()
+            running(results[1])
+            wait_until(lambda: places(results) == [None, None, 0, 1], "they did not move up")
+            wait_until_told()
+            seen += subscription.take(LIMIT)
+            assert cancel(results[2].id, backend=alias)
+            wait_until(lambda: places(results) == [None, None, None, 0], "nobody has moved up")
+            seen += subscription.take(LIMIT)
+            assert [(event.sequence, event.position) for event in seen] == [(1, 2), (1, 1), (1, 0)]
+            tasks.gates[gates[1]].set()
+            tasks.gates[gates[3]].set()
+            assert {event.position for event in subscription} == {None}
+
+
+@pytest.mark.usefixtures("quick_positions")
+def test_positions_of_tasks_that_many_threads_enqueue(gate: str) -> None:
+    with settings_with(MAX_WORKERS=1):
+        busy = running(tasks.gated.enqueue(gate))
+        results: list[AnyResult] = []
+
+        def enqueue() -> None:
+            results.extend(tasks.noop.enqueue() for _ in range(20))
+
+        threads = [threading.Thread(target=enqueue) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT)
+        for result in results[:50]:
+            assert cancel(result.id)
+        wait_until(lambda: max(places(results[50:])) <= 49, "not all have moved up")
+        tasks.gates[gate].set()
+        finished(busy)
+        assert {finished(result).attempts for result in results[50:]} == {1}
+
+
+# Closing
+
+
+def test_close(gate: str, caplog: pytest.LogCaptureFixture) -> None:
+    with settings_with(MAX_WORKERS=1, SHUTDOWN_TIMEOUT=0):
+        busy = running(tasks.gated.enqueue(gate))
+        waiting = [tasks.noop.enqueue() for _ in range(3)]
+        default_task_backend.close()
+        for result in (busy, *waiting):
+            result.refresh()
+            assert result.status == TaskResultStatus.FAILED
+            assert result.errors[0].exception_class is django_tasks_local.exceptions.TaskLost
+            assert hub.snapshot(result.id).error.reason == "lost"
+        with pytest.raises(RuntimeError, match=r"'default' is shutting down; task .*noop was not"):
+            tasks.noop.enqueue()
+        warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+        text = "\n".join(record.getMessage() for record in warnings)
+        assert all(result.id in text for result in (busy, *waiting))
+        assert "tests.project.tasks.gated" in text
+
+
+def test_close_lets_running_tasks_finish(gate: str) -> None:
+    with settings_with(MAX_WORKERS=1):
+        busy = running(tasks.gated.enqueue(gate))
+        pool = default_task_backend._pool
+        closing = threading.Thread(target=default_task_backend.close, args=(LIMIT,))
+        closing.start()
+        wait_until(lambda: pool._waiters, "it does not wait for the task")
+        tasks.gates[gate].set()
+        closing.join(LIMIT)
+        assert finished(busy).return_value == gate
+
+
+def test_a_lost_task_is_told_so() -> None:
+    """Where the process lives on, as in tests, it would run on for nobody."""
+    name = uuid.uuid4().hex
+    with settings_with(MAX_WORKERS=1):
+        result = running(tasks.until_cancelled.enqueue(name))
+        default_task_backend.close(timeout=0)  # type: ignore[attr-defined]
+        wait_until(lambda: tasks.notes[name] == ["tidied"], "the task goes on")
+        assert finished(result).errors[0].exception_class is django_tasks_local.exceptions.TaskLost
+
+
+def test_a_task_that_starts_while_its_pool_is_discarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is published late must not bring back a task that the hub was told to forget."""
+    with settings_with(MAX_WORKERS=1), hub.subscribe() as subscription:
+        pool = task_backends["default"]._pool  # type: ignore[attr-defined]
+        start = pool.results.start
+
+        def start_then_discard(*args: Any) -> Any:
+            task_result = start(*args)
+            pool.discard()
+            return task_result
+
+        monkeypatch.setattr(pool.results, "start", start_then_discard)
+        result = tasks.noop.enqueue()
+        wait_until(lambda: not task_threads("default"), "the worker goes on")
+        events = [event for event in subscription.take(LIMIT) if event.id == result.id]
+        assert [event.kind for event in events] == ["finished"]
+        assert hub.snapshot(result.id) is None
+
+
+def test_a_task_that_ends_while_its_pool_is_discarded(
+    gate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with settings_with(MAX_WORKERS=1):
+        pool = task_backends["default"]._pool  # type: ignore[attr-defined]
+        finish = pool.results.finish
+
+        def finish_then_discard(*args: Any) -> Any:
+            task_result = finish(*args)
+            if task_result is not None:
+                pool.discard()
+            return task_result
+
+        monkeypatch.setattr(pool.results, "finish", finish_then_discard)
+        result = running(tasks.gated.enqueue(gate))
+        with hub.subscribe(result.id) as subscription:
+            tasks.gates[gate].set()
+            assert [event.status for event in subscription if event.is_last] == ["SUCCESSFUL"]
+        wait_until(lambda: hub.snapshot(result.id) is None, "the hub keeps a discarded task")
+
+
+def test_a_task_is_published_before_it_can_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or its end would be published first, and `enqueued` would stay in the hub for ever."""
+    locked: list[bool] = []
+    enqueued = Publication.enqueued
+
+    def note(self: Publication, *args: Any, **kwargs: Any) -> None:
+        locked.append(task_backends["default"]._pool._lock.locked())  # type: ignore[attr-defined]
+        enqueued(self, *args, **kwargs)
+
+    monkeypatch.setattr(Publication, "enqueued", note)
+    run(tasks.noop)
+    assert locked == [True], "close() waits for this lock"

@@ -1,0 +1,126 @@
+"""
+Forks, by a server and by users, while tasks run and wait: no pool is shared, nothing runs twice.
+
+That a child may have worker processes is in test_worker, too.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+from tests.project import tasks
+from tests.project.settings import INSTALLED_APPS
+from tests.support.paths import ROOT
+from tests.support.servers import environment, serve
+from tests.support.waiting import LIMIT, wait_until
+
+THREADS = "django_tasks_local.ThreadPoolBackend"
+PROCESSES = "django_tasks_local.ProcessPoolBackend"
+SETTINGS = {
+    "TASKS": {
+        "default": {"BACKEND": THREADS, "OPTIONS": {"MAX_WORKERS": 1}},
+        "busy": {"BACKEND": THREADS},
+        "processes": {"BACKEND": PROCESSES, "OPTIONS": {"MAX_WORKERS": 1}},
+    }
+}
+
+
+def signatures(book: Path) -> dict[int, Counter[str]]:
+    """Return which tasks each process has done, and how often."""
+    done: defaultdict[int, Counter[str]] = defaultdict(Counter)
+    for line in book.read_text().splitlines() if book.exists() else ():
+        result_id, pid = line.split()
+        done[int(pid)][result_id] += 1
+    return done
+
+
+@pytest.mark.parametrize(
+    ("alias", "ways"),
+    [
+        ("default", ["os.fork", "fork", "forkserver", "spawn"]),
+        ("processes", ["fork"]),
+    ],
+)
+def test_children_of_users(alias: str, ways: list[str], tmp_path: Path) -> None:
+    book = tmp_path / "book"
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("fork_script.py")), alias, str(book), *ways],
+        env=environment()
+        | {
+            "DJANGO_SETTINGS_MODULE": "tests.project.settings",
+            # Python warns of fork() in a process with threads, and it is right to do so.
+            "PYTHONWARNINGS": "ignore",
+            "TEST_SETTINGS": json.dumps(SETTINGS),
+        },
+        capture_output=True,
+        text=True,
+        timeout=4 * LIMIT,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    parent, *children = map(int, done.stdout.split())
+    found = signatures(book)
+    assert all(count == 1 for of_one in found.values() for count in of_one.values())
+    numbers = sorted(len(of_one) for of_one in found.values())
+    assert numbers == [2] * len(children) + [3]
+    if alias == "default":
+        assert len(found[parent]) == 3
+        assert {pid: len(found[pid]) for pid in children} == dict.fromkeys(children, 2)
+    else:
+        assert not found.keys() & {parent, *children}
+
+
+# The worker processes of a pool start the application as well, and must not enqueue there.
+APP = """
+import os
+from django.apps import AppConfig
+
+class Config(AppConfig):
+    name = "preloading_app"
+
+    def ready(self):
+        from django_tasks_local import worker
+        if worker.is_worker:
+            return
+        from tests.project.tasks import sign
+        for alias in ("default", "processes"):
+            for _ in range(3):
+                sign.using(backend=alias).enqueue(os.environ["BOOK"], os.environ["GATE"])
+"""
+
+
+@pytest.mark.servers
+def test_gunicorn_preload(tmp_path: Path, gate: str) -> None:
+    """
+    A master that has enqueued tasks when it loaded the application, and its workers.
+
+    The master runs its own tasks, in a thread and in a process, and each worker its own.
+    """
+    book = tmp_path / "book"
+    (tmp_path / "preloading_app.py").write_text(APP)
+    settings = SETTINGS | {"INSTALLED_APPS": [*INSTALLED_APPS, "preloading_app.Config"]}
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    environ = {"PYTHONPATH": path, "BOOK": str(book), "GATE": gate}
+    with serve("gunicorn-preload", tmp_path, settings=settings, environ=environ) as server:
+        of_workers: defaultdict[int, list[str]] = defaultdict(list)
+        while len(of_workers) < 2:
+            task = server.start_task("sign", str(book))
+            of_workers[task["pid"]].append(task["id"])
+        expected = sum(map(len, of_workers.values()))
+        wait_until(lambda: len(signatures(book)) == 2, "the workers do not run their tasks")
+        tasks.gates[gate].set()
+        wait_until(
+            lambda: sum(c.total() for c in signatures(book).values()) >= expected + 6, "lost"
+        )
+        server.stop()
+    found = signatures(book)
+    assert all(count == 1 for of_one in found.values() for count in of_one.values())
+    assert {pid: list(found.pop(pid)) for pid in of_workers} == dict(of_workers)
+    assert len(found.pop(server.process.pid)) == 3
+    # What is left has been done by the worker process of the master's other pool.
+    assert [len(of_one) for of_one in found.values()] == [3]

@@ -1,0 +1,116 @@
+"""Tasks of other backends: Django's signals become events."""
+
+from typing import Any
+
+import pytest
+from django.tasks import TaskResultStatus, task_backends
+from django.tasks.signals import task_enqueued, task_finished, task_started
+
+from django_tasks_local import current_result_id, lifecycle
+from django_tasks_local.events import LAST_SEQUENCE, Progress, TaskEvent
+from django_tasks_local.hub import hub
+from django_tasks_local.progress.reporter import current_reporting
+from tests.project import tasks
+from tests.support.waiting import LIMIT, finished
+
+
+def events_of_an_immediate_task(task: Any, *args: Any) -> tuple[Any, list[TaskEvent]]:
+    """Run a task on the ImmediateBackend and return every one of its events."""
+    seen: list[TaskEvent] = []
+    publish = hub.publish
+
+    def note(event: TaskEvent, **kwargs: Any) -> bool:
+        seen.append(event)
+        return publish(event, **kwargs)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(hub, "publish", note)
+        # However long the task takes, what it reports next is in the interval of its first report.
+        monkeypatch.setattr(lifecycle, "PROGRESS_INTERVAL", LIMIT)
+        result = task.using(backend="immediate").enqueue(*args)
+    return result, seen
+
+
+def test_an_immediate_task_has_all_its_events() -> None:
+    result, events = events_of_an_immediate_task(tasks.steps, 3)
+    assert [event.kind for event in events] == ["enqueued", "started", "progress", "finished"]
+    assert [event.sequence for event in events] == [1, 2, 3, 4]
+    last = events[-1]
+    assert (last.id, last.backend, last.name) == (result.id, "immediate", "steps")
+    assert (last.status, last.return_value) == (TaskResultStatus.SUCCESSFUL, 3)
+    assert (last.progress.current, last.progress.message) == (3, "step 3")
+    assert last.enqueued_at <= last.started_at <= last.finished_at
+    assert hub.snapshot(result.id) is last
+
+
+def test_an_immediate_task_knows_its_id() -> None:
+    for task in (tasks.result_id, tasks.async_result_id):
+        result = task.using(backend="immediate").enqueue()
+        assert result.return_value == result.id
+    with pytest.raises(LookupError):
+        current_result_id.get()
+    assert current_reporting.get(None) is None
+
+
+def test_an_immediate_task_that_fails() -> None:
+    result, events = events_of_an_immediate_task(tasks.fail)
+    error = events[-1].error
+    assert (error.reason, error.type) == ("failed", "builtins.ValueError")
+    assert error["type"] == error.type
+    with pytest.raises(KeyError):
+        error["nothing"]
+    assert result.status == TaskResultStatus.FAILED
+    assert not lifecycle._foreign_tasks
+
+
+def test_immediate_tasks_nest() -> None:
+    result = finished(tasks.nested.enqueue())
+    assert result.return_value == result.id
+    outer = tasks.nested.using(backend="immediate").enqueue()
+    assert outer.return_value == outer.id
+
+
+async def test_an_immediate_task_from_async_code() -> None:
+    result = await tasks.result_id.using(backend="immediate").aenqueue()
+    assert result.return_value == result.id
+
+
+def test_a_task_that_finishes_elsewhere() -> None:
+    result = tasks.noop.using(backend="dummy").enqueue()
+    task_enqueued.send(sender=type(task_backends["dummy"]), task_result=result)
+    assert hub.snapshot(result.id).kind == "enqueued"
+    object.__setattr__(result, "status", TaskResultStatus.SUCCESSFUL)
+    task_finished.send(sender=type(task_backends["dummy"]), task_result=result)
+    assert hub.snapshot(result.id).kind == "finished"
+
+
+def test_signals_of_our_own_tasks_make_no_events() -> None:
+    result = finished(tasks.noop.enqueue())
+    before = hub.snapshot(result.id)
+    for signal in (task_enqueued, task_started, task_finished):
+        signal.send(sender=type(task_backends["default"]), task_result=result)
+    assert hub.snapshot(result.id) is before
+    assert not lifecycle._foreign_tasks
+
+
+def test_a_sample_that_comes_after_its_task_was_evicted() -> None:
+    result = finished(tasks.noop.enqueue())
+    hub.release(result.id)
+    publication = lifecycle.Publication(result)
+    publication.enqueued(hold=True)
+    hub.release(result.id)
+    publication.progress(1, Progress(current=1))
+    assert hub.snapshot(result.id) is None
+
+
+def test_events_from_stored_results() -> None:
+    result = finished(tasks.fail.enqueue())
+    event = lifecycle.event_from_result(result)
+    assert (event.kind, event.sequence) == ("finished", LAST_SEQUENCE)
+    assert event.error.reason == "failed"
+    assert event.error.type == "builtins.ValueError"
+    ready = tasks.noop.using(backend="dummy").enqueue()
+    event = lifecycle.event_from_result(ready)
+    assert (event.kind, event.sequence, event.error) == ("enqueued", 1, None)
+    object.__setattr__(ready, "status", TaskResultStatus.RUNNING)
+    assert lifecycle.event_from_result(ready).sequence == 2

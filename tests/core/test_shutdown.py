@@ -1,0 +1,228 @@
+"""Signal handlers and the end of a process. Servers are in test_example and test_worker."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.paths import ROOT
+
+SCRIPT = """
+import os, signal, sys, threading, time
+{before}
+from django.conf import settings
+options = {{"SHUTDOWN_TIMEOUT": 1}}
+backend = {{"BACKEND": "django_tasks_local.ThreadPoolBackend", "OPTIONS": options}}
+other = backend | {{"OPTIONS": {{"MAX_WORKERS": 1}}}}
+settings.configure(TASKS={{"default": backend, "other": other}})
+import django
+django.setup()
+from django_tasks_local import shutdown, signal_handlers
+from tests.project import tasks
+
+def say(text):
+    print(text, flush=True)
+
+if __name__ == "__main__":
+    {body}
+"""
+
+
+def run(body: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    code = SCRIPT.format(before=before, body=body.strip().replace("\n", "\n    "))
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_the_handlers_of_others_stay_in_the_chain() -> None:
+    """Also when somebody has put his own on top, and ours is installed once more."""
+    done = run("""
+tasks.noop.enqueue()
+before = signal.getsignal(signal.SIGTERM)
+def theirs(number, frame):
+    say("theirs")
+    before(number, frame)
+signal.signal(signal.SIGTERM, theirs)
+signal_handlers.install_signal_handlers()
+signal_handlers.install_signal_handlers()
+os.kill(os.getpid(), signal.SIGTERM)
+threading.Event().wait(20)
+""")
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert done.stdout == "theirs\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_script_ends_as_it_would_without_us(number: signal.Signals) -> None:
+    done = run(f"""
+tasks.noop.enqueue()
+os.kill(os.getpid(), {number:d})
+threading.Event().wait(20)
+""")
+    expected = -signal.SIGTERM if number is signal.SIGTERM else -signal.SIGINT
+    assert done.returncode == expected, done.stderr
+    assert "RecursionError" not in done.stderr
+
+
+@pytest.mark.parametrize("first", ["main()", "asyncio.run(amain())"])
+def test_ctrl_c_at_a_prompt(first: str) -> None:
+    """Who catches KeyboardInterrupt goes on, with tasks; asyncio has a handler for its time."""
+    done = run(f"""
+import asyncio
+def main():
+    tasks.noop.enqueue()
+async def amain():
+    main()
+{first}
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait(20)
+except KeyboardInterrupt:
+    say("caught")
+from django_tasks_local.hub import hub
+with hub.subscribe(tasks.noop.enqueue().id) as subscription:
+    say([event.status for event in subscription][-1])
+""")
+    assert done.stdout == "caught\nSUCCESSFUL\n", done.stderr
+
+
+def test_a_child_of_fork_dies_of_sigterm() -> None:
+    """Also when it comes before the child has run anything: multiprocessing.Pool counts on it."""
+    done = run(
+        """
+tasks.noop.enqueue()
+import warnings
+warnings.simplefilter("ignore")  # Python warns of fork() in a process with threads.
+pid = os.fork()
+if pid == 0:
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(20)
+    os._exit(3)
+assert held == [set(signal_handlers.SIGNALS)]
+assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+assert isinstance(signal.getsignal(signal.SIGTERM), signal_handlers._Handler)
+# Or a handler that raises could keep them blocked.
+assert isinstance(signal_handlers._unblock_signals.func, type(len))
+say(os.waitpid(pid, 0)[1])
+""",
+        # Called last before the fork, because it was registered first.
+        before="""
+held = []
+blocked = lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ())
+os.register_at_fork(before=lambda: held.append(blocked()))
+""",
+    )
+    assert done.stdout == f"{signal.SIGTERM:d}\n", done.stderr
+
+
+def test_a_pool_that_comes_too_late_is_refused() -> None:
+    done = run("""
+tasks.noop.enqueue()
+shutdown.drain()
+for alias in ("default", "other"):
+    try:
+        tasks.noop.using(backend=alias).enqueue()
+    except RuntimeError as error:
+        say(error)
+""")
+    assert done.stdout.count("is shutting down; task tests.project.tasks.noop was not") == 2
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_normal_exit_names_what_is_lost() -> None:
+    done = run("""
+import tempfile
+gate = tempfile.mktemp()
+tasks.gates[gate] = tasks.Gate(gate)
+results = [tasks.gated.enqueue(gate) for _ in range(11)]
+say(results[-1].id)
+""")
+    assert done.returncode == 0, done.stderr
+    lost = "\n".join(line for line in done.stderr.splitlines() if "are lost" in line)
+    assert f"{done.stdout.strip()} (tests.project.tasks.gated)" in lost
+    assert lost.count("tests.project.tasks.gated") == 11
+
+
+def test_a_coroutine_has_its_time_at_the_end() -> None:
+    """It has used threads, and the interpreter starts none any more."""
+    done = run("""
+import asyncio
+from asgiref.sync import sync_to_async
+from django.tasks import task
+from django.tasks.signals import task_finished
+
+def receive(task_result, **kwargs):
+    say(task_result.errors[0].traceback if task_result.errors else task_result.status)
+task_finished.connect(receive)
+
+used = threading.Event()
+@task(backend="other")
+async def last_words():
+    await asyncio.gather(sync_to_async(int)(), asyncio.to_thread(int))
+    used.set()
+    while not shutdown._exit.draining:
+        await asyncio.sleep(0.001)
+
+last_words.enqueue()
+used.wait(20)
+""")
+    assert (done.returncode, done.stdout) == (0, "SUCCESSFUL\n"), done.stderr
+
+
+def test_the_child_of_a_task_that_forks_does_no_tasks() -> None:
+    """It has a copy of the queue, and of the thread that works on it."""
+    done = run("""
+import warnings
+from django.tasks import task
+from django_tasks_local.hub import hub
+
+@task(backend="other")
+def forks(gate):
+    warnings.simplefilter("ignore")  # Python warns of fork() in a process with threads.
+    tasks.wait_for(gate)
+    return os.fork()
+
+@task(backend="other")
+def speak():
+    say(os.getpid())
+
+import tempfile
+gate = tempfile.mktemp()
+tasks.gates[gate] = tasks.Gate(gate)
+first = forks.enqueue(gate)
+results = [first, *(speak.enqueue() for _ in range(3))]
+tasks.gates[gate].set()
+with hub.subscribe(*(result.id for result in results)) as subscription:
+    list(subscription)
+first.refresh()
+assert os.waitpid(first.return_value, 0)[1] == 0
+""")
+    assert (done.returncode, done.stderr) == (0, "")
+    pids = done.stdout.split()
+    assert len(pids) == 3
+    assert len(set(pids)) == 1
+
+
+def test_a_pool_that_fails_to_close_holds_up_nothing() -> None:
+    done = run("""
+from django_tasks_local import pools
+from django_tasks_local.hub import hub
+tasks.noop.enqueue()
+tasks.noop.using(backend="other").enqueue()
+first, second = pools._pools.values()
+def fail():
+    raise OSError("no memory")
+first.refuse = fail
+shutdown.drain()
+say(f"{hub.ended} {second.closed}")
+""")
+    assert done.stdout == "True True\n"
+    assert "no memory" in done.stderr

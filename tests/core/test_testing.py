@@ -1,0 +1,234 @@
+"""Help for people's own tests: it waits, it collects, and it says what is wrong."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.tasks import TaskResultStatus
+from django.tasks.signals import task_finished
+from django.test import SimpleTestCase, TestCase, TransactionTestCase
+
+from django_tasks_local import lifecycle
+from django_tasks_local.events import TaskEvent
+from django_tasks_local.hub import hub
+from django_tasks_local.testing import (
+    collect_progress,
+    idle_tasks,  # noqa: F401 - a fixture
+    task_progress,  # noqa: F401 - a fixture
+    wait_until_idle,
+)
+from tests.project import tasks
+from tests.support.backends import settings_with
+from tests.support.paths import ROOT
+from tests.support.waiting import LIMIT, running
+
+
+@pytest.fixture(scope="module", autouse=True)
+def all_backends() -> Iterator[None]:
+    """Where every report is an event."""
+    with settings_with(PROGRESS_INTERVAL=0):
+        yield
+
+
+def currents(events: list[TaskEvent]) -> list[Any]:
+    return [event.progress.current for event in events]
+
+
+# Waiting
+
+
+def test_waiting(alias: str) -> None:
+    results = [tasks.add.using(backend=alias).enqueue(number) for number in range(20)]
+    wait_until_idle(alias, timeout=LIMIT)
+    for result in results:
+        result.refresh()
+        assert result.status == TaskResultStatus.SUCCESSFUL
+    wait_until_idle(alias, timeout=0)
+
+
+def test_waiting_for_what_a_receiver_enqueues(alias: str) -> None:
+    results = []
+    numbers = iter(range(3))  # Receivers run in several threads at once.
+
+    def enqueue_next(**kwargs: Any) -> None:
+        if next(numbers, None) is not None:
+            results.append(tasks.noop.using(backend=alias).enqueue())
+
+    task_finished.connect(enqueue_next)
+    try:
+        tasks.noop.using(backend=alias).enqueue()
+        wait_until_idle(alias, timeout=LIMIT)
+    finally:
+        task_finished.disconnect(enqueue_next)
+    assert len(results) == 3
+    for result in results:
+        result.refresh()
+        assert result.is_finished
+
+
+def test_what_is_not_idle_in_time_is_named(alias: str, gate: str) -> None:
+    with settings_with(MAX_WORKERS=1):
+        busy = running(tasks.gated.using(backend=alias).enqueue(gate))
+        waiting = tasks.noop.using(backend=alias).enqueue()
+        with pytest.raises(TimeoutError) as caught:
+            wait_until_idle(alias, timeout=0.01)
+        assert str(caught.value) == (
+            f"The task backend '{alias}' is not idle after 0.01 seconds. Unfinished: "
+            f"{busy.id} (tests.project.tasks.gated, RUNNING), "
+            f"{waiting.id} (tests.project.tasks.noop, READY)."
+        )
+        wait_until_idle("immediate", timeout=0)  # Each backend for itself.
+        tasks.gates[gate].set()
+        wait_until_idle(alias, timeout=1000)  # The end of the last task wakes it.
+
+
+async def test_waiting_in_an_event_loop(alias: str) -> None:
+    result = await tasks.add.using(backend=alias).aenqueue(1)
+    await asyncio.to_thread(wait_until_idle, alias, LIMIT)
+    await result.arefresh()
+    assert result.return_value == 2
+
+
+def test_a_backend_that_cannot_tell() -> None:
+    dummy = {"default": {"BACKEND": "django.tasks.backends.dummy.DummyBackend"}}
+    with (
+        SimpleTestCase().settings(TASKS=dummy),
+        pytest.raises(NotImplementedError, match=r"'default' \(DummyBackend\) cannot tell"),
+    ):
+        wait_until_idle()
+
+
+# Collecting
+
+
+def test_collecting_misses_nothing(alias: str) -> None:
+    with collect_progress() as events:
+        results = [tasks.steps.using(backend=alias).enqueue(100) for _ in range(2)]
+        wait_until_idle(alias, timeout=LIMIT)
+    for result in results:
+        own = [event for event in events if event.id == result.id]
+        assert currents(own) == list(range(1, 101))
+        assert [event.sequence for event in own] == list(range(3, 103))
+        assert {event.kind for event in own} == {"progress"}
+    tasks.steps.using(backend=alias).enqueue(1)
+    wait_until_idle(alias, timeout=LIMIT)
+    assert len(events) == 200, "the block was over"
+    assert hub._recorders == ()
+
+
+def test_collecting_from_some(alias: str, gate: str) -> None:
+    steps = tasks.steps.using(backend=alias)
+    watched = running(tasks.report.using(backend=alias).enqueue([7], {}, gate))
+    with collect_progress(steps, watched) as events, collect_progress() as everything:
+        steps.enqueue(2)
+        tasks.tracked.using(backend=alias).enqueue(2)
+        tasks.gates[gate].set()
+        wait_until_idle(alias, timeout=LIMIT)
+    assert {event.name for event in events} == {"steps", "report"}
+    assert {event.name for event in everything} == {"steps", "report", "tracked"}
+    assert sorted(currents(events)) == [1, 2, 7]
+
+
+@pytest.mark.parametrize("backend", ["threads", "immediate"])
+def test_the_last_report_is_collected_though_it_was_throttled(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "PROGRESS_INTERVAL", LIMIT)
+    with settings_with(PROGRESS_INTERVAL=LIMIT), collect_progress() as events:
+        tasks.steps.using(backend=backend).enqueue(3)
+        wait_until_idle(backend, timeout=LIMIT)
+    assert currents(events) == [1, 3]
+    assert [event.kind for event in events] == ["progress", "finished"]
+    assert events[-1].progress.message == "step 3"
+
+
+# With pytest and with unittest
+
+
+@pytest.mark.usefixtures("idle_tasks")
+def test_the_fixtures(alias: str, task_progress: list[TaskEvent]) -> None:  # noqa: F811
+    tasks.steps.using(backend=alias).enqueue(1)
+    wait_until_idle(alias, timeout=LIMIT)
+    assert currents(task_progress) == [1]
+
+
+def test_as_a_pytest_plugin(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["django_tasks_local.testing"]\n')
+    (tmp_path / "test_some.py").write_text("""
+import threading
+from django.tasks import task
+
+started, opened = threading.Event(), threading.Event()
+
+@task
+def wait():
+    started.set()
+    opened.wait(20)
+
+def test_that_passes(idle_tasks, task_progress):
+    assert task_progress == []
+
+def test_that_leaves_a_task(monkeypatch, idle_tasks):
+    monkeypatch.setattr("django_tasks_local.testing.wait_until_idle.__defaults__", ("default", 0))
+    wait.enqueue()
+    assert started.wait(20)
+
+def test_that_opens():
+    opened.set()
+""")
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-W", "error", "--ds=tests.project.settings"),
+            *(f"-pno:{plugin}" for plugin in ("asyncio", "cacheprovider", "xdist")),
+        ],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "3 passed, 1 error" in done.stdout, done.stdout + done.stderr
+    assert "(test_some.wait, RUNNING)" in done.stdout
+
+
+def test_without_pytest() -> None:
+    code = """
+import sys
+sys.modules["pytest"] = None
+from django_tasks_local import testing
+assert testing.wait_until_idle and not hasattr(testing, "idle_tasks")
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT, timeout=60)
+
+
+class InATestCase(TestCase):
+    """Its transaction is the test's alone, but what needs no database works."""
+
+    def test_it(self) -> None:
+        with collect_progress() as events:
+            result = tasks.steps.enqueue(2)
+            wait_until_idle(timeout=LIMIT)
+        result.refresh()
+        assert result.return_value == 2
+        assert currents(events) == [1, 2]
+
+
+class InATransactionTestCase(TransactionTestCase):
+    """The task sees what the test has written."""
+
+    def test_it(self) -> None:
+        get_user_model().objects.create(username="somebody")
+        for alias in ("threads", "processes", "immediate"):
+            result = tasks.query.using(backend=alias).enqueue("a note")
+            wait_until_idle(alias, timeout=LIMIT)
+            if alias != "immediate":
+                result.refresh()
+            assert result.return_value == 1, alias

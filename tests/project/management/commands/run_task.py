@@ -1,0 +1,23 @@
+"""A management command that runs a task in a worker process."""
+
+import json
+import os
+from typing import Any
+
+from django.core.management import BaseCommand
+
+from django_tasks_local.hub import hub
+from tests.project.process_tasks import LIMIT, whoami
+
+
+class Command(BaseCommand):
+    """Run a task, wait for it, and print who did it."""
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """See Command."""
+        result = whoami.enqueue()
+        with hub.subscribe(result.id) as subscription:
+            while not subscription.ended and subscription.take(LIMIT):
+                pass
+        result.refresh()
+        self.stdout.write(json.dumps({"task": result.return_value, "server": os.getpid()}))

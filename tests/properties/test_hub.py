@@ -1,0 +1,246 @@
+"""The hub, in any interleaving of events, subscriptions and ends."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+from django.tasks import TaskResultStatus
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+)
+
+from django_tasks_local import hub as hub_module
+from django_tasks_local.events import NO_VERSION, TaskEvent, Version
+from django_tasks_local.hub import Hub, Subscription
+from tests.support import factories
+from tests.support.state_machines import SIMPLIFYING, run_machine
+
+READY, RUNNING = TaskResultStatus.READY, TaskResultStatus.RUNNING
+FAILED, SUCCESSFUL = TaskResultStatus.FAILED, TaskResultStatus.SUCCESSFUL
+
+
+@dataclass(eq=False)
+class Life:
+    """A task as the hub knows it, from the first that it hears or is asked, until it forgets it."""
+
+    id: str
+    event: TaskEvent | None = None
+    held: bool = False
+
+
+@dataclass(eq=False)
+class Reader:
+    """A subscription, and what it must have been given."""
+
+    subscription: Subscription
+    is_async: bool
+    named: bool
+    lives: list[Life]
+    seen: dict[Life, Version] = field(default_factory=dict)
+
+    @property
+    def news(self) -> dict[TaskEvent, Life]:
+        """The latest events that it has not seen."""
+        return {
+            life.event: life
+            for life in self.lives
+            if life.event is not None and life.event.version > self.seen.get(life, NO_VERSION)
+        }
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has read the end of each of its tasks."""
+        return self.named and all(
+            life.event is not None and life.event.is_last and life in self.seen
+            for life in self.lives
+        )
+
+
+def event_of(
+    id: str, sequence: int, position: int | None = None, is_last: bool = False
+) -> TaskEvent:
+    kind = "enqueued" if sequence == 1 else "progress"
+    return factories.event(id, sequence, "finished" if is_last else kind, position=position)
+
+
+LIMIT = 2  # of tasks that nobody holds and nobody reads
+rarely = st.integers(0, 5).map(lambda number: number == 5)
+
+
+class HubMachine(RuleBasedStateMachine):
+    """Readers get the latest of each task, in order, and the end; nothing else is kept."""
+
+    readers = Bundle("readers")
+    ids = st.sampled_from("abcdef")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(hub_module, "UNHELD_LIMIT", LIMIT)
+        self.hub = Hub()
+        self.loop = asyncio.new_event_loop()
+        self.lives: dict[str, Life] = {}
+        self.open: list[Reader] = []
+
+    def life(self, id: str) -> Life:
+        """Return the present life of this id; a new one begins when the hub has no old one."""
+        if id not in self.lives:
+            self.lives[id] = Life(id)
+            for reader in self.open:
+                if not reader.named:
+                    reader.lives.append(self.lives[id])
+        return self.lives[id]
+
+    def is_read(self, life: Life) -> bool:
+        return any(reader.named and life in reader.lives for reader in self.open)
+
+    def forget(self) -> None:
+        """Forget, as the hub may, tasks that are neither held nor read."""
+        for id, life in list(self.lives.items()):
+            if self.hub.snapshot(id) is not life.event:
+                assert self.hub.snapshot(id) is None
+                assert not life.held
+                assert not self.is_read(life)
+            if self.hub.snapshot(id) is None and not self.is_read(life):
+                del self.lives[id]
+
+    @rule(
+        id=ids,
+        sequence=st.integers(1, 5),
+        position=st.none() | st.integers(0, 3),
+        is_last=rarely,
+        hold=rarely,
+        amend=rarely,
+    )
+    def publish(
+        self,
+        id: str,
+        sequence: int,
+        position: int | None,
+        is_last: bool,
+        hold: bool,
+        amend: bool,
+    ) -> None:
+        event = event_of(id, sequence, position if sequence == 1 else None, is_last)
+        if amend and id not in self.lives:
+            assert not self.hub.amend(event)
+            return
+        life = self.life(id)
+        known = life.event
+        later = not amend
+        if known is not None:
+            later = not known.is_last and event.version > known.version
+        accepted = self.hub.amend(event) if amend else self.hub.publish(event, hold=hold)
+        assert accepted == later
+        if later:
+            life.event = event
+            life.held = life.held or (hold and not amend)
+        self.forget()
+        if later and not amend and not life.held:
+            kept = [other for other in self.lives.values() if not other.held]
+            assert len([other for other in kept if not self.is_read(other)]) <= LIMIT
+
+    @rule(id=ids)
+    def release(self, id: str) -> None:
+        self.hub.release(id)
+        assert self.hub.snapshot(id) is None
+        self.lives.pop(id, None)
+
+    @rule(target=readers, ids=st.lists(ids, max_size=3), is_async=st.booleans())
+    def subscribe(self, ids: list[str], is_async: bool) -> Reader:
+        if is_async and not ids:
+            # A reader of everything is told what its loop was about to be told, released or not.
+            self.loop.run_until_complete(asyncio.sleep(0))
+        subscription = self.hub.subscribe(*ids)
+        lives = [self.life(id) for id in dict.fromkeys(ids)] if ids else list(self.lives.values())
+        if is_async:
+            self.hub.attach(subscription, self.loop)  # as `async with` does
+        else:
+            subscription.__enter__()
+        reader = Reader(subscription, is_async, bool(ids), lives)
+        self.open.append(reader)
+        return reader
+
+    @rule(reader=readers, delivered=st.booleans())
+    def take(self, reader: Reader, delivered: bool) -> None:
+        if reader in self.open:
+            self.check(reader, delivered)
+
+    def check(self, reader: Reader, delivered: bool = True) -> None:
+        """Read; what was not `delivered` in the event loop may be missing, and nothing else."""
+        news = reader.news
+        if not reader.is_async:
+            events = reader.subscription.take(timeout=0)
+        elif delivered:
+            events = self.loop.run_until_complete(reader.subscription.atake(timeout=0))
+        else:
+            events = reader.subscription._collect()  # as atake() does when it need not wait
+        assert len(events) == len(set(events))
+        for event in events:
+            reader.seen[news[event]] = event.version
+        if delivered or not reader.is_async:
+            assert not reader.news
+            assert reader.subscription.ended == (self.hub.ended or reader.ended)
+
+    @rule(reader=readers)
+    def close(self, reader: Reader) -> None:
+        reader.subscription.close()
+        if reader in self.open:
+            self.open.remove(reader)
+        self.forget()
+
+    @rule()
+    def close_the_loop(self) -> None:
+        """Its readers are gone when the hub next has something for them."""
+        self.loop.close()
+        self.loop = asyncio.new_event_loop()
+        gone = [reader for reader in self.open if reader.is_async]
+        for life in [life for reader in gone for life in reader.lives]:
+            is_over = life.event is not None and life.event.is_last
+            if self.lives.get(life.id) is life and not is_over:
+                sequence = 1 if life.event is None else life.event.sequence + 1
+                life.event = event_of(life.id, sequence)
+                assert self.hub.publish(life.event)
+                assert not self.hub._channels
+                break
+        for reader in gone:
+            reader.subscription.close()  # for nothing, if there was an event for one of them
+            self.open.remove(reader)
+        self.forget()
+
+    @precondition(lambda self: len(self.open) > 1)
+    @rule()
+    def end(self) -> None:
+        self.hub.end()
+
+    @invariant()
+    def what_is_kept_is_bounded(self) -> None:
+        assert {id: self.hub.snapshot(id) for id in self.lives} == {
+            id: life.event for id, life in self.lives.items()
+        }
+        assert set(self.hub._cells) == set(self.lives)
+        assert set(self.hub._unheld) <= set(self.hub._cells)
+
+    def teardown(self) -> None:
+        try:
+            for reader in list(self.open):
+                self.check(reader)
+                reader.subscription.close()
+            assert not self.hub.everything
+            assert not self.hub._channels
+            for id in list(self.hub._cells):
+                self.hub.release(id)
+            assert not self.hub._unheld
+        finally:
+            self.loop.close()
+            self.patch.undo()
+
+
+@SIMPLIFYING
+def test_any_interleaving() -> None:
+    run_machine(HubMachine)

@@ -1,0 +1,134 @@
+"""The direction of imports: no cycle, no backward arrow, nothing done at import."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.paths import ROOT
+
+PACKAGES = ("django_tasks_local", "django_tasks_local_sse")
+
+# The core from the ground up. A module may import those on the floors below its own, at its top,
+# inside a function or for type checking only. A folder's own name is its `__init__`.
+FLOORS = (
+    ("aliases", "conf", "events", "exceptions", "forking"),
+    ("cancellation", "signal_handlers", "ticker", "progress.values", "progress.rate"),
+    ("progress.reporter",),
+    ("progress.tracking", "execution.daemon_threads", "execution.connections"),
+    ("progress", "execution.coroutines"),
+    ("execution", "hub"),
+    ("shutdown", "lifecycle", "worker"),
+    ("handover", "queues"),
+    ("positions", "results"),
+    ("pools",),
+    ("dispatcher", "threads"),
+    ("processes",),
+    ("backends",),
+    ("testing", ""),
+)
+
+
+def modules(package: str) -> dict[str, ast.Module]:
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text())
+        for path in (ROOT / package).rglob("*.py")
+    }
+
+
+TREES = {name: tree for package in PACKAGES for name, tree in modules(package).items()}
+NAMES = {name.removesuffix(".__init__") for name in TREES}
+
+
+def imports(name: str, tree: ast.Module) -> set[str]:
+    """Return the modules of ours that a module imports, wherever in it the statement stands."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parent = name.split(".")[: -node.level] if node.level else []
+            base = ".".join([*parent, *([node.module] if node.module else [])])
+            # Each name is either a module of its own or one that the folder's `__init__` defines.
+            for alias in node.names:
+                module = f"{base}.{alias.name}"
+                found.add(module if module in NAMES else base)
+    return (found & NAMES) - {name.removesuffix(".__init__")}
+
+
+GRAPH = {name.removesuffix(".__init__"): imports(name, tree) for name, tree in TREES.items()}
+
+
+def test_the_walk_finds_imports() -> None:
+    assert "django_tasks_local.threads" in GRAPH["django_tasks_local.backends"]
+    assert "django_tasks_local.hub" in GRAPH["django_tasks_local_sse.streams"]
+
+
+def test_there_is_no_cycle() -> None:
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path, name))
+        for imported in GRAPH.get(name, ()):
+            visit(imported, (*path, name))
+
+    for name in GRAPH:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("floor", range(len(FLOORS)))
+def test_imports_point_down(floor: int) -> None:
+    below = {full_name(name) for names in FLOORS[:floor] for name in names}
+    for name in map(full_name, FLOORS[floor]):
+        assert GRAPH[name] <= below, f"{name} imports {sorted(GRAPH[name] - below)}"
+
+
+def full_name(name: str) -> str:
+    return f"{PACKAGES[0]}.{name}".rstrip(".")
+
+
+def test_each_module_of_the_core_has_a_floor() -> None:
+    named = [full_name(name) for names in FLOORS for name in names]
+    core = {name for name in GRAPH if name.split(".")[0] == PACKAGES[0]}
+    assert sorted(named) == sorted(core)
+
+
+def test_the_hub_imports_events_and_forking_only() -> None:
+    assert GRAPH["django_tasks_local.hub"] == {
+        "django_tasks_local.events",
+        "django_tasks_local.forking",
+    }
+
+
+def test_progress_does_not_know_the_hub() -> None:
+    reached, todo = set(), ["django_tasks_local.progress"]
+    while todo:
+        name = todo.pop()
+        reached.add(name)
+        todo += GRAPH[name] - reached
+    assert "django_tasks_local.hub" not in reached
+
+
+def test_the_core_knows_neither_the_companion_nor_django_eventstream() -> None:
+    for name, tree in modules("django_tasks_local").items():
+        for node in ast.walk(tree):
+            names = [alias.name for alias in getattr(node, "names", ()) if hasattr(alias, "name")]
+            text = " ".join([getattr(node, "module", None) or "", *names])
+            assert "django_tasks_local_sse" not in text, name
+            assert "eventstream" not in text, name
+
+
+def test_importing_does_nothing() -> None:
+    """No thread, no pool, no signal handler, no settings read, no django-eventstream."""
+    code = """
+import signal, sys, threading
+before = signal.getsignal(signal.SIGTERM)
+import django_tasks_local
+from django.conf import settings
+from django_tasks_local import pools
+assert not settings.configured
+assert threading.active_count() == 1
+assert not pools._pools
+assert signal.getsignal(signal.SIGTERM) is before
+assert not [name for name in sys.modules if "eventstream" in name]
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT, timeout=60)

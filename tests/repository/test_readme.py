@@ -1,0 +1,191 @@
+"""Every code block of the documentation runs; every option and public name is in the README."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import django_tasks_local
+from django_tasks_local.conf import ProcessOptions
+from django_tasks_local_sse.conf import FIELDS
+from tests.support.paths import ROOT
+
+README = (ROOT / "README.md").read_text()
+DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text()
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Return the code blocks, each with its language."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+# What a project has besides what the README shows.
+REST_OF_SETTINGS = """
+SECRET_KEY = "only for this test"
+ALLOWED_HOSTS = ["testserver"]
+ROOT_URLCONF = "urls"
+STATIC_URL = "static/"
+TEMPLATES = [{
+    "BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True,
+    "OPTIONS": {"context_processors": ["django.template.context_processors.request"]},
+}]
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "db.sqlite3"}}
+"""
+MODELS = """
+from django.db import models
+
+
+class Report(models.Model):
+    owner = models.CharField(null=True)
+    result_id = models.CharField(primary_key=True)
+"""
+
+DRIVER = """
+import re
+import django
+
+
+def main():
+    django.setup()
+    from django.core.management import call_command
+    from django.test import Client
+    call_command("check", fail_level="WARNING")
+    call_command("migrate", run_syncdb=True, verbosity=0)
+
+    page = Client().get("/report/").content.decode()
+    url = re.search(r'<task-progress src="([^"]+)"', page)[1].replace("&amp;", "&")
+    assert "/static/django_tasks_local_sse/task-progress.js" in page
+
+    from reports.cancelling import stop
+    from reports.current import my_task
+    from reports.progress import every_way
+    from reports.watching import wait_for
+
+    result = my_task.enqueue()
+    assert wait_for(result).status == "SUCCESSFUL"
+    result.refresh()
+    assert result.return_value == result.id
+    assert stop(result) is False
+
+    from reports.computing import render_pages
+    result = render_pages.enqueue(3)
+    last = wait_for(result)
+    assert (last.status, last.progress.percent) == ("SUCCESSFUL", 100.0)
+
+    result = every_way.enqueue(["a", "b", "c"])
+    last = wait_for(result)
+    progress = last.progress
+    assert last.status == "SUCCESSFUL"
+    assert (progress.current, progress.total, progress.message) == (3, 3, "Row c")
+    assert progress.data == {"stage": "upload"}
+
+    from reports.threads import convert_all
+    last = wait_for(convert_all.enqueue(3))
+    progress = last.progress
+    assert last.status == "SUCCESSFUL"
+    assert (progress.current, progress.total) == (3, 3)
+    assert progress.message in ("Page 0", "Page 1", "Page 2")
+
+    from django_tasks_local.hub import hub
+    hub.release(result.id)
+    assert wait_for(result, timeout=0.01) is None
+
+    # In an async view, with a user who has to be looked up.
+    import asyncio
+    from types import SimpleNamespace
+    from django.test import RequestFactory
+    from django.utils.functional import SimpleLazyObject
+    from reports import async_views
+    from reports.models import Report
+    request = RequestFactory().get("/")
+    request.user = SimpleLazyObject(
+        lambda: SimpleNamespace(is_authenticated=not Report.objects.exists(), pk=1)
+    )
+    assert b"<task-progress" in asyncio.run(async_views.report(request)).content
+
+    # The channel manager of docs/deployment.md.
+    assert Client().get(url).status_code == 403
+    from django.test import override_settings
+    from reports.channels import ChannelManager
+    report = Report.objects.create(owner="ada", result_id=re.search(r"task=([^.]+)", url)[1])
+    may = {user: ChannelManager().can_read_channel(user, f"task-{report.pk}")
+           for user in ("ada", "bob", None)}
+    assert may == {"ada": True, "bob": False, None: False}
+
+    body = ""
+    default = "django_eventstream.channelmanager.DefaultChannelManager"
+    with override_settings(EVENTSTREAM_CHANNELMANAGER_CLASS=default):
+        while "event: finished" not in body:
+            body = b"".join(Client().get(url).streaming_content).decode()
+    assert '"message":"Page 20"' in body
+
+    call_command("test", "reports", verbosity=0)
+
+
+if __name__ == "__main__":  # worker processes import this file
+    main()
+"""
+
+
+def test_the_code_blocks(tmp_path: Path) -> None:
+    files: dict[str, str] = {"settings.py": REST_OF_SETTINGS}
+    for language, block in blocks(README) + blocks(DEPLOYMENT):
+        if language in {"python", "html"}:
+            name = re.match(r"(?:# |<!-- )(\S+)", block)
+            assert name is not None, f"a block does not name its file: {block}"
+            files[name[1]] = files.get(name[1], "") + block
+    files["reports/__init__.py"] = ""
+    files["reports/models.py"] = MODELS
+    files["driver.py"] = DRIVER
+    for name, content in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    environ = os.environ | {"DJANGO_SETTINGS_MODULE": "settings", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "driver.py"],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_commands() -> None:
+    """They are run by .ci/run, from a fresh clone."""
+    commands = [block.strip() for language, block in blocks(README) if language == "bash"]
+    assert commands == [
+        "pip install uv && uv run example.py",
+        'pip install "django-tasks-local[sse]"',
+        "uv run pytest",
+    ]
+    gate = (ROOT / ".ci" / "run").read_text()
+    assert "uv run example.py" in gate
+    assert "uv run pytest" in gate
+
+
+def test_no_other_kind_of_block() -> None:
+    assert {language for language, _ in blocks(README)} == {"bash", "html", "python"}
+    assert {language for language, _ in blocks(DEPLOYMENT)} == {"nginx", "python"}
+
+
+def test_every_option_is_documented() -> None:
+    for option in ProcessOptions.__dataclass_fields__:
+        assert f"| `{option.upper()}` |" in README
+    for key in FIELDS:
+        assert f'"{key}": ' in README
+
+
+def test_every_check_is_documented() -> None:
+    source = (ROOT / "django_tasks_local_sse" / "checks.py").read_text()
+    ids = set(re.findall(r"django_tasks_local_sse\.[EW]\d+", source))
+    assert ids == set(re.findall(r"^\| `(\S+\.[EW]\d+)`", DEPLOYMENT, re.MULTILINE))
+
+
+def test_every_public_name_is_documented() -> None:
+    for name in django_tasks_local.__all__:
+        assert name in README

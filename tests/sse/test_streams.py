@@ -1,0 +1,680 @@
+"""One connection from its first byte to its last, through a real server."""
+
+import asyncio
+import dataclasses
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+from django.tasks import task_backends
+from django.tasks.backends.base import BaseTaskBackend
+from django.tasks.exceptions import TaskResultDoesNotExist
+from django.test import AsyncClient, Client, override_settings
+from django.utils import timezone
+
+from django_tasks_local import cancel
+from django_tasks_local.events import EventKind, TaskEvent
+from django_tasks_local.hub import hub
+from django_tasks_local_sse import encoding, streams
+from django_tasks_local_sse.access import TaskRef, events_url
+from django_tasks_local_sse.conf import sse_settings
+from tests.project import tasks
+from tests.support.factories import anonymous
+from tests.support.sse_client import Message, messages, read_all, stream
+from tests.support.waiting import LIMIT, AnyResult, finished, running, wait_until
+
+
+def url_of(server: str, *results: AnyResult) -> str:
+    return server + events_url(anonymous(), *results)
+
+
+def kinds(received: list[Message]) -> list[str]:
+    return [message.event for message in received]
+
+
+def test_from_the_first_event_to_the_last(server: str, gate: str) -> None:
+    result = running(tasks.gated.enqueue(gate))
+    with stream(url_of(server, result)) as received:
+        opening = next(received)
+        assert opening.retry == 1000
+        first = next(received)
+        assert first.event == "progress"
+        tasks.gates[gate].set()
+        rest = [message for message in received if message.data]
+    assert kinds(rest) == ["finished"]
+    payload = rest[-1].payload
+    assert set(payload) == {
+        "id", "sequence", "kind", "status", "name", "position", "progress",
+        "enqueued_at", "started_at", "finished_at", "error", "result",
+    }  # fmt: skip
+    assert (payload["id"], payload["kind"], payload["status"]) == (
+        result.id,
+        "finished",
+        "SUCCESSFUL",
+    )
+    assert payload["name"] == "gated"
+    assert payload["progress"] == {
+        "current": 10, "total": 100, "percent": 10.0, "message": "waiting for the test",
+        "data": {}, "rate": None, "eta": None,
+    }  # fmt: skip
+    assert payload["sequence"] > first.payload["sequence"] > 2
+    assert payload["enqueued_at"] <= payload["started_at"] <= payload["finished_at"]
+    assert payload["result"] is None, "return values stay on the server"
+    assert rest[-1].last_event_id.startswith("end-")
+
+
+def test_a_client_sees_a_subsequence_that_ends_with_finished(server: str) -> None:
+    result = tasks.steps.enqueue(100, 0.002)
+    received = read_all(url_of(server, result))
+    order = ["enqueued", "started", "progress", "finished"]
+    positions = [order.index(kind) for kind in kinds(received)]
+    assert positions == sorted(positions)
+    assert kinds(received)[-1] == "finished"
+    assert kinds(received).count("finished") == 1
+    sequences = [message.payload["sequence"] for message in received]
+    assert sequences == sorted(set(sequences))
+
+
+def test_a_finished_task_is_told_at_once(server: str) -> None:
+    result = finished(tasks.add.enqueue(1))
+    [message] = read_all(url_of(server, result))
+    assert message.payload["status"] == "SUCCESSFUL"
+
+
+def test_many_tasks_on_one_stream(server: str, gate: str) -> None:
+    done = finished(tasks.add.enqueue(1))
+    busy = [running(tasks.gated.enqueue(gate)) for _ in range(3)]
+    with stream(url_of(server, done, *busy)) as received:
+        states = {}
+        while len(states) < 4:
+            message = next(received)
+            if message.data:
+                states[message.payload["id"]] = message.event
+        assert states == {done.id: "finished", **{result.id: "progress" for result in busy}}
+        tasks.gates[gate].set()
+        rest = [message for message in received if message.data]
+    assert sorted(message.payload["id"] for message in rest) == sorted(r.id for r in busy)
+    assert set(kinds(rest)) == {"finished"}
+    assert [m.last_event_id.startswith("end-") for m in rest][-1]
+
+
+def test_two_hundred_tasks_on_one_stream(server: str) -> None:
+    results = [tasks.noop.enqueue() for _ in range(200)]
+    received = read_all(url_of(server, *results))
+    ended = {m.payload["id"] for m in received if m.event == "finished"}
+    assert ended == {result.id for result in results}
+
+
+# Coming back
+
+
+def test_coming_back_with_the_present_state(server: str, gate: str) -> None:
+    result = running(tasks.gated.enqueue(gate))
+    url = url_of(server, result)
+    with stream(url) as received:
+        last_event_id = [next(received) for _ in range(2)][-1].last_event_id
+    assert last_event_id
+    with stream(url, headers={"Last-Event-ID": last_event_id}) as received:
+        assert next(received).retry == 1000
+        tasks.gates[gate].set()
+        assert kinds([message for message in received if message.data]) == ["finished"]
+
+
+def test_coming_back_after_the_end(server: str) -> None:
+    results = [finished(tasks.noop.enqueue()) for _ in range(2)]
+    url = url_of(server, *results)
+    last_event_id = read_all(url)[-1].last_event_id
+    for same in (url, url_of(server, *reversed(results))):
+        response = httpx.get(same, headers={"Last-Event-ID": last_event_id}, timeout=LIMIT)
+        assert (response.status_code, response.content) == (204, b"")
+    # From the request alone, whatever the server knows.
+    for result in results:
+        hub.release(result.id)
+    headers = {"Last-Event-ID": last_event_id}
+    assert httpx.get(url, headers=headers, timeout=LIMIT).status_code == 204
+    other = url_of(server, results[0])
+    assert httpx.get(other, headers=headers, timeout=LIMIT).status_code == 200
+
+
+@pytest.mark.parametrize("last_event_id", ["x" * 30_000, "-1", "end-", "1e400", "a:b,c:d", "\xff"])
+def test_strange_last_event_ids(server: str, last_event_id: str) -> None:
+    result = finished(tasks.noop.enqueue())
+    headers = {"Last-Event-ID": last_event_id.encode("latin-1")}
+    assert kinds(read_all(url_of(server, result), headers=headers)) == ["finished"]
+
+
+def test_a_last_event_id_of_a_megabyte(server: str) -> None:
+    """The server itself refuses it, perhaps before it has read all; the view could read it."""
+    result = finished(tasks.noop.enqueue())
+    headers = {"Last-Event-ID": "x" * 1_000_000}
+    with suppress(httpx.NetworkError, httpx.RemoteProtocolError):
+        response = httpx.get(url_of(server, result), headers=headers, timeout=LIMIT)
+        assert response.status_code in {400, 431}
+    assert kinds(read_all(url_of(server, result))) == ["finished"]
+    response = Client().get(events_url(anonymous(), result), headers=headers)
+    assert b"event: finished" in b"".join(response.streaming_content)
+
+
+def test_five_hundred_tasks_on_one_stream(server: str) -> None:
+    results = [tasks.noop.enqueue() for _ in range(500)]
+    received = read_all(url_of(server, *results))
+    ended = [message.payload["id"] for message in received if message.event == "finished"]
+    assert sorted(ended) == sorted(result.id for result in results)
+
+
+def test_the_clock_is_set_back(server: str, gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links stay good, the stream goes on, and what is later is told later."""
+    result = running(tasks.gated.enqueue(gate))
+    url = url_of(server, result)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 7200)
+    with stream(url) as received:
+        assert [next(received) for _ in range(2)][-1].event == "progress"
+        with monkeypatch.context() as patch:
+            earlier = timezone.now() - timedelta(hours=2)
+            patch.setattr(timezone, "now", lambda: earlier)
+            tasks.gates[gate].set()
+            rest = [message for message in received if message.data]
+    assert kinds(rest) == ["finished"]
+    assert rest[-1].payload["finished_at"] < rest[-1].payload["started_at"]
+    assert kinds(read_all(url_of(server, result))) == ["finished"]
+
+
+# What is unknown
+
+
+def test_an_evicted_task_is_unknown(server: str, gate: str) -> None:
+    busy = running(tasks.gated.enqueue(gate))
+    with override_settings(TASKS={"default": {"BACKEND": "django_tasks_local.ThreadPoolBackend"}}):
+        [message] = read_all(url_of(server, busy))
+    assert message.event == "unknown"
+    assert message.payload == encoding.unknown_payload(busy.id)
+    assert message.last_event_id.startswith("end-")
+
+
+def test_a_task_that_disappears_while_it_is_watched(server: str, gate: str) -> None:
+    result = running(tasks.gated.enqueue(gate))
+    with (
+        override_settings(TASKS_SSE={"KEEPALIVE": 0.05}),
+        stream(url_of(server, result)) as received,
+    ):
+        assert [next(received) for _ in range(2)][-1].event == "progress"
+        hub.release(result.id)
+        received_rest = [message for message in received if message.data]
+    assert kinds(received_rest) == ["unknown"]
+
+
+def test_the_end_that_comes_while_it_is_looked_for() -> None:
+    """A task that finishes and is evicted in this moment is not unknown to who watches it."""
+    known, done, gone = (hub.snapshot(finished(tasks.noop.enqueue()).id) for _ in range(3))
+    started = {event.id: encoding_ready(event) for event in (known, done, gone)}
+    refs = [TaskRef(event.id, "default") for event in (known, done, gone)]
+    conversation = streams.Conversation(refs, started, "", sse_settings())
+    conversation.opening()
+    content = conversation.after_silence({known.id: started[known.id]}, [done]).decode()
+    told = {m.payload["id"]: m.event for m in messages(iter(content.splitlines())) if m.data}
+    assert told == {done.id: "finished", gone.id: "unknown"}
+
+
+class StoringBackend(BaseTaskBackend):
+    """A backend that keeps its results where every process can read them."""
+
+    supports_get_result = True
+    results: dict[str, AnyResult] = {}  # noqa: RUF012
+
+    def enqueue(self, task: Any, args: Any, kwargs: Any) -> AnyResult:
+        raise NotImplementedError
+
+    def get_result(self, result_id: str) -> AnyResult:
+        try:
+            return self.results[result_id]
+        except KeyError:
+            raise TaskResultDoesNotExist(result_id) from None
+
+
+def test_a_task_that_runs_in_another_process(server: str) -> None:
+    path = f"{__name__}.{StoringBackend.__qualname__}"
+    with override_settings(
+        TASKS={"default": {"BACKEND": path}}, TASKS_SSE={"KEEPALIVE": 0.02, "EXPOSE_RESULTS": True}
+    ):
+        with override_settings(
+            TASKS={"default": {"BACKEND": "django_tasks_local.ThreadPoolBackend"}}
+        ):
+            done = finished(tasks.add.enqueue(41))
+        wait_until(lambda: hub.snapshot(done.id) is None, "the hub keeps a discarded task")
+        ready = object.__new__(type(done))
+        for name in type(done).__slots__:
+            object.__setattr__(ready, name, getattr(done, name))
+        object.__setattr__(ready, "status", "READY")
+        StoringBackend.results = {done.id: ready}
+        with stream(url_of(server, done)) as received:
+            seen = [next(message for message in received if message.data)]
+            StoringBackend.results = {done.id: done}
+            seen += [message for message in received if message.data]
+        assert kinds(seen) == ["enqueued", "finished"]
+        assert seen[-1].payload["result"] == 42
+        StoringBackend.results = {}
+        assert kinds(read_all(url_of(server, done))) == ["unknown"]
+
+
+# What leaves the server
+
+
+@pytest.mark.parametrize("exposed", [True, False])
+def test_errors_and_results(server: str, exposed: bool) -> None:
+    results = [finished(task) for task in (tasks.fail.enqueue(), tasks.echo.enqueue(float("nan")))]
+    sse = {"EXPOSE_ERRORS": exposed, "EXPOSE_RESULTS": exposed}
+    with override_settings(TASKS_SSE=sse):
+        received = read_all(url_of(server, *results))
+        failed, echoed = (message.payload for message in received)
+    assert failed["error"] == {
+        "reason": "failed",
+        "type": "builtins.ValueError" if exposed else None,
+        "message": "bad value\nin two lines" if exposed else None,
+    }
+    assert echoed["result"] == ({"args": [None], "kwargs": {}} if exposed else None)
+    assert "bad value" in str(received[0].data) or not exposed
+
+
+def test_errors_are_exposed_with_debug(server: str) -> None:
+    result = finished(tasks.fail.enqueue())
+    with override_settings(DEBUG=True):
+        [message] = read_all(url_of(server, result))
+    assert message.payload["error"]["type"] == "builtins.ValueError"
+
+
+def test_a_cancelled_task_says_so(server: str, gate: str) -> None:
+    result = running(tasks.until_cancelled.enqueue(gate))
+    assert cancel(result.id)
+    error = read_all(url_of(server, result))[-1].payload["error"]
+    assert error == {"reason": "cancelled", "type": None, "message": None}
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["two\nlines\r\nand\rmore", "data: x\n\nevent: finished", "<b>\u2028🙂\x00", "é" * 1_000_000],
+)
+def test_messages_arrive_as_they_are(server: str, gate: str, message: str) -> None:
+    result = running(tasks.report.enqueue([1, 2, message], {"key": message[:50]}, gate))
+    tasks.gates[gate].set()
+    payload = read_all(url_of(server, result))[-1].payload
+    assert payload["progress"]["message"] == message
+    assert payload["progress"]["data"] == {"key": message[:50]}
+
+
+def test_half_a_character_does_not_end_the_stream(server: str, gate: str) -> None:
+    result = running(tasks.report.enqueue([1, 2, "a\ud800b"], {}, gate))
+    tasks.gates[gate].set()
+    assert read_all(url_of(server, result))[-1].payload["progress"]["message"] == "a?b"
+
+
+# The connection
+
+
+def test_a_burst_is_few_events_on_the_wire(server: str, gate: str) -> None:
+    result = tasks.burst.enqueue(20_000, gate)
+    seen = []
+    with stream(url_of(server, result)) as received:
+        for message in received:
+            if message.data:
+                seen.append(message.payload)
+                if (message.payload["progress"] or {}).get("current") == 20_000:
+                    tasks.gates[gate].set()
+    assert len(seen) < 60
+    assert (seen[-2]["progress"]["current"], seen[-2]["status"]) == (20_000, "RUNNING")
+    assert seen[-1]["kind"] == "finished"
+
+
+def test_comments_keep_the_connection_alive(server: str, gate: str) -> None:
+    result = running(tasks.gated.enqueue(gate))
+    with (
+        override_settings(TASKS_SSE={"KEEPALIVE": 0.02}),
+        stream(url_of(server, result)) as received,
+    ):
+        assert sum(next(received).comments for _ in range(5)) >= 3
+        tasks.gates[gate].set()
+        assert [m.event for m in received if m.data] == ["finished"]
+
+
+def test_headers(server: str, gate: str) -> None:
+    result = running(tasks.gated.enqueue(gate))
+    headers = {"Accept-Encoding": "gzip"}
+    with (
+        override_settings(EVENTSTREAM_ALLOW_ORIGIN="https://other.example"),
+        httpx.stream("GET", url_of(server, result), headers=headers, timeout=LIMIT) as response,
+    ):
+        assert response.headers["Cache-Control"] == "no-cache, no-transform"
+        assert response.headers["X-Accel-Buffering"] == "no"
+        assert response.headers["Access-Control-Allow-Origin"] == "https://other.example"
+        # GZipMiddleware is on, and would collect events before it lets one go.
+        assert "Content-Encoding" not in response.headers
+        lines = response.iter_lines()
+        assert next(message for message in messages(lines) if message.data).event == "progress"
+        tasks.gates[gate].set()
+
+
+def test_a_reader_that_goes_away_is_forgotten(server: str, gate: str) -> None:
+    result = running(tasks.gated.enqueue(gate))
+    with stream(url_of(server, result)) as received:
+        next(received)
+        assert hub._channels
+    wait_until(lambda: not hub._channels, "the subscription stays open")
+
+
+def test_a_reader_that_does_not_read(server: str, gate: str) -> None:
+    """It holds up nobody, and finds the latest state when it reads again."""
+    result = running(tasks.report.enqueue([1, 2, "x" * 1_000_000], {}, gate))
+    path = events_url(anonymous(), result)
+    host, port = server.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as lazy:
+        lazy.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        tasks.gates[gate].set()
+        assert kinds(read_all(server + path))[-1] == "finished"
+        lazy.settimeout(LIMIT)
+        content = b"".join(iter(lambda: lazy.recv(65536), b""))
+    assert b"event: finished" in content
+
+
+def test_a_stream_holds_no_thread_and_no_connection(
+    server: str, gate: str, transactional_db: None
+) -> None:
+    get_user_model().objects.create_user("anna")
+    with httpx.Client(timeout=LIMIT) as browser:
+        assert browser.get(f"{server}/login/anna/").text == "logged in"
+        cookies = dict(browser.cookies)
+    result = running(tasks.gated.enqueue(gate))
+    url = url_of(server, result)
+    # Who is logged in costs each request a query.
+    used: list[BaseDatabaseWrapper] = []
+
+    def note(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
+        used.append(connection)
+
+    def is_settled() -> bool:
+        threads = threading.active_count() - before
+        return threads <= 6 and not any(connection.connection for connection in used)
+
+    async def open_many() -> None:
+        limits = httpx.Limits(max_connections=None)
+        async with (
+            httpx.AsyncClient(timeout=LIMIT, limits=limits, cookies=cookies) as client,
+            asyncio.TaskGroup() as group,
+        ):
+            ready = asyncio.Semaphore(0)
+
+            async def read() -> str:
+                async with client.stream("GET", url) as response:
+                    content = ""
+                    async for chunk in response.aiter_text():
+                        if "progress" in chunk and "progress" not in content:
+                            ready.release()
+                        content += chunk
+                    return content
+
+            readers = [group.create_task(read()) for _ in range(50)]
+            for _ in readers:
+                await asyncio.wait_for(ready.acquire(), LIMIT)
+            # One thread is the client's own, and one that was just released takes a moment to end.
+            await asyncio.to_thread(wait_until, is_settled, "they hold threads or connections")
+            tasks.gates[gate].set()
+        told_the_end.extend("event: finished" in reader.result() for reader in readers)
+
+    before = threading.active_count()
+    told_the_end: list[bool] = []
+    client = threading.Thread(target=lambda: asyncio.run(open_many()))
+    connection_created.connect(note)
+    try:
+        client.start()
+        client.join(2 * LIMIT)
+    finally:
+        connection_created.disconnect(note)
+    assert told_the_end == [True] * 50
+    assert len(used) == 50
+    wait_until(lambda: threading.active_count() <= before, "threads stay")
+
+
+async def test_nothing_is_released_outside_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under Django's AsyncClient in a TestCase the connections are the test's."""
+    closed_in: list[threading.Thread] = []
+    monkeypatch.setattr(
+        streams.connections, "close_all", lambda: closed_in.append(threading.current_thread())
+    )
+    assert SyncToAsync.thread_sensitive_context.get(None) is None
+    await streams.release_request_thread()
+    async with ThreadSensitiveContext() as context:
+        await streams.release_request_thread()
+        assert closed_in == []
+        first = await sync_to_async(threading.current_thread)()
+        assert context in SyncToAsync.context_to_thread_executor
+        await streams.release_request_thread()
+        assert closed_in == [first]
+        assert context not in SyncToAsync.context_to_thread_executor
+        assert await sync_to_async(threading.current_thread)() is not first
+
+
+async def test_a_stream_is_closed_when_the_client_goes_away() -> None:
+    """Not by the garbage collector, some time later."""
+    closed = []
+
+    async def content() -> AsyncIterator[bytes]:
+        try:
+            yield b"state"
+            yield b"news"
+        finally:
+            closed.append(True)
+
+    response = streams.EventStreamResponse(content(), content_type="text/event-stream")
+    async with aclosing(aiter(response)) as parts:  # as Django's ASGI handler does
+        assert await anext(parts) == b"state"
+    assert closed == [True]
+
+    async def shout(parts: AsyncIterator[bytes]) -> AsyncIterator[str]:
+        async for part in parts:
+            yield part.decode().upper()
+
+    response = streams.EventStreamResponse(content())
+    response.streaming_content = shout(response.streaming_content)  # as a middleware does
+    assert [part async for part in response] == [b"STATE", b"NEWS"]
+
+
+async def test_with_djangos_async_client() -> None:
+    result = await tasks.add.aenqueue(1)
+    async with hub.subscribe(result.id) as subscription:
+        async for _ in subscription:
+            pass
+    response = await AsyncClient().get(events_url(anonymous(), result))
+    content = b"".join([chunk async for chunk in response.streaming_content])
+    assert b"event: finished" in content
+
+
+# WSGI
+
+
+def test_under_wsgi_a_stream_is_short(gate: str) -> None:
+    """The states, then the end; EventSource comes again."""
+    result = running(tasks.gated.enqueue(gate))
+    client, url = Client(), events_url(anonymous(), result)
+    content = b"".join(client.get(url).streaming_content).decode()
+    received = list(messages(iter(content.splitlines())))
+    assert received[0].retry == 1000
+    assert [message.event for message in received if message.data] == ["progress"]
+    headers = {"Last-Event-ID": received[-1].last_event_id}
+    content = b"".join(client.get(url, headers=headers).streaming_content).decode()
+    assert content == "retry: 1000\n\n"
+    tasks.gates[gate].set()
+    finished(result)
+    content = b"".join(client.get(url, headers=headers).streaming_content).decode()
+    assert "event: finished" in content
+
+
+def test_a_task_that_moves_up(server: str, gate: str) -> None:
+    """A stream says so; a browser that polls hears of it once, and of nothing twice."""
+    with override_settings(
+        TASKS={
+            "default": {
+                "BACKEND": "django_tasks_local.ThreadPoolBackend",
+                "OPTIONS": {"MAX_WORKERS": 1},
+            }
+        }
+    ):
+        running(tasks.gated.enqueue(gate))
+        before, result = (tasks.noop.enqueue() for _ in range(2))
+        url = events_url(anonymous(), result)
+
+        def poll(last_event_id: str) -> list[Message]:
+            headers = {"Last-Event-ID": last_event_id}
+            content = b"".join(Client().get(url, headers=headers).streaming_content).decode()
+            return [message for message in messages(iter(content.splitlines())) if message.data]
+
+        with stream(server + url) as received:
+            first = [next(received) for _ in range(2)][-1]
+            assert (first.payload["kind"], first.payload["position"]) == ("enqueued", 1)
+            [polled] = poll("")
+            assert poll(polled.last_event_id) == []
+            cancel(before.id)
+            moved = next(received)
+            assert (moved.payload["sequence"], moved.payload["position"]) == (1, 0)
+            [polled] = poll(first.last_event_id)
+            assert polled.payload["position"] == 0
+            assert polled.last_event_id == moved.last_event_id != first.last_event_id
+            assert poll(polled.last_event_id) == []
+            status = httpx.get(server + url.replace("events", "status"), timeout=LIMIT).json()
+            assert status[0]["position"] == 0
+            tasks.gates[gate].set()
+            assert [m.payload["position"] for m in received if m.data][-1] is None
+
+
+def test_under_wsgi_a_stream_can_be_held(gate: str) -> None:
+    result = running(tasks.gated.enqueue(gate))
+    with override_settings(TASKS_SSE={"WSGI_HOLD": LIMIT, "KEEPALIVE": 0.01}):
+        content = iter(Client().get(events_url(anonymous(), result)).streaming_content)
+        assert b"event: progress" in next(content)
+        assert next(content) == encoding.KEEPALIVE
+        tasks.gates[gate].set()
+        assert b"event: finished" in b"".join(content)
+
+
+def test_a_stream_ends_in_time_for_another_look(
+    server: str, gate: str, transactional_db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever watched a task and has logged out since watches it no longer, nor is told the end."""
+    monkeypatch.setattr(streams, "LONGEST_STREAM", 0.2)
+    user = get_user_model().objects.create_user("anna")
+    result = running(tasks.gated.enqueue(gate))
+    request = anonymous()
+    request.user = user
+    url = events_url(request, result)
+    with httpx.Client(base_url=server, timeout=LIMIT) as browser:
+        browser.get("/login/anna/")
+        content = browser.get(url).text
+        assert "event: progress" in content
+        assert "id: end-" not in content
+        [last_event_id] = [line[4:] for line in content.splitlines() if line.startswith("id: ")]
+        again = browser.get(url, headers={"Last-Event-ID": last_event_id})
+        assert (again.status_code, "event: " in again.text) == (200, False)
+        browser.cookies.clear()
+        assert browser.get(url).status_code == 403
+    with override_settings(TASKS_SSE={"WSGI_HOLD": LIMIT}):
+        held = Client().get(events_url(anonymous(), result))
+        assert b"id: end-" not in b"".join(held.streaming_content)
+    tasks.gates[gate].set()
+
+
+LOGIN_REQUIRED = "django.contrib.auth.middleware.LoginRequiredMiddleware"
+
+
+@pytest.mark.parametrize("client_class", [Client, AsyncClient])
+async def test_a_site_of_transactions_and_logins(
+    client_class: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No transaction is begun, which would fail here for want of a database; the link is enough."""
+    monkeypatch.setitem(connections["default"].settings_dict, "ATOMIC_REQUESTS", True)
+    result = await sync_to_async(finished)(tasks.noop.enqueue())
+    url = events_url(anonymous(), result)
+    with override_settings(MIDDLEWARE=[*settings.MIDDLEWARE, LOGIN_REQUIRED]):
+        client = client_class()
+        for path in (url, url.replace("events", "status"), "/tasks/events/?task=forged"):
+            get = client.get if client_class is AsyncClient else sync_to_async(client.get)
+            response = await get(path)
+            assert response.status_code == (403 if "forged" in path else 200)
+        post = client.post if client_class is AsyncClient else sync_to_async(client.post)
+        assert (await post("/tasks/cancel/", {"task": "forged"})).status_code == 403
+
+
+def test_the_threaded_development_server_holds(gate: str) -> None:
+    result = running(tasks.gated.enqueue(gate))
+    environ = {"SERVER_SOFTWARE": "WSGIServer/0.2", "wsgi.multithread": True}
+    content = iter(Client().get(events_url(anonymous(), result), **environ).streaming_content)
+    assert b"event: progress" in next(content)
+    tasks.gates[gate].set()
+    assert b"event: finished" in b"".join(content)
+
+
+def test_the_end_of_the_process_ends_the_stream(gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "ended", True)
+    result = running_without_hub(gate)
+    # Or it would end soon anyway.
+    with override_settings(TASKS_SSE={"WSGI_HOLD": LIMIT, "KEEPALIVE": 0.01}):
+        content = b"".join(Client().get(events_url(anonymous(), result)).streaming_content)
+    assert encoding.KEEPALIVE not in content
+    assert b"id: end-" not in content
+    assert b"event: started" in content or b"event: progress" in content
+
+
+def running_without_hub(gate: str) -> AnyResult:
+    result = tasks.gated.enqueue(gate)
+    wait_until(lambda: (hub.snapshot(result.id) or result).status == "RUNNING", "it does not run")
+    return result
+
+
+def test_unserializable_results_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert encoding._json_value("the id", {1: 10**5000}) is None
+    assert "the id" in caplog.text
+    assert json.dumps(encoding._json_value("x", [float("inf"), 1])) == "[null, 1]"
+
+
+def test_stores_of_backends_that_keep_nothing() -> None:
+    assert not task_backends["immediate"].supports_get_result
+
+
+def test_what_the_store_knows_is_later_than_what_the_hub_has_heard() -> None:
+    """A web process hears `enqueued` of a task that runs elsewhere, and nothing more."""
+    done = finished(tasks.add.enqueue(1))
+    event = hub.snapshot(done.id)
+    hub.release(done.id)
+    ready = encoding_ready(event)
+    hub.publish(ready)
+    conversation = streams.Conversation(
+        [TaskRef(done.id, "default")], {done.id: event}, "", sse_settings()
+    )
+    assert b"event: finished" in conversation.opening([ready])
+    assert conversation.ended
+    hub.release(done.id)
+
+
+def encoding_ready(event: TaskEvent) -> TaskEvent:
+    return dataclasses.replace(event, sequence=1, kind=EventKind.ENQUEUED)
+
+
+def test_a_held_stream_under_wsgi_looks_into_the_store(gate: str) -> None:
+    result = running(tasks.gated.enqueue(gate))
+    with override_settings(TASKS_SSE={"WSGI_HOLD": LIMIT, "KEEPALIVE": 0.01}):
+        content = iter(Client().get(events_url(anonymous(), result)).streaming_content)
+        assert b"event: progress" in next(content)
+        hub.release(result.id)
+        assert b"event: unknown" in b"".join(content)

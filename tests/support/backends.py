@@ -1,0 +1,20 @@
+"""Settings with a backend of each kind."""
+
+from typing import Any
+
+from django.test import override_settings
+
+THREADS = "django_tasks_local.ThreadPoolBackend"
+PROCESSES = "django_tasks_local.ProcessPoolBackend"
+
+
+def settings_with(**options: Any) -> Any:
+    """Both kinds of backends, and one of threads as the default, with these OPTIONS."""
+    return override_settings(
+        TASKS={
+            "default": {"BACKEND": THREADS, "OPTIONS": options},
+            "threads": {"BACKEND": THREADS, "OPTIONS": options},
+            "processes": {"BACKEND": PROCESSES, "OPTIONS": {"MAX_WORKERS": 2} | options},
+            "immediate": {"BACKEND": "django.tasks.backends.immediate.ImmediateBackend"},
+        }
+    )

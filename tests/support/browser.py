@@ -1,0 +1,88 @@
+"""A real Chromium for tests, driven through Playwright.
+
+``tests/conftest.py`` imports the fixtures ``browser`` and ``page`` from here.
+"""
+
+import re
+import shutil
+from collections.abc import AsyncIterator
+from weakref import WeakKeyDictionary
+
+import pytest
+from playwright.async_api import Browser, ConsoleMessage, Error, Page, async_playwright, expect
+
+from tests.project.tasks import LIMIT
+from tests.support.programs import require
+
+PROGRAMS = ("chromium", "google-chrome", "chromium-browser")
+
+ARGUMENTS = (
+    "--no-sandbox",  # containers run tests as root
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+# A test may stop its server before its page, in whatever order the fixtures go.
+ALWAYS_ALLOWED = re.compile("net::ERR_(CONNECTION|EMPTY|INCOMPLETE|SOCKET)_")
+
+# Resolves when the browser has given up the source by itself.
+LISTEN = """(url) => new Promise((resolve) => {
+  const seen = (window.seen = []);
+  const source = new EventSource(url);
+  const note = (event) => seen.push([event.type, JSON.parse(event.data).sequence]);
+  for (const kind of ["enqueued", "started", "progress", "finished", "unknown"]) {
+    source.addEventListener(kind, note);
+  }
+  source.onerror = () => source.readyState === EventSource.CLOSED && resolve(seen);
+})"""
+
+_allowed: WeakKeyDictionary[Page, list[re.Pattern[str]]] = WeakKeyDictionary()
+
+
+def allow_errors(page: Page, pattern: str) -> None:
+    """Expect errors in this page's console, or thrown by its scripts, that match ``pattern``."""
+    _allowed.setdefault(page, []).append(re.compile(pattern))
+
+
+def _chromium() -> str:
+    found = (path for program in PROGRAMS if (path := shutil.which(program)))
+    return require(next(found, None), f"a browser ({', '.join(PROGRAMS)})")
+
+
+@pytest.fixture(scope="session")
+async def browser() -> AsyncIterator[Browser]:
+    executable = _chromium()
+    expect.set_options(timeout=LIMIT * 1000)
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=executable, args=ARGUMENTS, headless=True
+        )
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture
+async def page(browser: Browser) -> AsyncIterator[Page]:
+    """A page with cookies and storage of its own; an unexpected error in it fails the test."""
+    context = await browser.new_context()
+    page = await context.new_page()
+    errors: list[str] = []
+
+    def on_console(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            errors.append(message.text)
+
+    def on_page_error(error: Error) -> None:
+        errors.append(str(error))
+
+    page.on("console", on_console)
+    page.on("pageerror", on_page_error)
+    yield page
+    allowed = [ALWAYS_ALLOWED, *_allowed.pop(page, [])]
+    await context.close()
+    unexpected = [e for e in errors if not any(pattern.search(e) for pattern in allowed)]
+    assert not unexpected, f"errors in the page: {unexpected}"

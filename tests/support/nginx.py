@@ -1,0 +1,115 @@
+"""A real nginx in front of a server, as a package installs it: buffering, and gzip, are on."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import trustme
+
+from tests.support.paths import ROOT
+from tests.support.programs import require
+from tests.support.servers import accepts, free_port
+from tests.support.waiting import LIMIT, wait_until
+
+CONFIGURATION = """
+{user}
+daemon off;
+pid {directory}/nginx.pid;
+error_log {directory}/error.log;
+events {{}}
+http {{
+  log_format short "$status $request_uri";
+  access_log {directory}/access.log short;
+  client_body_temp_path {directory}/body;
+  proxy_temp_path {directory}/proxy;
+  fastcgi_temp_path {directory}/fastcgi;
+  uwsgi_temp_path {directory}/uwsgi;
+  scgi_temp_path {directory}/scgi;
+  types {{ text/css css; text/javascript js; }}
+  gzip on;
+  gzip_proxied any;
+  gzip_types text/event-stream;
+  proxy_set_header Host $http_host;
+  proxy_set_header X-Forwarded-Proto $scheme;
+  server {{
+    listen 127.0.0.1:{port};
+    listen 127.0.0.1:{tls_port} ssl http2;
+    ssl_certificate {directory}/certificate.pem;
+    ssl_certificate_key {directory}/key.pem;
+    if (-f {directory}/unavailable) {{ return 503; }}
+    location / {{ proxy_pass http://127.0.0.1:{upstream}; }}
+    location /app/static/ {{ alias {static}/; }}
+    location /app/ {{ proxy_pass http://127.0.0.1:{upstream}/; }}
+  }}
+}}
+"""
+
+
+class Nginx:
+    """A proxy that passes everything to the port `upstream`, under `/` and under `/app/`."""
+
+    def __init__(self, directory: Path, upstream: int) -> None:
+        self._directory = directory
+        self.port, self.tls_port = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.tls_url = f"https://127.0.0.1:{self.tls_port}"
+        path = f"{os.environ['PATH']}:/usr/sbin"  # where Debian has it
+        self._program = require(shutil.which("nginx", path=path), "nginx")
+        self._process: subprocess.Popen[bytes] | None = None
+        certificate = trustme.CA().issue_cert("127.0.0.1")
+        certificate.private_key_pem.write_to_path(directory / "key.pem")
+        certificate.cert_chain_pems[0].write_to_path(directory / "certificate.pem")
+        configuration = CONFIGURATION.format(
+            directory=directory,
+            port=self.port,
+            tls_port=self.tls_port,
+            upstream=upstream,
+            static=ROOT / "static",
+            user="user root;" if os.geteuid() == 0 else "",  # who may read the directory
+        )
+        (directory / "nginx.conf").write_text(configuration)
+
+    @property
+    def answers(self) -> list[int]:
+        """How the requests for streams that have ended were answered."""
+        lines = (self._directory / "access.log").read_text().splitlines()
+        return [int(line.partition(" ")[0]) for line in lines if "/tasks/events/" in line]
+
+    @property
+    def unavailable(self) -> bool:
+        """Whether everything is answered with 503."""
+        return self._flag.exists()
+
+    @unavailable.setter
+    def unavailable(self, value: bool) -> None:
+        self._flag.touch() if value else self._flag.unlink()
+
+    @property
+    def _flag(self) -> Path:
+        return self._directory / "unavailable"
+
+    def start(self) -> None:
+        command = [self._program, "-p", self._directory, "-c", self._directory / "nginx.conf"]
+        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        wait_until(lambda: accepts(self.port), "nginx does not start")
+
+    def stop(self) -> None:
+        """Cut every connection."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(LIMIT)
+
+
+@contextmanager
+def nginx(directory: Path, upstream: int) -> Iterator[Nginx]:
+    """Run nginx with its files in a directory."""
+    directory.mkdir()
+    proxy = Nginx(directory, upstream)
+    proxy.start()
+    try:
+        yield proxy
+    finally:
+        proxy.stop()

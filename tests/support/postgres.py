@@ -1,0 +1,79 @@
+"""A PostgreSQL server of the tests' own: a private cluster, in a temporary directory."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.project.tasks import LIMIT
+from tests.support.programs import require
+
+# Where Debian's package has what it does not put on the PATH.
+PROGRAMS = Path("/usr/lib/postgresql")
+SETTINGS = "-c listen_addresses= -c fsync=off -c max_connections=200"
+
+
+def _program(name: str) -> str:
+    found = [str(path) for path in sorted(PROGRAMS.glob(f"*/bin/{name}"))]
+    return require(shutil.which(name) or (found[-1] if found else None), "PostgreSQL")
+
+
+class Postgres:
+    """A running server; `host` is the directory of its socket, and nobody else can reach it."""
+
+    user = "postgres"
+
+    def __init__(self, directory: Path) -> None:
+        self.host = str(directory)
+        self._data = str(directory / "data")
+        # The server refuses to run as root, as which tests run in a container.
+        self._owner = self.user if os.geteuid() == 0 else None
+        if self._owner is not None:
+            shutil.chown(directory, self._owner)
+        self._run("initdb", "--no-sync", "--auth=trust", f"--username={self.user}")
+        self._control("start", f"--options=-k {self.host} {SETTINGS}", f"--log={directory}/log")
+
+    def restart(self) -> None:
+        """Kill it, as a crash would, and start it again."""
+        self._control("restart", "--mode=immediate", f"--log={self.host}/log")
+
+    def stop(self) -> None:
+        """Stop it for good."""
+        self._control("stop", "--mode=immediate")
+
+    def connect(self) -> psycopg.Connection:
+        """Return a connection that Django knows nothing of."""
+        return psycopg.connect(host=self.host, user=self.user, dbname="postgres", autocommit=True)
+
+    def _control(self, *args: str) -> None:
+        self._run("pg_ctl", "--silent", "--wait", *args)
+
+    def _run(self, program: str, *args: str) -> None:
+        subprocess.run(
+            [_program(program), f"--pgdata={self._data}", *args],
+            cwd=self.host,
+            user=self._owner,
+            group=self._owner,
+            # The server would keep a pipe open.
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            timeout=2 * LIMIT,
+            check=True,
+        )
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server. Tests may restart it."""
+    _program("initdb")
+    with tempfile.TemporaryDirectory(prefix="postgres-") as directory:
+        server = Postgres(Path(directory))
+        try:
+            yield server
+        finally:
+            server.stop()

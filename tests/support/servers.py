@@ -1,0 +1,170 @@
+"""Real servers: each in processes of its own, or uvicorn in a thread of the tests' process."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from tests.support.paths import ROOT
+from tests.support.waiting import LIMIT, wait_until
+
+MANAGE = ROOT / "tests" / "project" / "manage.py"
+COMMANDS = {
+    "runserver": ["{manage}", "runserver", "--noreload", "127.0.0.1:{port}"],
+    "runserver-daphne": ["{manage}", "runserver", "--noreload", "127.0.0.1:{port}"],
+    "runserver-reload": ["{manage}", "runserver", "127.0.0.1:{port}"],
+    "uvicorn": ["-m", "uvicorn", "--port={port}", "{asgi}"],
+    "uvicorn-workers": ["-m", "uvicorn", "--port={port}", "--workers=2", "{asgi}"],
+    "daphne": ["-m", "daphne", "-p", "{port}", "{asgi}"],
+    "granian": ["-m", "granian", "--interface=asgi", "--port={port}", "{asgi}"],
+    "gunicorn-sync": ["-m", "gunicorn", "-b", "127.0.0.1:{port}", "{wsgi}"],
+    "gunicorn-gthread": ["-m", "gunicorn", "-b", "127.0.0.1:{port}", "--threads=4", "{wsgi}"],
+    "gunicorn-uvicorn": [
+        *("-m", "gunicorn", "-b", "127.0.0.1:{port}"),
+        *("-k", "uvicorn_worker.UvicornWorker", "{asgi}"),
+    ],
+    "gunicorn-workers": ["-m", "gunicorn", "-b", "127.0.0.1:{port}", "-w2", "{wsgi}"],
+    "gunicorn-preload": ["-m", "gunicorn", "-b", "127.0.0.1:{port}", "-w2", "--preload", "{wsgi}"],
+}
+ASGI = ["uvicorn", "daphne", "granian", "gunicorn-uvicorn", "runserver-daphne"]
+WSGI = ["gunicorn-sync", "gunicorn-gthread", "runserver"]
+
+
+@dataclass
+class Server:
+    """A running server: its first process, where it answers, and where it logs."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start_task(self, name: str, *args: Any, **options: Any) -> Any:
+        """Enqueue a task in the server; see `tests.project.views.start`."""
+        query = {"args": json.dumps(args), **options}
+        response = httpx.get(f"{self.url}/start/{name}/", params=query, timeout=LIMIT)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, *, group: bool = False) -> float:
+        """Send a signal, as a process manager does, or as a terminal to the whole group; wait."""
+        began = time.monotonic()
+        if group:
+            os.killpg(self.process.pid, number)
+        else:
+            self.process.send_signal(number)
+        self.process.wait(LIMIT)
+        return time.monotonic() - began
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on just now."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a program that knows this package and nothing of these tests."""
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("DJANGO_")}
+    return {**environ, "PYTHONPATH": str(ROOT)}
+
+
+def group_is_gone(pid: int) -> bool:
+    """Whether no process is left of those that began with this one, in a session of their own."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(group) == pid and state != "Z":
+            return False
+    return True
+
+
+@contextmanager
+def serve(
+    name: str,
+    directory: Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    port: int | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
+    """
+    Start one of COMMANDS in a session of its own, and wait until it answers.
+
+    `settings` come on top of those of the tests' project; its log is in `directory`.
+    """
+    port = port or free_port()
+    values = {
+        "port": port,
+        "manage": MANAGE,
+        "asgi": "tests.project.asgi:application",
+        "wsgi": "tests.project.wsgi:application",
+    }
+    settings = dict(settings or {})
+    if name == "runserver-daphne":
+        settings["WITH_DAPHNE"] = True
+    log = directory / f"{name}-{port}.log"
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, *(part.format_map(values) for part in COMMANDS[name])],
+            env=environment() | {"TEST_SETTINGS": json.dumps(settings)} | dict(environ or {}),
+            cwd=ROOT,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        wait_until(lambda: process.poll() is not None or accepts(port), f"{name} does not start")
+        assert process.poll() is None, log.read_text()
+        yield Server(process, port, log)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(LIMIT)
+
+
+def accepts(port: int) -> bool:
+    """Whether somebody listens on a port."""
+    with closing(socket.socket()) as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class ServerThread:
+    """A real uvicorn in a thread of this process, so that a test shares its hub and its tasks."""
+
+    def __init__(self) -> None:
+        from tests.project.asgi import application  # needs django.setup()
+
+        config = uvicorn.Config(application, port=0, log_level="error", lifespan="off")
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, name="test-server", daemon=True)
+
+    def __enter__(self) -> str:
+        self.thread.start()
+        wait_until(lambda: self.server.started, "uvicorn does not start")
+        port = self.server.servers[0].sockets[0].getsockname()[1]
+        return f"http://127.0.0.1:{port}"
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.server.should_exit = True
+        self.thread.join(LIMIT)

@@ -1,0 +1,48 @@
+"""Waits for what a test expects, none longer than LIMIT."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from django.tasks import TaskResult
+
+from django_tasks_local.events import TaskEvent
+from django_tasks_local.hub import hub
+from tests.project import tasks
+
+type AnyResult = TaskResult[Any, Any]
+
+LIMIT = tasks.LIMIT
+
+
+def wait_until(condition: Callable[[], object], failure: str) -> None:
+    """Wait for what has no event of its own to wait for; never longer than LIMIT."""
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline, failure
+        time.sleep(0.005)
+
+
+def wait_for_event(result_id: str, condition: Callable[[TaskEvent], object]) -> TaskEvent:
+    """Return the first event that fits; fail when the task ends before, or after LIMIT."""
+    deadline = time.monotonic() + LIMIT
+    with hub.subscribe(result_id) as subscription:
+        while events := subscription.take(timeout=deadline - time.monotonic()):
+            for event in events:
+                if condition(event):
+                    return event
+    raise AssertionError(f"No such event; the last one was {hub.snapshot(result_id)}")
+
+
+def finished(result: AnyResult) -> AnyResult:
+    """Wait for a task's end and return its result, brought up to date."""
+    wait_for_event(result.id, lambda event: event.is_last)
+    result.refresh()
+    return result
+
+
+def running(result: AnyResult) -> AnyResult:
+    """Wait until a task has begun to report, and return its result, brought up to date."""
+    wait_for_event(result.id, lambda event: event.progress is not None)
+    result.refresh()
+    return result
