@@ -16,6 +16,9 @@ from django.tasks import TaskResultStatus
 # The sequence of a `finished` event that is made from a stored result: no event of the task can
 # follow it. It is the largest integer that JSON readers agree on (RFC 8259, section 6).
 LAST_SEQUENCE = 2**53 - 1
+# The sequences of the first two events of a run. Samples of the progress follow.
+ENQUEUED_SEQUENCE = 1
+STARTED_SEQUENCE = 2
 type Version = tuple[int, int, float]
 # Before the version of every event: the version of a task of which no event was read yet.
 NO_VERSION: Version = (0, 0, 0.0)
@@ -107,6 +110,11 @@ class TaskEvent:
     finished_at: datetime | None = None
     error: TaskFailure | None = None
     return_value: Any = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What identifies the task: the alias of its backend and its id."""
+        return self.backend, self.id
 
     @property
     def version(self) -> Version:

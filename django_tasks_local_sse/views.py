@@ -89,8 +89,8 @@ async def status(request: HttpRequest) -> HttpResponseBase:
     settings = sse_settings()
     found = await find_events(refs)
     payloads = [
-        encoding.payload(found[ref.id], settings)
-        if ref.id in found
+        encoding.payload(found[ref.key], settings)
+        if ref.key in found
         else encoding.unknown_payload(ref.id)
         for ref in refs
     ]

@@ -98,7 +98,7 @@ def future_waiter() -> Callable[[str], None]:
     """Return how to wait for the end of a task of 2.0."""
     from django.tasks import task_backends
 
-    futures = task_backends["default"]._state.futures  # noqa: SLF001 - the published 2.0 has no other access
+    futures = task_backends["default"]._state.futures
 
     def wait(result_id: str) -> None:
         future = futures.get(result_id)

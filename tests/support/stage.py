@@ -1,4 +1,4 @@
-"""A reporter on a stage, whose clock and ticker the test moves."""
+"""A reporter whose clock and ticker the test moves."""
 
 import threading
 from typing import Any
@@ -54,8 +54,8 @@ class Stage(Reporting):
     def last(self) -> Progress:
         return self.published[-1][1]
 
-    def look(self) -> tuple[Any, ...]:
-        """Return what is told an interval later."""
+    def sample(self) -> tuple[Any, ...]:
+        """Return what is published an interval later."""
         self.tick(self.now + self.reporter.interval)
         return self.last.current, self.last.total, self.last.message
 

@@ -2,15 +2,15 @@
 
 from django.apps import AppConfig
 
-from django_tasks_local import worker
+from django_tasks_local.processes.child import in_worker_process
 
 
 class BrokenConfig(AppConfig):
-    """Raises in ready(), but not in the process that runs the tests."""
+    """Fail to start in a worker process; start normally in the process that runs the tests."""
 
     name = "tests.project.broken"
 
     def ready(self) -> None:
         """Raise."""
-        if worker.is_worker:
+        if in_worker_process():
             raise RuntimeError("this app has no luck today")

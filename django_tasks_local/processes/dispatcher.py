@@ -1,0 +1,288 @@
+"""
+The dispatcher: the thread that talks to all worker processes of a pool.
+
+    enqueue(), any thread          the dispatcher's thread         a worker process
+    ---------------------          -----------------------         ----------------
+    queue.append(task)
+    an idle worker? give() ----------------- RunTask ------------> reads it
+    none? wake() ----------------> starts a worker
+                                   pool.begin(task)  <--Started--- runs it
+                                   task.report()     <--Sample----
+                                   pool.finish(task) <--Result----
+                                   gives it the next task
+    cancel(), close() --post()---> terminates a worker --SIGTERM-> its task is cancelled
+                                   fails the task, or <-sentinel-- has ended
+                                   requeues it
+
+Each worker has its own socket, so a worker that dies, stops or leaves a frame unfinished affects no
+other one. The dispatcher never waits for a single worker: it reads and writes what is possible now,
+and sleeps until a socket, a sentinel, wake() or a deadline ends its select().
+
+Invariant: a worker owns a task from its report that the task has started. Before that report, the
+task of a dead worker is requeued, so the death of an idle worker costs no task.
+"""
+
+from __future__ import annotations
+
+import selectors
+import sys
+import time
+from contextlib import ExitStack
+from functools import partial
+from multiprocessing import util as multiprocessing_util
+from typing import TYPE_CHECKING, ClassVar
+from weakref import WeakSet
+
+from .. import shutdown
+from ..exceptions import TaskCancelled, WorkerDied
+from ..execution import Outcome
+from ..forking import reset_in_child
+from .assigning import Assigner
+from .crew import Crew
+from .loop import Loop
+from .starting import Starter, forget_parents_children, make_launch
+from .wire import Broken, Ready, Result, Sample, Started, Unreadable, to_datetime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ..conf import ProcessOptions
+    from ..pools.base import Pool
+    from .task import ProcessTask
+    from .wire import WorkerMessage
+    from .worker_process import WorkerProcess
+
+MAX_SENDS = 3  # how often a task is sent to workers that die before it starts
+
+
+class Dispatcher:
+    """
+    The thread of one pool. Its methods run in this thread, except where they say otherwise.
+    """
+
+    def __init__(self, pool: Pool[ProcessOptions, ProcessTask]) -> None:
+        self._pool = pool
+        self._options = pool.options
+        self.starter = Starter(pool.alias, make_launch(pool.options))
+        # Whether another task lets the thread start a worker: then task_added() wakes it.
+        self._wants_tasks = True
+        # multiprocessing waits for its children at exit, after it has called its own finalizers.
+        finalizer = multiprocessing_util.Finalize(None, shutdown.drain_at_exit, exitpriority=100)
+        with ExitStack() as undo:
+            undo.callback(finalizer.cancel)
+            self._loop = Loop(
+                f"django-tasks-{pool.alias}-dispatcher",
+                on_turn=self._on_turn,
+                is_done=lambda: self._crew.closing and not self._crew,
+                on_end=finalizer.cancel,
+            )
+            undo.callback(self._loop.close)
+            self._assigner = Assigner(pool, self._loop.wake)
+            self._crew = Crew(pool, self.starter, self._assigner, self._listen_to)
+            self._loop.start()
+            undo.pop_all()
+        _dispatchers.add(self)
+
+    # Called from any thread
+
+    def task_added(self) -> None:
+        """Give waiting tasks to idle workers, or have the dispatcher start workers for them."""
+        self._assigner.assign()
+        # Unlocked: after it has set the flag, the dispatcher checks the queue again.
+        if self._wants_tasks and self._pool.queue:
+            self._wants_tasks = False
+            self._loop.wake()
+
+    def stop(self, task: ProcessTask) -> None:
+        """Stop the worker that runs a cancelled task."""
+        self._loop.post(self._stop_task, task)
+
+    def workers(self) -> list[WorkerProcess]:
+        """Return all workers, those that end included."""
+        return self._crew.workers()
+
+    def replace_workers(self) -> None:
+        """Give no further task to the present workers: their settings are outdated."""
+        self._crew.outdate()
+        self._loop.post(self._crew.retire_outdated)
+
+    def close(self) -> None:
+        """Stop all workers, and return when all have ended."""
+        self._loop.post(self._crew.close)
+        self._loop.join()
+
+    def forget_parent(self) -> None:
+        """In a child of fork(): close what belongs to the parent."""
+        forget_parents_children(self.workers())
+        self._loop.close()
+
+    # Each turn of the loop
+
+    def _on_turn(self) -> float | None:
+        """Act on deadlines, assign tasks, start workers; return the time of the next deadline."""
+        now = time.monotonic()
+        for worker in self.workers():
+            if worker.has_expired(now):
+                self._loop.call(worker.act_on_deadline)
+        self._loop.call(self._assign)
+        due_at = None
+        for worker in self.workers():
+            if worker.has_unsent is not worker.is_watched_for_writing:
+                self._watch_writing(worker)
+            deadline = worker.deadline
+            if deadline is not None and (due_at is None or deadline < due_at):
+                due_at = deadline
+        if self._pool.queue and not self.starter.is_due():
+            retry_at = self.starter.retry_at
+            due_at = retry_at if due_at is None else min(due_at, retry_at)
+        return due_at
+
+    def _assign(self) -> None:
+        """Give waiting tasks to idle workers, and start workers for the others."""
+        try:
+            self._assigner.assign()
+            self._crew.start_missing()
+            self._wants_tasks = True
+            # Tasks added during the lines above did not wake this thread, as the flag was False.
+            self._assigner.assign()
+            self._crew.start_missing()
+        finally:
+            # Also after an exception: while the flag is False, no added task wakes this thread.
+            self._wants_tasks = self._crew.can_grow()
+
+    def _stop_task(self, task: ProcessTask) -> None:
+        error = TaskCancelled("The task was cancelled.")
+        for worker in self.workers():
+            if task in worker.tasks:
+                self._crew.terminate(worker, error)
+                return
+        self._pool.fail_waiting(task, error)  # It was requeued after the caller had stopped it.
+
+    def _listen_to(self, worker: WorkerProcess, undo: ExitStack) -> None:
+        self._loop.watch(worker.sock, partial(self._on_socket, worker))
+        undo.callback(self._loop.unwatch, worker.sock)
+        if sys.platform != "win32":  # where a selector accepts only sockets
+            self._loop.watch(worker.process.sentinel, partial(self._on_sentinel, worker))
+            undo.callback(self._loop.unwatch, worker.process.sentinel)
+
+    def _watch_writing(self, worker: WorkerProcess) -> None:
+        """Have the rest of a long frame sent as soon as the socket accepts more."""
+        worker.is_watched_for_writing = worker.has_unsent
+        self._loop.watch_writing(worker.sock, worker.is_watched_for_writing)
+
+    # Messages
+
+    def _on_socket(self, worker: WorkerProcess, events: int) -> None:
+        if worker not in self._crew:
+            return  # It was buried in this turn.
+        if events & selectors.EVENT_WRITE:
+            worker.flush()
+        if events & selectors.EVENT_READ:
+            try:
+                messages = worker.receive()
+            except EOFError:
+                self._on_end_of_socket(worker)
+            else:
+                self._handle(worker, messages)
+
+    def _handle(self, worker: WorkerProcess, messages: Iterable[WorkerMessage]) -> None:
+        for message in messages:
+            self._loop.call(self._handlers[type(message)], self, worker, message)
+
+    def _on_ready(self, worker: WorkerProcess, message: Ready) -> None:
+        self._crew.on_ready(worker)
+
+    def _on_broken(self, worker: WorkerProcess, message: Broken) -> None:
+        worker.start_error = message.error
+
+    def _on_started(self, worker: WorkerProcess, message: Started) -> None:
+        task = worker.first_task
+        if task is None or task.id != message.result_id:
+            self._reject(worker, message)
+            return
+        worker.start_first(self._options.timeout)
+        self._pool.begin(task, worker.worker_id, to_datetime(message.started_at))
+
+    def _on_sample(self, worker: WorkerProcess, message: Sample) -> None:
+        task = worker.first_task
+        # Another thread of the worker may send a sample after its task's result.
+        if task is not None and task.id == message.result_id:
+            task.report(message.number, message.progress)
+
+    def _on_result(self, worker: WorkerProcess, message: Result) -> None:
+        task = worker.first_task
+        if task is None or task.id != message.result_id or not task.has_started:
+            self._reject(worker, message)
+        elif worker.overrules(message):
+            # The worker is about to die of what has stopped the task, and then gets its outcome.
+            number, progress = message.last
+            if progress is not None:
+                task.report(number, progress)
+        else:
+            worker.end_first()
+            self._crew.offer(worker)  # The next task begins while this one's outcome is recorded.
+            self._pool.finish(task, message.outcome(), message.last)
+
+    def _reject(self, worker: WorkerProcess, message: WorkerMessage) -> None:
+        """Terminate a worker that breaks the protocol. If it runs a task, the task fails."""
+        error: Exception
+        if isinstance(message, Unreadable):
+            error = message.error
+        else:
+            error = ValueError(f"A worker process has sent an unexpected message: {message}")
+        task = worker.first_task
+        self._crew.terminate(worker, error if task is not None and task.has_started else None)
+
+    _handlers: ClassVar[dict[type[WorkerMessage], Callable[..., None]]] = {
+        Ready: _on_ready,
+        Broken: _on_broken,
+        Started: _on_started,
+        Sample: _on_sample,
+        Result: _on_result,
+        Unreadable: _reject,
+    }
+
+    # The end of a worker
+
+    def _on_end_of_socket(self, worker: WorkerProcess) -> None:
+        """The worker is about to end, or a task has closed a socket that it did not open."""
+        self._loop.unwatch(worker.sock)
+        worker.note_end_of_socket()
+        self._assigner.remove_idle(worker)
+        if sys.platform == "win32":  # No sentinel reports its end.
+            worker.wait_or_kill()
+            self._bury(worker)
+
+    def _on_sentinel(self, worker: WorkerProcess, events: int) -> None:
+        """Read what a dead worker has sent, then decide what happens to its tasks."""
+        if worker in self._crew:
+            self._handle(worker, worker.receive_rest())
+            self._loop.unwatch(worker.process.sentinel)
+            self._bury(worker)
+
+    def _bury(self, dead: WorkerProcess) -> None:
+        self._loop.unwatch(dead.sock)
+        # Before any outcome is recorded: _stop_task() must not find a task in a dead worker.
+        tasks = list(dead.tasks)
+        death = self._crew.remove(dead)
+        for task in reversed(tasks):
+            self._resolve(task, dead, death)
+
+    def _resolve(self, task: ProcessTask, dead: WorkerProcess, death: str) -> None:
+        """Fail a task of a dead worker, or requeue it if it had not started."""
+        reason = dead.reason if dead.stopped_task is task else None
+        if reason is None and not task.has_started and task.sends < MAX_SENDS:
+            self._assigner.requeue(task)
+        else:
+            error = reason or WorkerDied(f"{death} while it ran the task.")
+            self._pool.finish(task, Outcome.failure(error))
+
+
+_dispatchers: WeakSet[Dispatcher] = WeakSet()
+
+
+@reset_in_child
+def _forget_parent() -> None:
+    for dispatcher in list(_dispatchers):
+        dispatcher.forget_parent()
+    _dispatchers.clear()

@@ -1,0 +1,151 @@
+"""The pool of worker processes: what it adds to Pool."""
+
+from __future__ import annotations
+
+import threading
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, override
+
+from django.utils import timezone
+
+from .. import shutdown
+from ..conf import ProcessOptions
+from ..execution.connections import close_old_resources, drop_stale_connections
+from ..identifiers import new_id
+from ..pools.base import Pool
+from .child import in_worker_process
+from .dispatcher import Dispatcher
+from .settings import database_names, refuse_databases_in_memory
+from .task import ProcessTask
+from .wire import encode_task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..aliases import AnyTask
+    from .worker_process import WorkerProcess
+
+
+class ProcessPool(Pool[ProcessOptions, ProcessTask]):
+    """Processes named `django-tasks-<alias>-<n>`, started when no idle one can take a task."""
+
+    def __init__(self, sender: type, alias: str, options: ProcessOptions) -> None:
+        super().__init__(sender, alias, options)
+        # Guards the two below: one dispatcher, one check of the databases. Reentrant, because a
+        # finalizer that runs while this thread holds it may enqueue.
+        self._dispatcher_lock = threading.RLock()
+        self._dispatcher: Dispatcher | None = None
+        self._databases: dict[str, Any] | None = None
+
+    def workers(self) -> list[WorkerProcess]:
+        """Return the worker processes, those that start or end included."""
+        return [] if self._dispatcher is None else self._dispatcher.workers()
+
+    @property
+    def dispatcher(self) -> Dispatcher | None:
+        """The thread that talks to the workers; None before the first task."""
+        return self._dispatcher
+
+    @override
+    def count_workers(self) -> int:
+        return len(self.workers())
+
+    @override
+    def _make_record(self, task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> ProcessTask:
+        if in_worker_process():
+            raise RuntimeError(
+                f"Task {task.module_path} was not enqueued: a worker process cannot "
+                f"enqueue tasks of a ProcessPoolBackend. Enqueue what follows a task in a receiver "
+                f"of task_finished; AppConfig.ready() runs in worker processes too, where "
+                f"django_tasks_local.processes.child.in_worker_process() returns True."
+            )
+        dispatcher = self._dispatcher
+        if dispatcher is not None:
+            dispatcher.starter.raise_if_broken()
+        self._check_databases()
+        id, enqueued_at = new_id(), timezone.now()
+        try:
+            body = encode_task(id, task, args, kwargs, enqueued_at)
+        except Exception as error:
+            raise ValueError(f"The arguments of a task must be pickleable: {error}") from error
+        if dispatcher is None:
+            self._start_dispatcher()
+        interval = self.options.progress_interval
+        return ProcessTask(task, id, args, kwargs, self.alias, enqueued_at, interval, body)
+
+    def _check_databases(self) -> None:
+        """
+        Replace the workers if this process uses other databases than they do.
+
+        A test runner changes the names in a running process. A worker that was started before
+        would work on the real databases.
+        """
+        databases = database_names()
+        if databases == self._databases:
+            return
+        with self._dispatcher_lock:
+            refuse_databases_in_memory()
+            self._databases = databases
+            if self._dispatcher is not None:
+                self._dispatcher.replace_workers()
+
+    def _start_dispatcher(self) -> None:
+        with self._dispatcher_lock:
+            # A pool that is closed or that shutdown would not close gets none: enqueue() refuses
+            # the task.
+            if self._dispatcher is not None or self.closed or not shutdown.register(self):
+                return
+            try:
+                dispatcher = Dispatcher(self)
+            except (OSError, RuntimeError) as error:
+                raise RuntimeError(
+                    f"The task backend {self.alias!r} cannot start the thread that starts "
+                    f"its worker processes, so no task was enqueued: {error}"
+                ) from error
+            if self._dispatcher is None:
+                self._dispatcher = dispatcher
+            else:  # A finalizer has enqueued during the lines above.
+                dispatcher.close()
+
+    @override
+    def _submit(self, record: ProcessTask) -> None:
+        self.queue.append(record)
+        assert self._dispatcher is not None
+        self._dispatcher.task_added()
+
+    @override
+    def fail_waiting(self, record: ProcessTask, error: BaseException) -> bool:
+        # A task that was sent to a worker may have started although the report is not here yet.
+        if not record.claim():
+            return False
+        if super().fail_waiting(record, error):
+            return True
+        # enqueue() has not published the task yet, so it is in no queue and no worker has it.
+        record.unclaim()
+        return False
+
+    @override
+    def _stop(self, record: ProcessTask) -> None:
+        if self._dispatcher is not None:
+            self._dispatcher.stop(record)
+
+    @override
+    def _call_receivers(self, send: Callable[..., object], *args: object) -> None:
+        # The dispatcher's thread serves all tasks: what a receiver leaves there must not leak.
+        Context().run(_call_with_resources, send, *args)
+
+    @override
+    def close_workers(self) -> None:
+        with self._dispatcher_lock:
+            dispatcher = self._dispatcher
+        if dispatcher is not None:
+            dispatcher.close()
+
+
+def _call_with_resources(function: Callable[..., object], *args: object) -> None:
+    """Call receivers, which may use databases and caches, as Django calls a view."""
+    drop_stale_connections()
+    try:
+        function(*args)
+    finally:
+        close_old_resources()

@@ -1,0 +1,50 @@
+"""The record of a task of a process pool: with its message to a worker, and who may send it."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from ..record import TaskRecord
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from ..aliases import AnyTask
+
+
+class ProcessTask(TaskRecord):
+    """
+    A task that runs in a worker process.
+
+    Invariant: a thread that sends the task, or fails it before it has started, has claimed it. So
+    exactly one thread decides between "cancelled while waiting" and "sent to a worker".
+    """
+
+    __slots__ = ("_claim", "body", "has_started", "sends")
+
+    def __init__(
+        self,
+        task: AnyTask,
+        id: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        backend: str,
+        enqueued_at: datetime,
+        interval: float,
+        body: bytes,
+    ) -> None:
+        super().__init__(task, id, args, kwargs, backend, enqueued_at, interval)
+        self.body = body  # of its frame; empty once a worker has started the task
+        self.sends = 0
+        self.has_started = False  # its worker has reported so
+        # No thread ever waits for it, so a finalizer cannot deadlock on it.
+        self._claim = threading.Lock()
+
+    def claim(self) -> bool:
+        """Get the right to send the task or to fail it; False if it is taken. From any thread."""
+        return self._claim.acquire(blocking=False)
+
+    def unclaim(self) -> None:
+        """Give up the claim: the task waits again."""
+        self._claim.release()

@@ -1,0 +1,313 @@
+"""
+One worker process as its parent sees it: a state machine, a socket, and the tasks sent to it.
+
+    STARTING --ready--> IDLE --give()--> BUSY --the last result--> IDLE
+        |                 |                |
+        |   retire(), terminate(), the socket is closed, a deadline passes
+        +-----------------+----------------+
+                                           v
+                                        ENDING --the process has ended--> DEAD
+
+Only give() is called from any thread, because the thread that enqueues a task hands it to an idle
+worker itself; so `lock` guards the state and the outgoing side of the socket. All other methods are
+called in the dispatcher's thread.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from ..exceptions import TaskCancelled, TaskTimeout
+from .wire import READ_SIZE, FrameReader, decode, frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
+
+    from .task import ProcessTask
+    from .wire import Result, WorkerMessage
+
+KILL_AFTER = 0.5  # seconds from SIGTERM to SIGKILL
+RETIRE_TIME = 5.0  # seconds for an idle worker to end after its socket was closed
+LOST_EXIT_CODE = 255  # multiprocessing reports it if its fork server died: the real one is unknown
+
+
+class State(Enum):
+    """What a worker is doing."""
+
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+    ENDING = "ending"  # it was asked to end, or has closed its socket: it gets no further task
+    DEAD = "dead"
+
+
+_LEGAL_MOVES = {
+    State.STARTING: (State.IDLE, State.ENDING, State.DEAD),
+    State.IDLE: (State.BUSY, State.ENDING, State.DEAD),
+    # BUSY to BUSY: a task has started, and its time is limited.
+    State.BUSY: (State.IDLE, State.BUSY, State.ENDING, State.DEAD),
+    # ENDING to ENDING: the next, harder way to end it, or its socket is closed.
+    State.ENDING: (State.ENDING, State.DEAD),
+    State.DEAD: (),
+}
+_SERVING = (State.STARTING, State.IDLE, State.BUSY)
+
+
+class WorkerProcess:
+    """A worker, its state and its tasks."""
+
+    def __init__(
+        self,
+        worker_id: str,
+        process: BaseProcess,
+        sock: socket.socket,
+        lifeline: Connection,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.worker_id = worker_id
+        self.process = process
+        self.sock = sock
+        # A pipe of which the parent holds this end only: the kernel closes it if the parent dies,
+        # and the worker ends.
+        self._lifeline = lifeline
+        self._clock = clock
+        # Guards `_state`, `_outgoing` and the writing to the socket. Reentrant: a finalizer that
+        # runs while this thread holds it may enqueue.
+        self.lock = threading.RLock()
+        self._state = State.STARTING
+        self.reader = FrameReader()
+        self._outgoing = bytearray()  # sent, but not accepted by the socket yet
+        self.is_watched_for_writing = False  # by the dispatcher
+        # Sent to the worker, without outcome, in order: it runs the first one or is about to.
+        self.tasks: deque[ProcessTask] = deque()
+        self.completed = 0  # tasks
+        self.was_ready = False
+        self.is_outdated = False  # it has other settings than the next task needs
+        self.start_error: str | None = None  # the traceback, if Django could not be set up there
+        self._timeout: float | None = None  # of the running task, in seconds
+        # Set by _move() only.
+        self.deadline: float | None = None  # of the running task, or of the end in ENDING
+        self.terminated = False
+        self.reason: BaseException | None = None  # why `stopped_task` was stopped
+        self.stopped_task: ProcessTask | None = None
+
+    # The state
+
+    def _move(
+        self,
+        to: State,
+        *,
+        seconds: float | None = None,
+        terminated: bool = False,
+        reason: BaseException | None = None,
+    ) -> None:
+        """Change the state, for at most `seconds`. Raises RuntimeError for an illegal move."""
+        with self.lock:
+            if to not in _LEGAL_MOVES[self._state]:
+                raise RuntimeError(
+                    f"The worker {self.worker_id} cannot move from {self._state} to {to}."
+                )
+            self._state = to
+            self.deadline = None if seconds is None else self._clock() + seconds
+            if terminated:
+                self.terminated = True
+            if reason is not None:
+                self.reason, self.stopped_task = reason, self.first_task
+
+    @property
+    def state(self) -> State:
+        """What it does now."""
+        return self._state
+
+    @property
+    def first_task(self) -> ProcessTask | None:
+        """The task that it runs or is about to run."""
+        tasks = self.tasks
+        return tasks[0] if tasks else None
+
+    def is_available(self) -> bool:
+        """Whether it can be given a task."""
+        return self._state is State.IDLE and not self.is_outdated
+
+    def counts_as_serving(self) -> bool:
+        """Whether it works or will work: it occupies one of MAX_WORKERS places."""
+        return self._state in _SERVING
+
+    def has_expired(self, now: float) -> bool:
+        """Whether its deadline has passed at this time of the clock."""
+        return self.deadline is not None and self.deadline <= now
+
+    def never_became_ready(self) -> bool:
+        """Whether it ended by itself before it could run a task."""
+        return not self.was_ready and not self.terminated
+
+    def must_retire(self, max_tasks: int | None) -> bool:
+        """Whether it must get no further task, because of its age or its settings."""
+        return self.is_outdated or (max_tasks is not None and self.completed >= max_tasks)
+
+    def overrules(self, result: Result) -> bool:
+        """
+        Whether the first task fails for the reason that it was stopped for, whatever its result is.
+
+        A task that has caught its cancellation and returned a value is successful all the same.
+        """
+        if self.reason is None or self.stopped_task is not self.first_task:
+            return False
+        return result.error is not None or not isinstance(self.reason, TaskCancelled)
+
+    # Steps of its life
+
+    def become_ready(self) -> None:
+        """Note that Django is set up there."""
+        self.was_ready = True
+        if self._state is State.STARTING:
+            self._move(State.IDLE)
+
+    def give(self, task: ProcessTask) -> bool:
+        """Send it a task; False if it is not available any longer. Called from any thread."""
+        with self.lock:
+            if self._state is not State.IDLE or self.is_outdated:
+                return False
+            # Both before the task is sent: its result may arrive before send() returns here.
+            self._move(State.BUSY)
+            self._send([task])
+            return True
+
+    def start_first(self, timeout: float | None) -> None:
+        """Note that the first task runs, and may run for `timeout` seconds."""
+        assert self.tasks
+        self.tasks[0].has_started = True
+        self.tasks[0].body = b""  # The task will not be sent again.
+        if timeout is not None and self._state is State.BUSY:
+            self._timeout = timeout
+            self._move(State.BUSY, seconds=timeout)
+
+    def end_first(self) -> None:
+        """Forget the first task, which has a result; without another one the worker is idle."""
+        self.tasks.popleft()
+        self.completed += 1
+        if self._state is State.BUSY:
+            self._move(State.BUSY if self.tasks else State.IDLE)
+
+    def retire(self) -> None:
+        """Let it end, which has no task: it reads the end of its socket."""
+        self._move(State.ENDING, seconds=RETIRE_TIME)
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def terminate(self, reason: BaseException | None = None) -> None:
+        """Send SIGTERM, which cancels its task; `reason` is the outcome of that task."""
+        if not self.terminated and self._state is not State.DEAD:
+            self._move(State.ENDING, seconds=KILL_AFTER, terminated=True, reason=reason)
+            self.process.terminate()
+
+    def note_end_of_socket(self) -> None:
+        """Note that its side is closed: it is about to end, or it has closed a socket of ours."""
+        self._move(State.ENDING, seconds=KILL_AFTER)
+
+    def act_on_deadline(self) -> None:
+        """Stop a task that takes too long; terminate or kill a worker that does not end."""
+        if self._state is State.BUSY:
+            self.terminate(TaskTimeout(f"The task took longer than {self._timeout} seconds."))
+        elif self.terminated:
+            self._move(State.ENDING)
+            self.process.kill()
+        else:
+            self.terminate()
+
+    def wait_or_kill(self) -> None:
+        """Wait for its end, for a short time, then kill it."""
+        self.process.join(KILL_AFTER)
+        self.process.kill()
+
+    def bury(self) -> str:
+        """Close everything that the parent holds of a dead worker; return how it ended."""
+        self._move(State.DEAD)
+        self.close()
+        return f"The worker process {self.worker_id} {_how_it_ended(self.process)}"
+
+    def close(self) -> None:
+        """Close the parent's ends of the socket and of the pipes."""
+        self.sock.close()
+        self._lifeline.close()
+
+    # The socket
+
+    def receive(self) -> list[WorkerMessage]:
+        """Return the messages that are complete now, of one read. Raises EOFError at the end."""
+        try:
+            return self._read()
+        except BlockingIOError:
+            return []
+
+    def receive_rest(self) -> Iterator[WorkerMessage]:
+        """Yield everything that a dead worker has sent."""
+        with suppress(BlockingIOError, EOFError):
+            while True:
+                yield from self._read()
+
+    def _read(self) -> list[WorkerMessage]:
+        try:
+            data = self.sock.recv(READ_SIZE)
+        except BlockingIOError:
+            raise
+        except OSError:
+            data = b""
+        if not data:
+            raise EOFError
+        return [decode(body) for body in self.reader.feed(data)]
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether flush() must be called when the socket accepts more."""
+        return bool(self._outgoing)
+
+    def flush(self) -> None:
+        """Send what the socket accepts now of what it did not accept before."""
+        with self.lock:
+            sent = self._send_now(self._outgoing)
+            del self._outgoing[:sent]
+
+    def _send(self, tasks: list[ProcessTask]) -> None:
+        frames = []
+        for task in tasks:
+            task.sends += 1
+            self.tasks.append(task)
+            frames.append(frame(task.body))
+        data = b"".join(frames)
+        sent = 0 if self._outgoing else self._send_now(data)
+        if sent < len(data):
+            self._outgoing += memoryview(data)[sent:]
+
+    def _send_now(self, data: bytes | bytearray) -> int:
+        """Return how many bytes need not be sent any more: all, if the worker has died."""
+        try:
+            return self.sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:  # The sentinel reports the death.
+            return len(data)
+
+
+def _how_it_ended(process: BaseProcess) -> str:
+    """Name the signal or the exit code, and free what the process object holds."""
+    process.join(KILL_AFTER)
+    code = process.exitcode
+    if code is None or code == LOST_EXIT_CODE:
+        # multiprocessing's fork server was killed, so the exit code is lost; the worker must end.
+        process.kill()
+    with suppress(ValueError):  # It still runs.
+        process.close()
+    if code is not None and code < 0:
+        with suppress(ValueError):
+            return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"

@@ -1,0 +1,301 @@
+"""The way from a changed topic to a subscriber: mailboxes and subscriptions."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Protocol, Self
+from weakref import WeakKeyDictionary
+
+from ..events import NO_VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Container, Iterator, MutableMapping
+    from types import TracebackType
+
+    from ..events import TaskEvent, Version
+    from .latest import Topic
+
+# Unread events that a subscription to all tasks may have of tasks that the hub has released.
+UNREAD_LIMIT = 10_000  # tasks
+
+
+class Switchboard(Protocol):
+    """The hub, as mailboxes and subscriptions use it."""
+
+    ended: bool
+
+    def attach(self, subscription: Subscription, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Start a subscription."""
+
+    def detach(self, subscription: Subscription) -> None:
+        """End a subscription."""
+
+    def __len__(self) -> int:
+        """Return the number of tasks whose state the hub knows."""
+
+
+class Mailbox:
+    """The subscriptions of one event loop, or of one reading thread, and their changed topics."""
+
+    def __init__(self, hub: Switchboard, loop: asyncio.AbstractEventLoop | None) -> None:
+        self.loop = loop
+        self.subscriptions: dict[Subscription, None] = {}
+        self.by_id: dict[str, dict[Subscription, None]] = {}
+        self.to_all: dict[Subscription, None] = {}
+        self._hub = hub
+        # A SimpleQueue, because its put() is the one wake-up that a finalizer may call at any
+        # point (documentation of `queue`, "SimpleQueue Objects").
+        self._wake_up: SimpleQueue[None] = SimpleQueue()
+        self._lock = threading.RLock()  # Guards the two below.
+        self._changed: dict[Topic, None] = {}
+        self._is_wake_pending = False
+
+    def mark(self, topic: Topic) -> bool:
+        """
+        Note that a topic has a later event; return whether the caller must call wake().
+
+        Called from any thread, with the topic's lock.
+        """
+        with self._lock:
+            self._changed[topic] = None
+            if self.to_all:
+                self._trim_locked()
+            # A closed loop never runs the callback that is pending; wake() finds that out.
+            if self._is_wake_pending and not (self.loop and self.loop.is_closed()):
+                return False
+            self._is_wake_pending = True
+            return True
+
+    def wake(self) -> None:
+        """Wake the reader. Called from any thread, which should hold no lock."""
+        if self.loop is None:
+            self._wake_up.put(None)
+            return
+        try:
+            self.loop.call_soon_threadsafe(self.deliver)
+        except RuntimeError:
+            # The event loop is closed; drop its subscriptions. This is normal at shutdown.
+            for subscription in list(self.subscriptions):
+                self._hub.detach(subscription)
+
+    def wait(self, timeout: float | None) -> None:
+        """Wait for wake(), at most `timeout` seconds. Called in the reading thread."""
+        try:
+            self._wake_up.get(timeout=timeout)
+        except Empty:
+            return
+
+    def deliver(self) -> None:
+        """Hand the changed topics to the subscriptions and resume them. Called in the loop."""
+        for subscription in self.distribute():
+            subscription.resume()
+
+    def distribute(self) -> dict[Subscription, None]:
+        """Hand the changed topics to the subscriptions; return those that have something to do."""
+        with self._lock:
+            # Before the swap: a publication of a finalizer in between then sets the flag again.
+            self._is_wake_pending = False
+            changed, self._changed = self._changed, {}
+        # A dict keeps subscriptions with the same event adjacent, so that the bytes of one encoded
+        # event are written to all of them one after the other.
+        woken: dict[Subscription, None] = {}
+        for topic in changed:
+            for subscription in (*self.by_id.get(topic.id, ()), *self.to_all):
+                subscription.changed[topic] = None
+                woken[subscription] = None
+        for subscription in self.to_all:
+            subscription.trim_unread()
+        return dict.fromkeys(self.subscriptions) if self._hub.ended else woken
+
+    def _trim_locked(self) -> None:
+        dropped = drop_oldest_released(self._changed, self._hub, keep=self.by_id)
+        for subscription in self.to_all if dropped else ():
+            subscription.missed += dropped
+
+
+def drop_oldest_released(
+    changed: dict[Topic, None], hub: Switchboard, *, keep: Container[str] = ()
+) -> int:
+    """
+    Drop the oldest topics that the hub has released if there are too many; return how many.
+
+    Half of UNREAD_LIMIT is dropped at once, so that the scan is rare. Topics whose id is in `keep`
+    stay.
+    """
+    if len(changed) <= len(hub) + UNREAD_LIMIT:
+        return 0
+    released = [topic for topic in changed if topic.id not in keep and topic.is_gone]
+    dropped = released[: max(0, len(released) - UNREAD_LIMIT // 2)]
+    for topic in dropped:
+        changed.pop(topic, None)
+    return len(dropped)
+
+
+class Subscription:
+    """
+    A reader of some tasks, or of all tasks of this process. Created by `hub.subscribe()`.
+
+    A context manager and an iterator, both sync and async; use it in one thread, or in one event
+    loop. The current state of every task comes first. Between two reads only the latest event of
+    each task is kept. With ids it ends when each of these tasks is finished; without, never.
+
+    A subscription to all tasks keeps at most UNREAD_LIMIT unread events of tasks that the hub has
+    already released. `missed` counts the tasks whose last event was dropped for that reason.
+    """
+
+    def __init__(self, hub: Switchboard, references: tuple[tuple[str | None, str], ...]) -> None:
+        self.references = references  # backend alias, or None for any, and id
+        self.missed = 0
+        # Topics with an event that has not been read. Only the reading thread or loop touches it.
+        self.changed: dict[Topic, None] = {}
+        # Set by the hub: the topics of `references`, and where they are delivered.
+        self.topics: list[Topic] = []
+        self.mailbox: Mailbox | None = None
+        self._hub = hub
+        self._unfinished = dict.fromkeys(references)
+        # The version that was read last. A subscription to all tasks never ends, so its memory of a
+        # task must end with the task.
+        self._seen: MutableMapping[Topic, Version] = {} if references else WeakKeyDictionary()
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether no further event will come."""
+        return self._hub.ended or (bool(self.references) and not self._unfinished)
+
+    # Reading in a thread
+
+    def __enter__(self) -> Self:
+        self._hub.attach(self, None)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def take(self, timeout: float | None = None) -> list[TaskEvent]:
+        """
+        Return the latest event of each changed task; wait for one at most `timeout` seconds.
+
+        An empty list means that the time is up or that the subscription has ended.
+        """
+        mailbox = self._attached()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            has_ended = self.ended  # read first: events published before the end come before it
+            mailbox.distribute()
+            events = self._collect()
+            if events or has_ended or self.ended:
+                return events
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return []
+            mailbox.wait(left)
+
+    def __iter__(self) -> Iterator[TaskEvent]:
+        while events := self.take():
+            yield from events
+
+    # Reading in an event loop
+
+    async def __aenter__(self) -> Self:
+        self._hub.attach(self, asyncio.get_running_loop())
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def atake(self, timeout: float | None = None) -> list[TaskEvent]:
+        """See take()."""
+        mailbox = self._attached()
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout
+        while True:
+            if self._hub.ended:
+                mailbox.deliver()  # Events that were published before the end come before it.
+            events = self._collect()
+            if events or self.ended or (deadline is not None and loop.time() >= deadline):
+                return events
+            self._waiter = loop.create_future()
+            if deadline is not None:
+                self._wake_at(deadline, loop)
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    async def __aiter__(self) -> AsyncIterator[TaskEvent]:
+        while events := await self.atake():
+            for event in events:
+                yield event
+
+    def resume(self) -> None:
+        """Let a waiting atake() check for events. Called in the loop's thread."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _wake_at(self, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
+        # An earlier timer stays: when it fires, atake() checks and sets the next one. A timer for
+        # each event and subscription was a quarter of the cost of an event.
+        if self._timer is not None:
+            if self._timer.when() <= deadline:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.resume()
+
+    # Both
+
+    def trim_unread(self) -> None:
+        """Drop the oldest unread events of released tasks if there are too many."""
+        self.missed += drop_oldest_released(self.changed, self._hub)
+
+    def close(self) -> None:
+        """Stop reading. A second call has no effect."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._hub.detach(self)
+
+    def _attached(self) -> Mailbox:
+        if self.mailbox is None:
+            raise RuntimeError("Use a subscription in a `with` or an `async with` block.")
+        return self.mailbox
+
+    def _collect(self) -> list[TaskEvent]:
+        events: list[TaskEvent] = []
+        if not self.changed:
+            return events
+        changed, self.changed = self.changed, {}
+        for topic in changed:
+            # No lock is needed: a publisher that replaces the event afterwards marks the topic.
+            event = topic.event
+            if event is None or (version := event.version) <= self._seen.get(topic, NO_VERSION):
+                continue
+            if self.references and not self._names(event):
+                continue  # A task of another backend has the same id.
+            self._seen[topic] = version
+            if event.is_last:
+                self._unfinished.pop((event.backend, event.id), None)
+                self._unfinished.pop((None, event.id), None)
+            events.append(event)
+        return events
+
+    def _names(self, event: TaskEvent) -> bool:
+        return (event.backend, event.id) in self.references or (None, event.id) in self.references
