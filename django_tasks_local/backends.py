@@ -3,34 +3,49 @@
 from __future__ import annotations
 
 import pickle
-import uuid
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from django.tasks import TaskResult, TaskResultStatus, task_backends
+from django.tasks import task_backends
 from django.tasks.backends.base import BaseTaskBackend
-from django.utils import timezone
 
-from . import shutdown
+from . import signal_handlers
 from .conf import Options, ProcessOptions, ThreadOptions
-from .pools import Pool, pool_for
-from .processes import ProcessPool
-from .threads import ThreadPool
+from .execution import json_dict, json_list
+from .pools import Pool, PoolStatistics, pool_for
+from .pools.threads import ThreadPool
+from .processes.pool import ProcessPool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from django.tasks import Task
+    from .aliases import AnyResult, AnyTask
 
-    type AnyResult = TaskResult[Any, Any]
+# A site has fewer task functions, but a program may create any number of tasks with Task.using().
+VALID_TASKS_LIMIT = 500
 
-# Options that were validated, with the settings they came from: Django makes one backend instance
-# for each context (each asyncio task, say), and validates nothing but what the first one did.
-_validated: dict[tuple[type, str], tuple[dict[str, Any], Options]] = {}
+
+class _Shared:
+    """
+    What all instances of one backend alias share.
+
+    Django makes one instance for each context (each asyncio task, say).
+    """
+
+    __slots__ = ("options", "params", "pool", "valid_tasks")
+
+    def __init__(self, params: dict[str, Any], options: Options) -> None:
+        self.params = params  # the settings that `options` came from
+        self.options = options
+        self.pool: Pool[Any, Any] | None = None
+        self.valid_tasks: dict[int, AnyTask] = {}  # by id(); the entry keeps the id from reuse
+
+
+_shared: dict[tuple[type, str], _Shared] = {}
 
 
 class LocalBackend(BaseTaskBackend):
     """
-    What both backends share. An instance is cheap: the pool belongs to the alias and the process.
+    The common part of both backends. An instance is cheap: the pool belongs to alias and process.
 
     Methods may be called from any thread. Source: Django's "Tasks" topic guide and reference,
     "Task backends".
@@ -41,61 +56,57 @@ class LocalBackend(BaseTaskBackend):
     supports_get_result = True
     supports_priority = False
 
-    # Tells `lifecycle` that events of these tasks need not be made from Django's signals.
+    # The pool publishes the events of these tasks; `foreign` makes events for other backends.
     publishes_events = True
 
     options_class: ClassVar[type[Options]]
-    pool_class: ClassVar[type[Pool[Any]]]
+    pool_class: ClassVar[type[Pool[Any, Any]]]
 
     def __init__(self, alias: str, params: dict[str, Any]) -> None:
         super().__init__(alias, params)
         key = (type(self), alias)
-        known_params, options = _validated.get(key, (None, None))
-        if known_params is not params or options is None:
-            options = self.options_class.from_params(alias, params)
-            _validated[key] = params, options
-            shutdown.install_signal_handlers()
-        self._options = options
+        shared = _shared.get(key)
+        if shared is None or shared.params is not params:
+            shared = _Shared(params, self.options_class.from_params(alias, params))
+            _shared[key] = shared
+            signal_handlers.install_signal_handlers()
+        self._shared = shared
 
     @property
-    def _pool(self) -> Pool[Any]:
-        # Looked up each time: after a fork, or after TASKS changed, it is another one.
-        return pool_for(self.pool_class, type(self), self.alias, self._options)
+    def _pool(self) -> Pool[Any, Any]:
+        shared = self._shared
+        pool = shared.pool
+        if pool is None or pool.is_replaced:
+            pool = pool_for(self.pool_class, type(self), self.alias, shared.options)
+            shared.pool = pool
+        return pool
 
     def enqueue(
         self,
-        task: Task[Any, Any],
+        task: AnyTask,
         args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
     ) -> AnyResult:
         """
-        Queue a task and return a snapshot of its result; `refresh()` brings it up to date.
+        Queue a task and return a snapshot of its result; `refresh()` updates it.
 
         Raises InvalidTask for a task that this backend cannot run, TypeError for arguments that
         are not JSON, QueueFull when MAX_PENDING tasks wait, and RuntimeError once the backend
         was closed.
         """
-        self.validate_task(task)
+        valid_tasks = self._shared.valid_tasks
+        if valid_tasks.get(id(task)) is not task:
+            self.validate_task(task)
+            if len(valid_tasks) >= VALID_TASKS_LIMIT:
+                valid_tasks.clear()
+            valid_tasks[id(task)] = task
         return self._pool.enqueue(
-            TaskResult(
-                task=task,
-                id=str(uuid.uuid4()),
-                status=TaskResultStatus.READY,
-                enqueued_at=timezone.now(),
-                started_at=None,
-                finished_at=None,
-                last_attempted_at=None,
-                args=list(args or ()),
-                kwargs=dict(kwargs or {}),
-                backend=self.alias,
-                errors=[],
-                worker_ids=[],
-            )
+            task, json_list(args) if args else [], json_dict(kwargs) if kwargs else {}
         )
 
     def get_result(self, result_id: str) -> AnyResult:
         """Return a snapshot of a result. Raises TaskResultDoesNotExist."""
-        return self._pool.results.get(str(result_id))
+        return self._pool.results.get(str(result_id)).task_result()
 
     async def aget_result(self, result_id: str) -> AnyResult:
         """See get_result(). It never waits, so it needs no other thread."""
@@ -109,10 +120,22 @@ class LocalBackend(BaseTaskBackend):
         """
         Refuse new tasks, fail the waiting ones, and give running ones `timeout` seconds to finish.
 
-        The default is the option SHUTDOWN_TIMEOUT. What is unfinished then is FAILED with
-        TaskLost, and logged. This happens by itself when the process exits.
+        The default is the option SHUTDOWN_TIMEOUT. Tasks that are unfinished then are FAILED with
+        TaskLost, and logged. This happens automatically when the process exits.
         """
         self._pool.close(timeout)
+
+    def statistics(self) -> PoolStatistics:
+        """Return how many workers, waiting, running and finished tasks this process has."""
+        return self._pool.statistics()
+
+    def wait_until_idle(self, timeout: float) -> list[AnyResult]:
+        """
+        Wait until no task is unfinished, and the receivers of task_finished have returned.
+
+        Returns the results of the tasks that are unfinished after `timeout` seconds.
+        """
+        return [record.task_result() for record in self._pool.wait_until_idle(timeout)]
 
 
 class ThreadPoolBackend(LocalBackend):
@@ -130,7 +153,7 @@ class ProcessPoolBackend(LocalBackend):
 
     def enqueue(
         self,
-        task: Task[Any, Any],
+        task: AnyTask,
         args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
     ) -> AnyResult:
@@ -143,7 +166,7 @@ class ProcessPoolBackend(LocalBackend):
         try:
             return super().enqueue(task, args, kwargs)
         except TypeError:
-            # What is JSON can be pickled, so only what is not is tried.
+            # JSON can be pickled, so only arguments that are not JSON are tried.
             _raise_if_not_pickleable(args, kwargs)
             raise
 
@@ -162,7 +185,7 @@ def cancel(result_id: str, backend: str = "default") -> bool:
     A waiting task never runs. In a running one the next step of `report_progress()` or `track()`
     raises TaskCancelled, and a coroutine is cancelled at its next await. The result is then FAILED,
     unless the task catches TaskCancelled and returns. In a worker process TaskCancelled is raised
-    wherever the task is just now, and half a second later the process is killed.
+    at whatever the task is doing, and half a second later the process is killed.
 
     Returns False when the task has finished already. Raises TaskResultDoesNotExist for an unknown
     id, and NotImplementedError when the backend cannot cancel.

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from django.tasks import TaskResult, task_backends
 from django.tasks.backends.immediate import ImmediateBackend
-from django.tasks.exceptions import TaskResultDoesNotExist
 
 from .backends import LocalBackend
 from .events import EventKind
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from django.tasks import Task
 
     from .events import TaskEvent
-    from .pools import Pool
 
 TIMEOUT = 10.0  # seconds
 
@@ -54,23 +52,16 @@ def wait_until_idle(backend: str = "default", timeout: float = TIMEOUT) -> None:
             f"The task backend {backend!r} ({type(backend_instance).__qualname__}) cannot tell "
             f"which tasks are unfinished."
         )
-    unfinished = _unfinished(backend_instance._pool, timeout)
+    unfinished = [
+        f"{result.id} ({result.task.module_path}, {result.status})"
+        for result in backend_instance.wait_until_idle(timeout)
+        if not result.is_finished
+    ]
     if unfinished:
         raise TimeoutError(
             f"The task backend {backend!r} is not idle after {timeout:g} seconds. Unfinished: "
             f"{', '.join(unfinished)}."
         )
-
-
-def _unfinished(pool: Pool[Any], timeout: float) -> list[str]:
-    found = []
-    for job in pool.wait_until_idle(timeout):
-        try:
-            status = pool.results.get(job.result_id).status
-        except TaskResultDoesNotExist:
-            continue  # It has ended now, and made room for later ones.
-        found.append(f"{job.result_id} ({job.path}, {status})")
-    return found
 
 
 @contextmanager

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
     from django.http import HttpRequest
 
-    type AnyResult = TaskResult[Any, Any]
+    from django_tasks_local.aliases import AnyResult
+
+# The alias, None if the client may not see the task, and the id of a task that a request names.
+type RefKey = tuple[str | None, str]
 
 WATCH = "django_tasks_local_sse.watch"
 CANCEL = "django_tasks_local_sse.cancel"
@@ -48,6 +51,11 @@ class TaskRef:
 
     id: str
     alias: str | None
+
+    @property
+    def key(self) -> RefKey:
+        """What identifies the task: two backends may both have a task "1"."""
+        return self.alias, self.id
 
     @property
     def allowed(self) -> bool:
@@ -92,14 +100,13 @@ def watched_tasks(request: HttpRequest) -> list[TaskRef]:
     application's channel manager says no.
     """
     user = _user(request)
-    refs: dict[str, TaskRef] = {}
-    for token in dict.fromkeys(request.GET.getlist("task")):
-        ref = _read_token(WATCH, user, token)
-        if ref.allowed or ref.id not in refs:
-            refs[ref.id] = ref
-    good = [ref.id for ref in refs.values() if ref.allowed]
-    allowed = allowed_by_channel_manager(user, good) if good else set()
-    return [ref if ref.id in allowed else TaskRef(ref.id, None) for ref in refs.values()]
+    tokens = dict.fromkeys(request.GET.getlist("task"))
+    refs = dict.fromkeys(_read_token(WATCH, user, token) for token in tokens)
+    valid_ids = {ref.id for ref in refs if ref.allowed}
+    allowed_ids = allowed_by_channel_manager(user, valid_ids) if valid_ids else set()
+    checked = dict.fromkeys(ref if ref.id in allowed_ids else TaskRef(ref.id, None) for ref in refs)
+    # A second, invalid link to a task that the client may see does not make it unknown.
+    return [ref for ref in checked if ref.allowed or ref.id not in allowed_ids]
 
 
 def cancelled_task(request: HttpRequest) -> TaskRef:

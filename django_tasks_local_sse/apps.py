@@ -6,8 +6,8 @@ from django.apps import AppConfig
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 
-# Imported for what it does: the hub hears the tasks of every backend from now on.
-from django_tasks_local import lifecycle  # noqa: F401
+# Imported for its effect: it connects the signal receivers that publish tasks of other backends.
+from django_tasks_local import foreign  # noqa: F401
 
 from .checks import CHECKS
 from .conf import sse_settings

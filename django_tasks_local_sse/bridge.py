@@ -10,7 +10,6 @@ latest event of each task when it comes back, and nobody else waits.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from django.tasks.signals import task_enqueued, task_started
 from django_eventstream import send_event
 
-from django_tasks_local.execution import tidy
+from django_tasks_local.execution.connections import close_old_resources
+from django_tasks_local.forking import reset_in_child
 from django_tasks_local.hub import hub
 
 from . import encoding
@@ -101,16 +101,13 @@ def _send(event: TaskEvent) -> None:
             then = "it is dropped" if delay is None else f"trying again in {delay:.0f} s"
             logger.exception(message, str(event.kind), event.id, then)
         finally:
-            tidy()  # The store may have used the database.
+            close_old_resources()  # The store may have used the database.
         if delay is not None:
             time.sleep(delay)
 
 
+@reset_in_child
 def _start_anew() -> None:
     """In a child of fork(): the thread is the parent's."""
     global _state
     _state = _State()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)

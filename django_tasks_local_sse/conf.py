@@ -6,7 +6,7 @@ from typing import Any
 
 from django.conf import settings
 
-from django_tasks_local.conf import LONGEST
+from django_tasks_local.conf import MAX_SECONDS
 
 
 def _is_bool(value: Any) -> bool:
@@ -14,7 +14,7 @@ def _is_bool(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in {int, float} and 0 <= value <= LONGEST
+    return type(value) in {int, float} and 0 <= value <= MAX_SECONDS
 
 
 def _is_positive(value: Any) -> bool:

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import datetime
 
-    from django_tasks_local.events import Progress, TaskEvent, TaskFailure
+    from django_tasks_local.events import Progress, TaskEvent, TaskFailure, Version
 
+    from .access import RefKey
     from .conf import SSESettings
 
 type Payload = dict[str, Any]
@@ -85,7 +86,7 @@ def encode_alone(event: TaskEvent, settings: SSESettings) -> bytes:
     variant = (settings.expose_results, settings.expose_errors, True)
     message = variants.get(variant)
     if message is None:
-        id = end_id([event.id]) if event.is_last else state_digest({event.id: event.version})
+        id = end_id([event.id]) if event.is_last else state_digest({event.key: event.version})
         message = variants[variant] = with_id(id, encode(event, settings))
     return message
 
@@ -100,9 +101,9 @@ def with_id(event_id: str, message: bytes) -> bytes:
     return b"id: " + event_id.encode("ascii") + b"\n" + message
 
 
-def state_digest(versions: Mapping[str, tuple[int, float]]) -> str:
-    """Return what stands for the present state of a set of tasks."""
-    return _digest(f"{result_id}:{version}" for result_id, version in versions.items())
+def state_digest(versions: Mapping[RefKey, Version]) -> str:
+    """Return a text that identifies the present state of a set of tasks."""
+    return _digest(f"{key}:{version}" for key, version in versions.items())
 
 
 def end_id(result_ids: Iterable[str]) -> str:

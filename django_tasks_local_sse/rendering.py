@@ -9,7 +9,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.tasks import TaskResultStatus
 
 from django_tasks_local.events import FailureReason
-from django_tasks_local.lifecycle import later_state
+from django_tasks_local.lookup import newest_event
 
 from .access import events_url
 from .conf import sse_settings
@@ -55,7 +55,7 @@ def widget_context(
             "render(request, 'page.html', context), or have `request` in its context."
         )
     src = events_url(request, result)
-    event = later_state(result)
+    event = newest_event(result)
     return {
         "src": src,
         "href": href,

@@ -1,5 +1,5 @@
 """
-What one connection is told, and the two loops that tell it: async under ASGI, sync under WSGI.
+What one connection is sent, and the two loops that send it: async under ASGI, sync under WSGI.
 
 Every connection begins with the state of every task, so nothing depends on history.
 """
@@ -15,13 +15,10 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
 from django.db import connections
 from django.http import StreamingHttpResponse
-from django.tasks import task_backends
-from django.tasks.exceptions import InvalidTaskBackend, TaskResultDoesNotExist
 
-from django_tasks_local.backends import LocalBackend
-from django_tasks_local.events import NOTHING
+from django_tasks_local.events import NO_VERSION
 from django_tasks_local.hub import hub
-from django_tasks_local.lifecycle import later_state
+from django_tasks_local.lookup import afind_newest_event
 
 from . import encoding
 
@@ -30,43 +27,29 @@ if TYPE_CHECKING:
 
     from django_tasks_local.events import TaskEvent
 
-    from .access import TaskRef
+    from .access import RefKey, TaskRef
     from .conf import SSESettings
 
 
-# Seconds, at most. The browser comes back by itself and is looked at again: it may have logged out,
-# its link may be too old, and the channel manager may have changed its mind.
-LONGEST_STREAM = 300.0
+# Then the browser reconnects by itself, and its access is checked again: it may have logged out,
+# its link may be too old, and the channel manager may decide differently.
+MAX_STREAM_SECONDS = 300.0
 
 
-async def find_events(refs: Iterable[TaskRef]) -> dict[str, TaskEvent]:
-    """Return the present state of those of the tasks that may be seen and are known."""
+async def find_events(refs: Iterable[TaskRef]) -> dict[RefKey, TaskEvent]:
+    """Return the present state of the tasks that the client may see and that are known."""
     found = {}
     for ref in refs:
         if ref.alias is not None:
-            event = await _find_event(ref.id, ref.alias)
+            event = await afind_newest_event(ref.id, ref.alias)
             if event is not None:
-                found[ref.id] = event
+                found[ref.key] = event
     return found
-
-
-async def _find_event(result_id: str, alias: str) -> TaskEvent | None:
-    event = hub.snapshot(result_id)
-    if event is not None and event.is_last:
-        return event
-    try:
-        backend = task_backends[alias]
-        if isinstance(backend, LocalBackend) or not backend.supports_get_result:
-            return event
-        # The task may run in another process, and this one has heard nothing since `enqueued`.
-        return later_state(await backend.aget_result(result_id))
-    except (InvalidTaskBackend, TaskResultDoesNotExist):
-        return event
 
 
 class Conversation:
     """
-    What one client has been told so far.
+    What one client has been sent.
 
     `found` are the states that the view has found; a task that was not found is unknown.
     """
@@ -74,79 +57,84 @@ class Conversation:
     def __init__(
         self,
         refs: Iterable[TaskRef],
-        found: dict[str, TaskEvent],
+        found: dict[RefKey, TaskEvent],
         last_event_id: str,
         settings: SSESettings,
     ) -> None:
         self.settings = settings
         self.found = found
-        self._refs = {ref.id: ref for ref in refs}
+        self._refs = {ref.key: ref for ref in refs}
         self._open = set(self._refs)  # neither finished nor unknown
         self._last_event_id = last_event_id
-        self._versions = dict.fromkeys(self._refs, NOTHING)  # told last
+        self._versions = dict.fromkeys(self._refs, NO_VERSION)  # of the last event sent
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing more to tell."""
+        """Whether no further event will be sent."""
         return not self._open
 
     @property
     def open_refs(self) -> list[TaskRef]:
-        """The tasks of which there is more to tell."""
-        return [self._refs[result_id] for result_id in self._open]
+        """The tasks that are neither finished nor unknown."""
+        return [self._refs[key] for key in self._open]
 
-    def opening(self, events: Iterable[TaskEvent] = ()) -> bytes:
-        """Return the state of every task: what was `found`, or what the hub says, if later."""
+    def initial(self, events: Iterable[TaskEvent] = ()) -> bytes:
+        """Return the state of every task: the one `found`, or the hub's if that is later."""
         states = dict(self.found)
         for event in events:
-            if event.version > states[event.id].version:
-                states[event.id] = event
+            if event.version > states[event.key].version:
+                states[event.key] = event
         message = f"retry: {self.settings.retry}\n\n".encode()
-        told = self._tell(states.values(), [id for id in self._refs if id not in states])
+        encoded = self._encode(states.values(), [key for key in self._refs if key not in states])
         if self._open and self._last_event_id == encoding.state_digest(self._versions):
             return message  # The client has all of this.
-        return message + told
+        return message + encoded
 
-    def news(self, events: Iterable[TaskEvent], unknown: Iterable[str] = ()) -> bytes:
-        """Return what has changed, or a comment that keeps the connection alive."""
-        later = [event for event in events if event.version > self._versions[event.id]]
+    def update(self, events: Iterable[TaskEvent], unknown: Iterable[RefKey] = ()) -> bytes:
+        """Return the changed states, or a comment that keeps the connection alive."""
+        later = [event for event in events if event.version > self._versions[event.key]]
         if len(self._refs) == len(later) == 1:
-            return self._tell_alone(later[0])
-        return self._tell(later, unknown) or encoding.KEEPALIVE
+            return self._encode_alone(later[0])
+        return self._encode(later, unknown) or encoding.KEEPALIVE
 
-    def after_silence(self, found: dict[str, TaskEvent], events: Iterable[TaskEvent]) -> bytes:
-        """Return what was `found`, or has come since; a task of which there is neither is gone."""
+    def recheck(self, found: dict[RefKey, TaskEvent], events: Iterable[TaskEvent]) -> bytes:
+        """
+        Return the update after a quiet period.
+
+        `found` are the states that the stores returned, `events` those that the hub published
+        since. Tasks that are in neither are reported as unknown.
+        """
         states = dict(found)
         for event in events:
-            if event.id not in states or event.version > states[event.id].version:
-                states[event.id] = event
-        gone = [ref.id for ref in self.open_refs if ref.id not in states]
-        return self.news(states.values(), gone)
+            if event.key not in states or event.version > states[event.key].version:
+                states[event.key] = event
+        unknown = [ref.key for ref in self.open_refs if ref.key not in states]
+        return self.update(states.values(), unknown)
 
-    def _tell_alone(self, event: TaskEvent) -> bytes:
-        """See _tell(); most streams are of a single task, and are told the same."""
-        self._versions[event.id] = event.version
+    def _encode_alone(self, event: TaskEvent) -> bytes:
+        """See _encode(): the same bytes, for the most frequent stream, that of a single task."""
+        self._versions[event.key] = event.version
         if event.is_last:
             self._open.clear()
         return encoding.encode_alone(event, self.settings)
 
-    def _tell(self, events: Iterable[TaskEvent], unknown: Iterable[str]) -> bytes:
-        messages = [encoding.encode_unknown(result_id) for result_id in unknown]
+    def _encode(self, events: Iterable[TaskEvent], unknown: Iterable[RefKey]) -> bytes:
+        messages = [encoding.encode_unknown(id) for _, id in unknown]
         self._open.difference_update(unknown)
         for event in events:
             messages.append(encoding.encode(event, self.settings))
-            self._versions[event.id] = event.version
+            self._versions[event.key] = event.version
             if event.is_last:
-                self._open.discard(event.id)
+                self._open.discard(event.key)
         if messages:
-            # Only the last one carries the id, so that a client which lost the connection in
-            # between is told all of it again.
+            # Only the last event carries the id, so that a client that loses the connection before
+            # it receives all of these events again.
             messages[-1] = encoding.with_id(self._event_id(), messages[-1])
         return b"".join(messages)
 
     def _event_id(self) -> str:
         if self.ended:
-            return encoding.end_id(self._refs)
+            return encoding.end_id({id for _, id in self._refs})
         return encoding.state_digest(self._versions)
 
 
@@ -169,28 +157,28 @@ class EventStreamResponse(StreamingHttpResponse):
 
 
 async def stream_async(conversation: Conversation) -> AsyncIterator[bytes]:
-    """Tell a client the states, and what changes, as long as it may last. Holds no thread."""
+    """Send a client the states, and each change until its time is up. Occupies no thread."""
     await release_request_thread()
     if not conversation.found:  # Without ids, subscribe() would mean every task.
-        yield conversation.opening()
+        yield conversation.initial()
         return
-    deadline = time.monotonic() + _longest()
-    async with hub.subscribe(*conversation.found) as subscription:
-        yield conversation.opening(await subscription.atake(timeout=0))
+    deadline = time.monotonic() + _max_seconds()
+    async with hub.subscribe(*conversation.found.values()) as subscription:
+        yield conversation.initial(await subscription.atake(timeout=0))
         while not conversation.ended and (left := deadline - time.monotonic()) > 0:
             events = await subscription.atake(timeout=min(left, conversation.settings.keepalive))
             if events:
-                yield conversation.news(events)
+                yield conversation.update(events)
             elif subscription.ended:
-                return  # This process is about to exit; the client will connect to the next.
+                return  # This process is about to exit; the client reconnects to the next one.
             else:
-                found = await _look(conversation)
-                await asyncio.sleep(0)  # What the hub has scheduled in the meantime comes first.
-                yield conversation.after_silence(found, await subscription.atake(timeout=0))
+                found = await _find_again(conversation)
+                await asyncio.sleep(0)  # Deliveries that the hub has scheduled come first.
+                yield conversation.recheck(found, await subscription.atake(timeout=0))
 
 
-async def _look(conversation: Conversation) -> dict[str, TaskEvent]:
-    """Look whether the silence is one of tasks that run elsewhere, or are gone."""
+async def _find_again(conversation: Conversation) -> dict[RefKey, TaskEvent]:
+    """Ask the stores for the states of the open tasks: they may run in another process."""
     found = await find_events(conversation.open_refs)
     await release_request_thread()
     return found
@@ -198,31 +186,31 @@ async def _look(conversation: Conversation) -> dict[str, TaskEvent]:
 
 def stream_sync(conversation: Conversation, hold: float) -> Iterator[bytes]:
     """
-    Tell a client the states, and what changes in the next `hold` seconds.
+    Send a client the states, and each change in the next `hold` seconds.
 
     Under WSGI a stream occupies a worker, so it ends early, and EventSource connects again: that is
     polling, with the same client and the same URL.
     """
     if not conversation.found:
-        yield conversation.opening()
+        yield conversation.initial()
         return
-    deadline = time.monotonic() + min(hold, _longest())
-    with hub.subscribe(*conversation.found) as subscription:
-        yield conversation.opening(subscription.take(timeout=0))
+    deadline = time.monotonic() + min(hold, _max_seconds())
+    with hub.subscribe(*conversation.found.values()) as subscription:
+        yield conversation.initial(subscription.take(timeout=0))
         while not conversation.ended and (left := deadline - time.monotonic()) > 0:
             events = subscription.take(timeout=min(left, conversation.settings.keepalive))
             if events:
-                yield conversation.news(events)
+                yield conversation.update(events)
             elif subscription.ended:
                 return
             else:
-                found = async_to_sync(_look)(conversation)
-                yield conversation.after_silence(found, subscription.take(timeout=0))
+                found = async_to_sync(_find_again)(conversation)
+                yield conversation.recheck(found, subscription.take(timeout=0))
 
 
-def _longest() -> float:
-    # Streams that began together, after a restart, are not to come back together for ever.
-    return LONGEST_STREAM * random.uniform(0.8, 1)  # noqa: S311 - no secret
+def _max_seconds() -> float:
+    # Spread, so that streams that began together after a restart do not reconnect together.
+    return MAX_STREAM_SECONDS * random.uniform(0.8, 1)  # noqa: S311 - no secret
 
 
 async def release_request_thread() -> None:
@@ -230,9 +218,9 @@ async def release_request_thread() -> None:
     Give back the thread that Django holds for this request, and its database connections.
 
     Django's ASGI handler gives each request an executor with one thread and keeps it until the
-    response ends, which for a stream is long. Whatever needs a thread later gets a new one by
-    itself. Outside of such a request, as under Django's AsyncClient, nothing is done: connections
-    there belong to somebody else.
+    response ends, which for a stream is long. Code that needs a thread later gets a new one
+    automatically. Outside of such a request, as under Django's AsyncClient, nothing is done: the
+    connections there belong to the caller.
     """
     context = SyncToAsync.thread_sensitive_context.get(None)
     if context is None or context not in SyncToAsync.context_to_thread_executor:

@@ -20,7 +20,7 @@ from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.http import require_POST, require_safe
 
 from django_tasks_local import cancel as cancel_task
-from django_tasks_local import shutdown
+from django_tasks_local import signal_handlers
 
 from . import access, encoding
 from .channels import set_headers
@@ -64,7 +64,7 @@ async def events(request: HttpRequest) -> HttpResponseBase:
     refs = await sync_to_async(access.watched_tasks)(request)
     if not any(ref.allowed for ref in refs):
         return _finish(HttpResponseForbidden(FORBIDDEN, content_type="text/plain"), request)
-    shutdown.install_signal_handlers()
+    signal_handlers.install_signal_handlers()
     settings = sse_settings()
     conversation = Conversation(refs, await find_events(refs), last_event_id, settings)
     content: AsyncIterator[bytes] | Iterator[bytes]
@@ -89,8 +89,8 @@ async def status(request: HttpRequest) -> HttpResponseBase:
     settings = sse_settings()
     found = await find_events(refs)
     payloads = [
-        encoding.payload(found[ref.id], settings)
-        if ref.id in found
+        encoding.payload(found[ref.key], settings)
+        if ref.key in found
         else encoding.unknown_payload(ref.id)
         for ref in refs
     ]

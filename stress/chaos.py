@@ -11,6 +11,7 @@ each thread but not how the threads interleave, so two runs with one seed differ
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -67,7 +68,6 @@ from benchmarks.common.tables import print_machine, print_table
 from django_tasks_local import cancel, pools
 from django_tasks_local.exceptions import QueueFull
 from django_tasks_local.hub import hub
-from django_tasks_local.results import ResultStore
 from django_tasks_local_sse.access import events_url
 from stress import chaos_tasks
 from stress.invariants import Checker, Violation, version
@@ -77,7 +77,7 @@ PATIENCE = 30.0  # seconds for all tasks to finish, and for everything to be rel
 RECENT = 60  # of the newest tasks, from which cancellers and readers choose
 THREAD_READERS, LOOP_READERS, CLIENTS, CANCELLERS = 3, 6, 6, 3
 # Allowed growth between the medians of early and of late readings.
-SLACK = {"RSS in MiB": 24, "files": 20, "threads": 16, "children": 6, "cells of the hub": 150}
+SLACK = {"RSS in MiB": 24, "files": 20, "threads": 16, "children": 6, "tasks of the hub": 150}
 # Texts of the RuntimeErrors that enqueue() may raise; the second after many kills in a row.
 REFUSALS = ("is shutting down", "cannot start worker processes")
 # Log messages at level ERROR that receivers and kills cause.
@@ -104,6 +104,7 @@ class Chaos:
         self.to_cancel: deque[tuple[str, str]] = deque()
         self.old_pools: deque[Any] = deque(maxlen=4)
         self.readings: list[dict[str, float]] = []
+        self.pids: set[int] = set()  # of worker processes that have run a task
         self.numbers = count()
         self.url = ""
 
@@ -121,7 +122,6 @@ class Chaos:
         for number, task_signal in enumerate((task_enqueued, task_started, task_finished)):
             # Connected last, because SystemExit prevents the call of later receivers.
             task_signal.connect(self._raiser(number), weak=False)
-        ResultStore.settle = self._counting(ResultStore.settle)
         handler = ErrorHandler(self)
         logging.getLogger("django_tasks_local").addHandler(handler)
         logging.getLogger("asyncio").addHandler(handler)
@@ -130,15 +130,6 @@ class Chaos:
             logging.getLogger(name).addHandler(logging.NullHandler())
         threading.excepthook = lambda args: self.violate(f"{args.exc_value!r} in a thread")
         sys.unraisablehook = lambda args: self.violate(f"{args.exc_value!r} in a finalizer")
-
-    def _counting(self, settle: Callable[..., list[str]]) -> Callable[..., list[str]]:
-        def counting(store: ResultStore, result_id: str) -> list[str]:
-            evicted = settle(store, result_id)
-            for _ in evicted:
-                self.enter("count", "results evicted")
-            return evicted
-
-        return counting
 
     def on_enqueued(self, sender: type, task_result: Any, **kwargs: Any) -> None:
         """Called in the thread that enqueues the task."""
@@ -151,13 +142,15 @@ class Chaos:
     def on_finished(self, sender: type, task_result: Any, **kwargs: Any) -> None:
         """See on_started()."""
         stored = self.stored(task_result.backend, task_result.id)
+        if task_result.backend == "processes":
+            self.pids.update(map(process_id, task_result.worker_ids))
         self.enter("signalled", "finished", task_result.id, task_result, stored)
 
     def stored(self, alias: str, task_id: str) -> Any:
         """Return the stored result from the current pools or from one discarded recently."""
         for pool in self.pools:
             with contextlib.suppress(TaskResultDoesNotExist):
-                return pool.results.get(task_id)
+                return pool.results.get(task_id).task_result()
         return None
 
     def _raiser(self, number: int) -> Callable[..., None]:
@@ -225,19 +218,18 @@ class Chaos:
     def kill(self, rng: random.Random) -> None:
         """Kill one worker process, busy or idle, or rarely all of them."""
         self.over.wait(rng.uniform(0, 2))
-        with contextlib.suppress(RuntimeError):  # The dispatcher changed the set concurrently.
-            found = task_backends["processes"]._pool.workers()
-            if rng.random() < 0.9:
-                # Starting workers are spared in 9 of 10 passes, because the backend gives up after
-                # several workers in a row that do not start.
-                found = [worker for worker in found if worker.was_ready]
-            for worker in found if rng.random() < 0.05 else rng.sample(found, min(1, len(found))):
-                pid = int(worker.worker_id.rpartition("@")[2])
-                number = rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
-                self.enter("killed", pid)
-                self.enter("count", f"kill -{number} of a worker that was {worker.state.value}")
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
+        found = worker_processes()
+        if rng.random() < 0.9:
+            # Workers that have run no task yet may still be starting. They are spared in 9 of 10
+            # passes, because the backend gives up after several that do not start in a row.
+            found = [process for process in found if process.pid in self.pids]
+        for process in found if rng.random() < 0.05 else rng.sample(found, min(1, len(found))):
+            number = rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
+            state = "has" if process.pid in self.pids else "has not"
+            self.enter("killed", process.pid)
+            self.enter("count", f"kill -{number} of a worker that {state} run a task")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)
 
     def discard(self, rng: random.Random) -> None:
         """Replace the pools by new ones, as a test does that changes TASKS."""
@@ -248,14 +240,14 @@ class Chaos:
         """See discard()."""
         self.enter("closing")
         self.enter("count", "pools discarded")
-        self.old_pools.extend(pools._pools.values())
-        pools._on_setting_changed(setting="TASKS")
+        self.old_pools.extend(pools.all_pools())
+        pools.discard_all()
         self.enter("closing")
 
     @property
     def pools(self) -> list[Any]:
         """The current pools and those discarded recently."""
-        return [*pools._pools.values(), *self.old_pools]
+        return [*pools.all_pools(), *self.old_pools]
 
     # Readers
 
@@ -274,8 +266,7 @@ class Chaos:
         """Log the events that a reader received; check that the store agrees with the last ones."""
         for event in events:
             self.enter("count", "events read")
-            seen = version(event.sequence, event.position)
-            self.enter("read", reader, event.id, seen, event.is_last)
+            self.enter("read", reader, event.id, event.version, event.is_last)
             stored = self.stored(event.backend, event.id) if event.is_last else None
             if stored is not None and stored.status != event.status:
                 self.violate(
@@ -453,7 +444,8 @@ class Chaos:
     def reading(self) -> dict[str, float]:
         """Return the sizes that must stay bounded."""
         for alias, options in OPTIONS.items():
-            unfinished = len(task_backends[alias]._pool.results._unfinished)
+            statistics = task_backends[alias].statistics()
+            unfinished = statistics.waiting + statistics.running
             if unfinished > options["MAX_PENDING"] + options["MAX_WORKERS"]:
                 self.violate(f"{unfinished} unfinished tasks in {alias}: MAX_PENDING is exceeded")
         pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -461,21 +453,23 @@ class Chaos:
             "RSS in MiB": pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
             "files": len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - only the number is used
             "threads": threading.active_count(),
-            "children": len(children()),
-            "cells of the hub": len(hub._cells),
+            "children": len(worker_processes()),
+            "tasks of the hub": hub.statistics().tasks,
         }
 
     def finish_all(self) -> None:
         """Wait for the enqueued tasks and cancel those that never return."""
         deadline = time.monotonic() + PATIENCE
-        while any(pool._jobs for pool in self.pools) and time.monotonic() < deadline:
+        while (
+            any(pool.statistics().unfinished for pool in self.pools) and time.monotonic() < deadline
+        ):
             with contextlib.suppress(IndexError):
                 self.cancel_one(*self.to_cancel.popleft())
             time.sleep(0.01)
             self.drain_log()
         for pool in self.pools:
-            for task_id in list(pool._jobs):
-                self.enter("violate", task_id, f"it did not finish in {PATIENCE} seconds")
+            for record in pool.wait_until_idle(timeout=0):
+                self.enter("violate", record.id, f"it did not finish in {PATIENCE} seconds")
         # Discard the pools once more while tasks run and wait.
         rng = random.Random(f"{self.seed} end")
         for alias in OPTIONS:
@@ -503,10 +497,13 @@ class Chaos:
             for thread in threading.enumerate()
             if thread.name.startswith("django-tasks-") and thread.name != "django-tasks-progress"
         ]
-        hubs = {"cells": hub._cells, "channels": hub._channels, "readers": hub.everything}
-        workers = [name for name in children() if name.startswith("django-tasks-")]
+        hubs = dataclasses.asdict(hub.statistics())
+        names = [process.name for process in worker_processes()]
+        workers = [name for name in names if name.startswith("django-tasks-")]
         return (
-            threads + workers + [f"{len(of)} {name} of the hub" for name, of in hubs.items() if of]
+            threads
+            + workers
+            + [f"{count} {name} of the hub" for name, count in hubs.items() if count]
         )
 
     def first_and_last(self, what: str) -> tuple[float, float]:
@@ -552,9 +549,14 @@ class ErrorHandler(logging.Handler):
             self._chaos.violate(self.format(record))
 
 
-def children() -> list[str]:
-    """Return the names of the worker processes. active_children() would also reap the dead."""
-    return [process.name for process in multiprocessing.process._children.copy()]
+def worker_processes() -> list[Any]:
+    """Return the worker processes. active_children() would also reap the dead ones."""
+    return list(multiprocessing.process._children.copy())
+
+
+def process_id(worker_id: str) -> int:
+    """Return the process id of a worker."""
+    return int(worker_id.rpartition("@")[2])
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 """
-The invariants of every task, and the checker of stress/chaos.py.
+The invariants of every task: the checker of stress/chaos.py, and parts for stress/storm.py.
 
 The checker is pure: one thread passes it the entries of a log, and it reads no clock. The log may
 contain the entries of different threads in another order than that of the events themselves, so a
@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from django_tasks_local.events import EventKind, TaskEvent
@@ -26,12 +27,12 @@ STATUSES = {
 }
 LATEST = (math.inf, math.inf)
 
-# Orders the events of a task: its sequence and, while it waits, its position in the queue.
-type Version = tuple[float, float]
+# Orders the events of a task; see TaskEvent.version.
+type Version = tuple[float, ...]
 
 
 def version(sequence: int, position: int | None) -> Version:
-    """Return the version of an event; see TaskEvent.version."""
+    """Return the version of an event that was received as JSON."""
     return sequence, -math.inf if position is None else -position
 
 
@@ -80,8 +81,8 @@ class Checker:
     def violate(self, task_id: str, what: str) -> None:
         """Record a violation."""
         record = self.records.get(task_id, Record())
-        events = sorted(record.events, key=_version)
-        self.violations.append(Violation(task_id, what, tuple(map(_show, events))))
+        events = sorted(record.events, key=attrgetter("version"))
+        self.violations.append(Violation(task_id, what, tuple(map(show, events))))
 
     # Entries of the log
 
@@ -180,7 +181,7 @@ class Checker:
         record = self.records[task_id]
         if record.missed and not record.may_be_missing:
             self.violate(task_id, "the store has lost a task that was not finished")
-        for what in (*_wrong_events(record.events), *self._wrong_end(record)):
+        for what in (*wrong_events(record.events), *self._wrong_end(record)):
             self.violate(task_id, what)
         del self.records[task_id]
         self._judged[task_id] = self._round
@@ -219,11 +220,11 @@ def outcome(event: TaskEvent) -> str:
     return "successful" if event.error is None else str(event.error.reason)
 
 
-def _wrong_events(events: list[TaskEvent]) -> Iterable[str]:
+def wrong_events(events: list[TaskEvent]) -> Iterable[str]:
     """Yield the violations in the order of a task's accepted events."""
-    events = sorted(events, key=_version)
+    events = sorted(events, key=attrgetter("version"))
     kinds = [event.kind for event in events]
-    versions = [_version(event) for event in events]
+    versions = [event.version for event in events]
     if len(set(versions)) < len(versions):
         yield "two events are equally late"
     if [ORDER.index(kind) for kind in kinds] != sorted(ORDER.index(kind) for kind in kinds):
@@ -267,11 +268,8 @@ def _last(events: list[TaskEvent]) -> TaskEvent:
     return next(event for event in events if event.is_last)
 
 
-def _version(event: TaskEvent) -> Version:
-    return version(event.sequence, event.position)
-
-
-def _show(event: TaskEvent) -> str:
+def show(event: TaskEvent) -> str:
+    """Return an event in one line."""
     position = "" if event.position is None else f" ({event.position} before it)"
     error = "" if event.error is None else f" {event.error.reason}: {event.error.message}"
     return f"{event.sequence} {event.kind} {event.status} {event.name}{position}{error}"

@@ -1,4 +1,4 @@
-"""Fixtures for all tests. Around every test a check that nothing was left behind."""
+"""Fixtures for all tests, and the markers of tests by folder."""
 
 import signal
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ TESTS = Path(__file__).parent
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C reach what tests start; a shell ignores it for a command in the background."""
+    """Restore Ctrl-C for the processes that tests start; shells disable it for background jobs."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests in `servers/` and `browser/`, and all others that use the browser."""
+    """Mark the tests in `servers` and `browser`, and all other tests that use the browser."""
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0]
         if folder in ("servers", "browser"):
@@ -41,20 +41,23 @@ def no_leaks() -> Iterator[None]:
         gate.set()
     tasks.gates.clear()
     tasks.notes.clear()
-    wait_until(lambda: not any(pool._jobs for pool in pools._pools.values()), "tasks still run")
-    wait_until(lambda: not hub._channels and not hub.everything, "subscriptions are open")
+    wait_until(
+        lambda: not any(pool.statistics().unfinished for pool in pools.all_pools()),
+        "tasks still run",
+    )
+    wait_until(lambda: hub.statistics().subscriptions == 0, "subscriptions are open")
 
 
 @pytest.fixture(params=["threads", "processes"])
 def alias(request: pytest.FixtureRequest) -> str:
-    """The alias of a backend of each kind, as settings_with() names them."""
+    """The alias of each kind of backend, as settings_with() defines them."""
     kind: str = request.param
     return kind
 
 
 @pytest.fixture
 def gate(tmp_path: Path) -> str:
-    """The path of a gate, closed, at which tasks wait until `tasks.gates[gate].set()`."""
+    """The path of a closed gate; tasks wait there until `tasks.gates[gate].set()`."""
     path = str(tmp_path / "gate")
     tasks.gates[path] = tasks.Gate(path)
     return path
@@ -62,6 +65,6 @@ def gate(tmp_path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """The URL of the tests' project under uvicorn, in this process."""
+    """The URL of the tests' project, served by uvicorn in a thread of this process."""
     with ServerThread() as url:
         yield url

@@ -112,7 +112,7 @@ class Ours(DjangoSide):
         self.path = events_path(result)
 
     def publish(self, event: TaskEvent) -> None:
-        hub.publish(event, hold=True)  # as a backend of this package does
+        hub.publish(event, keep=True)  # as a backend of this package does
 
 
 class Reported(Ours):

@@ -120,7 +120,13 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
     @override
     def fail_waiting(self, record: ProcessTask, error: BaseException) -> bool:
         # A task that was sent to a worker may have started although the report is not here yet.
-        return record.claim() and super().fail_waiting(record, error)
+        if not record.claim():
+            return False
+        if super().fail_waiting(record, error):
+            return True
+        # enqueue() has not published the task yet, so it is in no queue and no worker has it.
+        record.unclaim()
+        return False
 
     @override
     def _stop(self, record: ProcessTask) -> None:

@@ -1,4 +1,4 @@
-"""example.py in a real browser: every button, a reload, one connection for ten bars, the exit."""
+"""example.py in Chromium: every button, a reload, one connection for ten bars, the exit."""
 
 import os
 import re
@@ -19,8 +19,8 @@ from tests.support.waiting import LIMIT, wait_until
 
 SCREENSHOTS = ROOT / "artifacts"
 
-# Notes every value that a bar takes.
-RECORD = """
+# Records every value of each bar in `window.values`, by the task's token.
+RECORD_VALUES = """
 window.values = new Map();
 new MutationObserver((records) => {
   for (const { target } of records) {
@@ -32,7 +32,8 @@ new MutationObserver((records) => {
   }
 }).observe(document, { subtree: true, attributeFilter: ["value"] });
 """
-VALUES = "Math.max(0, ...[...window.values.values()].map((seen) => seen.size))"
+# The number of distinct values of the bar that has had most.
+MOST_VALUES = "Math.max(0, ...[...window.values.values()].map((seen) => seen.size))"
 
 
 @contextmanager
@@ -49,14 +50,14 @@ def example_server() -> Iterator[tuple[str, subprocess.Popen[str]]]:
     )
     url = f"http://127.0.0.1:{port}/"
     try:
-        wait_until(lambda: process.poll() is not None or answers(url), "it does not start")
+        wait_until(lambda: process.poll() is not None or responds(url), "example.py does not start")
         yield url, process
     finally:
         process.kill()
         process.communicate()
 
 
-def answers(url: str) -> bool:
+def responds(url: str) -> bool:
     try:
         return httpx.get(url).status_code == 200
     except httpx.TransportError:
@@ -70,7 +71,7 @@ def example() -> Iterator[str]:
 
 
 async def press(page: Page, name: str) -> Locator:
-    """Press a button and return the newest bar."""
+    """Click a button and return the newest bar."""
     await page.get_by_role("button", name=name).click()
     return page.locator("task-progress").first
 
@@ -81,7 +82,7 @@ async def expect_state(bar: Locator, state: str) -> None:
 
 @pytest.fixture
 async def visitor(page: Page, example: str) -> Page:
-    await page.add_init_script(RECORD)
+    await page.add_init_script(RECORD_VALUES)
     await page.goto(example)
     return page
 
@@ -90,8 +91,8 @@ async def test_import_files(visitor: Page) -> None:
     bar = await press(visitor, "Import files")
     await expect(bar.locator(".task-progress-message")).to_contain_text("Reading measurements-")
     await expect(visitor.get_by_role("progressbar", name="Import files")).to_be_visible()
-    await visitor.wait_for_function(f"{VALUES} >= 5")
-    # A reload in mid-task shows the true value at once, in the very HTML that the server sends.
+    await visitor.wait_for_function(f"{MOST_VALUES} >= 5")
+    # After a reload the HTML from the server already contains the current value.
     shown = float(await bar.locator("progress").get_attribute("value") or 0)
     response = await visitor.reload()
     assert response is not None
@@ -106,7 +107,7 @@ async def test_import_files(visitor: Page) -> None:
 async def test_download(visitor: Page) -> None:
     bar = await press(visitor, "Download")
     await expect(bar.locator(".task-progress-message")).to_contain_text("MB received")
-    # Of unknown length: a bar without a value moves for ever.
+    # The length is unknown, and a bar without a value is indeterminate.
     await expect(bar.locator("progress")).not_to_have_attribute("value", re.compile(".*"))
     await expect(bar.locator(".task-progress-detail")).to_have_text(re.compile(r"^\d+,\d{3}"))
     await expect_state(bar, "done")
@@ -114,14 +115,14 @@ async def test_download(visitor: Page) -> None:
 
 async def test_tight_loop(visitor: Page) -> None:
     bar = await press(visitor, "Tight loop")
-    await visitor.wait_for_function(f"{VALUES} >= 5")
+    await visitor.wait_for_function(f"{MOST_VALUES} >= 5")
     await expect_state(bar, "done")
 
 
 async def test_count_primes(visitor: Page) -> None:
-    """The bar of a task that computes in a process; the page stays responsive."""
+    """The bar of a task that computes in a worker process; the page stays responsive."""
     bar = await press(visitor, "Count primes")
-    await visitor.wait_for_function(f"{VALUES} >= 5", timeout=LIMIT * 1000)
+    await visitor.wait_for_function(f"{MOST_VALUES} >= 5", timeout=LIMIT * 1000)
     await visitor.reload()
     await expect(bar.locator(".task-progress-message")).to_contain_text("Looking for primes")
     await expect_state(bar, "done")
@@ -155,15 +156,15 @@ async def test_ten_at_once(visitor: Page) -> None:
     assert streams[0].count("task=") == 10
 
 
-async def test_clear_and_an_unknown_action(visitor: Page, example: str) -> None:
+async def test_clear_the_list(visitor: Page, example: str) -> None:
     await press(visitor, "Fail")
     await visitor.get_by_role("button", name="Clear the list").click()
     await expect(visitor.get_by_text("Nothing yet")).to_be_visible()
     assert await visitor.locator("task-progress").count() == 0
 
 
-def start(client: httpx.Client, url: str, action: str) -> str:
-    """Press a button without a browser and return the URL of the page's newest stream."""
+def start_action(client: httpx.Client, url: str, action: str) -> str:
+    """Submit a button's form without a browser; return the URL of the newest event stream."""
     token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', client.get(url).text)
     assert token is not None
     response = client.post(f"{url}start/", data={"action": action, "csrfmiddlewaretoken": token[1]})
@@ -174,10 +175,10 @@ def start(client: httpx.Client, url: str, action: str) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_exit(number: signal.Signals) -> None:
-    """A running task is given its time, its stream ends, and whatever is lost is named."""
+def test_exit_waits_for_running_task(number: signal.Signals) -> None:
+    """A task that ends within SHUTDOWN_TIMEOUT finishes, and its stream delivers the end."""
     with example_server() as (url, process), httpx.Client(timeout=LIMIT) as client:
-        events_url = start(client, url, "fail")
+        events_url = start_action(client, url, "fail")
         with stream(events_url) as received:
             while next(received).event != "progress":
                 pass
@@ -189,10 +190,10 @@ def test_the_exit(number: signal.Signals) -> None:
         assert "lost" not in log, "the task had time to finish"
 
 
-def test_the_exit_with_tasks_that_take_longer() -> None:
-    """Whatever is lost is named, in the log and on the streams."""
+def test_exit_names_lost_tasks() -> None:
+    """Tasks that need longer are reported as lost, in the log and on their streams."""
     with example_server() as (url, process), httpx.Client(timeout=LIMIT) as client:
-        links = [start(client, url, "download") for _ in range(11)]
+        links = [start_action(client, url, "download") for _ in range(11)]
         waiting_id = re.search(r"task=([\w-]+)", links[-1])
         assert waiting_id is not None
         query = "&".join(link.partition("?")[2] for link in links)
@@ -205,7 +206,7 @@ def test_the_exit_with_tasks_that_take_longer() -> None:
         assert len(ends) == len(links)
         _, log = process.communicate(timeout=LIMIT)
     lost = "\n".join(line for line in log.splitlines() if "lost" in line)
-    # A download takes six seconds and has five at the end: on a busy machine some get done.
+    # A download takes 6 s and SHUTDOWN_TIMEOUT is 5 s, so on a busy machine some may finish.
     failed = {id for id, payload in ends.items() if payload["status"] == "FAILED"}
     assert waiting_id[1] in failed
     assert {ends[id]["error"]["reason"] for id in failed} == {"lost"}

@@ -1,4 +1,4 @@
-"""The widget's own files in a real browser, against a server that the test scripts."""
+"""The widget's script and stylesheet in Chromium, served by a ScriptedServer."""
 
 import asyncio
 import re
@@ -19,10 +19,10 @@ CSP = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'sel
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[ScriptedServer]:
-    async with ScriptedServer().running() as server:
-        server.page_headers["Content-Security-Policy"] = CSP
-        yield server
+async def scripted_server() -> AsyncIterator[ScriptedServer]:
+    async with ScriptedServer().running() as scripted_server:
+        scripted_server.page_headers["Content-Security-Policy"] = CSP
+        yield scripted_server
 
 
 def src(*ids: str, path: str = "/events/") -> str:
@@ -34,7 +34,7 @@ def element(id: str = "a", attributes: str = "", inner: str = "") -> str:
 
 
 def rendered(state: str, bar: str = 'value="30"', detail: str = "30 %", message: str = "") -> str:
-    """What the template makes of a running task."""
+    """Return the HTML that the template renders for a running task."""
     inner = f"""
       <label class="task-progress-label">
         <span class="task-progress-name">resize</span>
@@ -84,7 +84,7 @@ def failure(reason: str = "failed", **changes: Any) -> Payload:
 
 
 async def visit(page: Page, server: ScriptedServer, body: str, scripts: str = "") -> None:
-    """Show a page with this body, and note every event of the widgets in ``window.seen``."""
+    """Open a page with this body; its script records every widget event in `window.seen`."""
     server.pages["/recorder.js"] = """
         window.seen = [];
         for (const type of ["task-progress", "task-finished"])
@@ -120,20 +120,20 @@ async def expect_bar(
 
 
 async def expect_value_text(page: Page, text: str | None, id: str = "a") -> None:
-    """What a screen reader says instead of the bar's value."""
+    """Check the text that a screen reader announces instead of the bar's value."""
     await expect_bar(page, text, id, "aria-valuetext")
 
 
-# What is shown
+# Display
 
 
-async def test_bare_element_builds_what_the_template_renders(
-    page: Page, server: ScriptedServer
+async def test_bare_element_builds_same_markup_as_template(
+    page: Page, scripted_server: ScriptedServer
 ) -> None:
     outline = """() => [...document.querySelectorAll("task-progress")].map(host =>
         [...host.querySelectorAll("*")].map(e =>
             [e.tagName, e.className, e.role, e.max, e.parentElement.className].join()).join(";"))"""
-    await show(page, server, element("b") + rendered("running"))
+    await show(page, scripted_server, element("b") + rendered("running"))
     await expect_state(page, "waiting", "Waiting", id="b")
     built, template = await page.evaluate(outline)
     assert built == template
@@ -157,11 +157,11 @@ async def test_bare_element_builds_what_the_template_renders(
         ),
     ],
 )
-async def test_takes_over_rendered_markup_without_touching_it(
-    state: str, bar: str, detail: str, same: Payload, page: Page, server: ScriptedServer
+async def test_rendered_markup_is_taken_over_unchanged(
+    state: str, bar: str, detail: str, same: Payload, page: Page, scripted_server: ScriptedServer
 ) -> None:
     markup = rendered(state, bar, detail, message="at work")
-    stream = await show(page, server, markup)
+    stream = await show(page, scripted_server, markup)
     assert await page.evaluate("document.body.innerHTML") == markup
     await page.evaluate("""() => {
         window.mutations = 0;
@@ -204,30 +204,32 @@ STATES: list[tuple[Payload, str, str, str | None]] = [
 ]
 
 
-async def test_states(page: Page, server: ScriptedServer) -> None:
+async def test_state_of_each_payload(page: Page, scripted_server: ScriptedServer) -> None:
     ids = [f"t{n}" for n in range(len(STATES))]
-    stream = await show(page, server, "".join(map(element, ids)))
+    stream = await show(page, scripted_server, "".join(map(element, ids)))
     await stream.send(*({**event, "id": id} for id, (event, *_) in zip(ids, STATES, strict=True)))
     for id, (_, state, detail, value) in zip(ids, STATES, strict=True):
         await expect_state(page, state, detail, id)
         await expect_bar(page, value, id)
-        says_nothing = value is None or state == "waiting"
-        await expect_value_text(page, detail if says_nothing else None, id)
+        has_no_value = value is None or state == "waiting"
+        await expect_value_text(page, detail if has_no_value else None, id)
 
 
-async def test_message_of_a_failure(page: Page, server: ScriptedServer) -> None:
-    stream = await show(page, server, element("a") + element("b") + element("c"))
+async def test_message_of_failed_task(page: Page, scripted_server: ScriptedServer) -> None:
+    stream = await show(page, scripted_server, element("a") + element("b") + element("c"))
     await stream.send(
         {**failure(type="app.errors.BadRow", message="row 3"), "id": "a"},
         {**failure(type="ValueError", message=""), "id": "b"},
-        {**failure(), "id": "c"},  # not exposed: the last message stays
+        {**failure(), "id": "c"},  # without an exposed error the last message stays
     )
     for id, text in {"a": "BadRow: row 3", "b": "ValueError", "c": "m"}.items():
         await expect(page.locator(f"#{id} .task-progress-message")).to_have_text(text)
 
 
-async def test_message_is_text(page: Page, server: ScriptedServer) -> None:
-    stream = await show(page, server)
+async def test_message_is_not_interpreted_as_html(
+    page: Page, scripted_server: ScriptedServer
+) -> None:
+    stream = await show(page, scripted_server)
     markup = "<img src=x onerror=alert(1)><b>bold</b> &amp; 🎉\nsecond line"
     await stream.send(payload(name="<i>n</i>", progress=progress(message=markup)))
     await expect(page.locator("html")).to_have_attribute("data-seen", "1")
@@ -238,9 +240,11 @@ async def test_message_is_text(page: Page, server: ScriptedServer) -> None:
     assert await page.locator("task-progress :is(img, b, i)").count() == 0
 
 
-async def test_long_message_does_not_break_the_layout(page: Page, server: ScriptedServer) -> None:
+async def test_long_message_does_not_break_the_layout(
+    page: Page, scripted_server: ScriptedServer
+) -> None:
     texts = {"a": "word " * 200_000, "b": "x" * 1_000_000, "c": "line\n" * 200_000}
-    stream = await show(page, server, "".join(map(element, texts)))
+    stream = await show(page, scripted_server, "".join(map(element, texts)))
     for id, text in texts.items():
         event = payload(id=id, name="n" * 5000, progress=progress(message=text))
         await stream.send(event)
@@ -250,17 +254,18 @@ async def test_long_message_does_not_break_the_layout(page: Page, server: Script
         assert box["height"] < 120
     assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert await page.evaluate("document.documentElement.scrollHeight <= innerHeight")
-    # The browser would lay out all of it, again with each event, to show two lines.
+    # The widget truncates the text: the browser would lay out a million characters at each
+    # event to show two lines.
     assert (
         await page.locator("#b .task-progress-message").evaluate("e => e.textContent.length") < 5000
     )
 
 
-async def test_label(page: Page, server: ScriptedServer) -> None:
+async def test_label_attribute(page: Page, scripted_server: ScriptedServer) -> None:
     labels = element("a", 'label="Import"') + element("b") + element("c", 'label=""')
-    stream = await show(page, server, labels)
+    stream = await show(page, scripted_server, labels)
     await stream.send(payload(), payload(id="b"), payload(id="c"))
-    # By role and name: what is visually hidden, or drawn by a pseudo-element, counts as well.
+    # Locate by role and name, which include visually hidden text and pseudo-elements.
     await expect(page.locator("#a").get_by_role("progressbar", name="Import")).to_be_visible()
     await expect(page.locator("#b").get_by_role("progressbar", name="resize")).to_be_visible()
     await expect(page.locator("#c").get_by_role("progressbar", name="resize")).to_be_visible()
@@ -271,8 +276,8 @@ async def test_label(page: Page, server: ScriptedServer) -> None:
     await expect(page.get_by_role("progressbar", name="Export")).to_be_visible()
 
 
-async def test_announces_states_only(page: Page, server: ScriptedServer) -> None:
-    stream = await show(page, server, element("a", 'label="Import"'))
+async def test_status_announces_states_only(page: Page, scripted_server: ScriptedServer) -> None:
+    stream = await show(page, scripted_server, element("a", 'label="Import"'))
     status = page.locator("#a").get_by_role("status")
     await expect(status).to_have_text("")
     await page.evaluate("""() => {
@@ -291,26 +296,30 @@ async def test_announces_states_only(page: Page, server: ScriptedServer) -> None
     assert await page.evaluate("window.said") == ["Import: Running", "Import: Timed out"]
 
 
-async def test_stylesheet_yields_to_the_page(page: Page, server: ScriptedServer) -> None:
-    server.pages["/site.css"] = """
+async def test_page_styles_override_stylesheet(page: Page, scripted_server: ScriptedServer) -> None:
+    scripted_server.pages["/site.css"] = """
         progress { height: 30px }
         :root { --task-progress-color: rgb(1, 2, 3) }"""
     site = '<link rel="stylesheet" href="/site.css">'
     await visit(
-        page, server, site + rendered("running", "", "") + f'<link rel="stylesheet" href="{STYLE}">'
+        page,
+        scripted_server,
+        site + rendered("running", "", "") + f'<link rel="stylesheet" href="{STYLE}">',
     )
     bar = page.locator("progress")
-    await expect(bar).to_have_css("height", "30px")  # though ours comes last
+    await expect(bar).to_have_css("height", "30px")  # although our stylesheet comes last
     await expect(bar).to_have_css("background-image", re.compile(r"rgb\(1, 2, 3\)"))
 
 
 # Events
 
 
-async def test_events_bubble_and_the_end_comes_once(page: Page, server: ScriptedServer) -> None:
-    stream = await show(page, server)
+async def test_events_bubble_and_task_finished_fires_once(
+    page: Page, scripted_server: ScriptedServer
+) -> None:
+    stream = await show(page, scripted_server)
     finished = payload("finished", 5)
-    with suppress(ConnectionResetError):  # The page leaves at the first end.
+    with suppress(ConnectionResetError):  # The page closes the stream at the first `finished`.
         await stream.send(payload("started", 2), payload(), finished, finished, payload(sequence=9))
     await stream.wait_closed()
     await expect_state(page, "done")
@@ -322,14 +331,14 @@ async def test_events_bubble_and_the_end_comes_once(page: Page, server: Scripted
     ]
 
 
-async def test_stale_events_are_ignored(page: Page, server: ScriptedServer) -> None:
-    stream = await show(page, server)
+async def test_stale_events_are_ignored(page: Page, scripted_server: ScriptedServer) -> None:
+    stream = await show(page, scripted_server)
     await stream.send(
         payload(sequence=5, progress=progress(50)),
         payload(sequence=5, progress=progress(55)),
         payload(sequence=4, progress=progress(40)),
         payload("enqueued", 1),
-        payload("finished", 2),  # the end is true whatever its number
+        payload("finished", 2),  # `finished` is accepted with any sequence
     )
     await expect_state(page, "done")
     assert await page.evaluate("window.seen") == [
@@ -339,11 +348,13 @@ async def test_stale_events_are_ignored(page: Page, server: ScriptedServer) -> N
     ]
 
 
-async def test_a_task_that_moves_up(page: Page, server: ScriptedServer) -> None:
+async def test_position_in_queue_never_increases(
+    page: Page, scripted_server: ScriptedServer
+) -> None:
     markup = rendered("waiting", 'value="0"', "Waiting, 3 before it")
-    stream = await show(page, server, markup)
+    stream = await show(page, scripted_server, markup)
     await expect_state(page, "waiting", "Waiting, 3 before it")
-    for position in (3, 1, 2, 1, None):  # what is later has fewer tasks before it
+    for position in (3, 1, 2, 1, None):  # only a smaller position is newer
         await stream.send(payload("enqueued", 1, position=position))
     await expect_state(page, "waiting", "Waiting, 1 before it")
     await stream.send(payload("enqueued", 1, position=0))
@@ -354,14 +365,14 @@ async def test_a_task_that_moves_up(page: Page, server: ScriptedServer) -> None:
         *["task-progress a enqueued 1"] * 3,
         "task-progress a started 2",
     ]
-    # Only a new state is announced.
+    # The status announces a change of state, not of position.
     await expect(page.locator("#a").get_by_role("status")).to_have_text("resize: Running")
 
 
-async def test_element_shows_the_end_when_it_tells_of_it(
-    page: Page, server: ScriptedServer
+async def test_element_shows_final_state_before_task_finished(
+    page: Page, scripted_server: ScriptedServer
 ) -> None:
-    stream = await show(page, server)
+    stream = await show(page, scripted_server)
     await page.evaluate("""() => document.addEventListener("task-finished", ({ target }) => {
         window.shown = target.dataset.state;
         target.remove();
@@ -371,61 +382,63 @@ async def test_element_shows_the_end_when_it_tells_of_it(
     assert await page.evaluate("window.shown") == "done"
 
 
-async def test_bad_data_is_skipped(page: Page, server: ScriptedServer) -> None:
-    stream = await show(page, server)
+async def test_invalid_data_is_skipped(page: Page, scripted_server: ScriptedServer) -> None:
+    stream = await show(page, scripted_server)
     for data in ("{", "null", "7", '"text"', "[]", "{}"):
         await stream.raw(f"event: progress\ndata: {data}\n\n")
     await stream.send(payload("started", 2))
     await expect_state(page, "running")
 
 
-async def test_bad_src_is_skipped(page: Page, server: ScriptedServer) -> None:
+async def test_invalid_src_is_skipped(page: Page, scripted_server: ScriptedServer) -> None:
     bad = ("", "src=''", "src='/events/'", "src='http://['", "src='?task=%25'")
     body = "".join(f"<task-progress {src}></task-progress>" for src in bad)
-    stream = await show(page, server, body + element())
+    stream = await show(page, scripted_server, body + element())
     assert stream.tasks == ["a"]
     await stream.send(payload("started", 2))
     await expect_state(page, "running")
 
 
-async def test_href_on_success(page: Page, server: ScriptedServer) -> None:
-    server.pages["/done/"] = "<title>done</title>"
-    server.pages["/start/"] = "<title>start</title>"
-    await page.goto(server.url + "/start/")
-    stream = await show(page, server, element("a", 'href="/done/"'))
+async def test_href_is_followed_on_success(page: Page, scripted_server: ScriptedServer) -> None:
+    scripted_server.pages["/done/"] = "<title>done</title>"
+    scripted_server.pages["/start/"] = "<title>start</title>"
+    await page.goto(scripted_server.url + "/start/")
+    stream = await show(page, scripted_server, element("a", 'href="/done/"'))
     await stream.send(payload("finished", 5))
     await page.wait_for_url("**/done/")
-    await page.go_back()  # not to the progress page, which would lead forward again
+    await page.go_back()  # skips the progress page, which would redirect again
     await expect(page).to_have_title("start")
 
 
-async def test_href_not_without_success(page: Page, server: ScriptedServer) -> None:
+async def test_href_is_not_followed_without_success(
+    page: Page, scripted_server: ScriptedServer
+) -> None:
     ends = {"a": failure(), "b": failure("cancelled"), "c": payload("unknown", 0)}
     body = "".join(element(id, 'href="/done/"') for id in ends)
-    stream = await show(page, server, body + element("d"))
+    stream = await show(page, scripted_server, body + element("d"))
     await stream.send(*({**event, "id": id} for id, event in ends.items()))
     await stream.send(payload("started", 2, id="d"))
     await expect_state(page, "running", id="d")
-    assert page.url == server.url + "/"
+    assert page.url == scripted_server.url + "/"
 
 
-async def test_href_can_be_prevented_and_is_never_a_script(
-    page: Page, server: ScriptedServer
+async def test_href_can_be_prevented_and_never_runs_a_script(
+    page: Page, scripted_server: ScriptedServer
 ) -> None:
-    server.page_headers.clear()  # the policy would stop the script as well
+    scripted_server.page_headers.clear()  # the CSP would block the script as well
     body = element("a", 'href="/done/"') + element("b", 'href="javascript:window.evil=1"')
-    stream = await show(page, server, body)
+    stream = await show(page, scripted_server, body)
     await page.evaluate("""document.querySelector("#a").addEventListener("task-finished",
         event => event.preventDefault())""")
     await stream.send(payload("finished", 5), payload("finished", 5, id="b"))
     await expect_state(page, "done", id="a")
     await expect_state(page, "done", id="b")
-    assert page.url == server.url + "/"
+    assert page.url == scripted_server.url + "/"
     assert await page.evaluate("window.evil") is None
 
 
-async def test_bad_href_is_skipped(page: Page, server: ScriptedServer) -> None:
-    stream = await show(page, server, element("a", 'href="http://["') + element("b"))
+async def test_invalid_href_is_skipped(page: Page, scripted_server: ScriptedServer) -> None:
+    stream = await show(page, scripted_server, element("a", 'href="http://["') + element("b"))
     async with page.expect_console_message(lambda message: message.type == "warning") as warning:
         await stream.send(payload("finished", 5), payload("finished", 5, id="b"))
     assert "not a page's href http://[" in (await warning.value).text
@@ -436,9 +449,9 @@ async def test_bad_href_is_skipped(page: Page, server: ScriptedServer) -> None:
 # Connections
 
 
-async def test_ten_elements_share_a_connection(page: Page, server: ScriptedServer) -> None:
+async def test_ten_elements_share_a_connection(page: Page, scripted_server: ScriptedServer) -> None:
     ids = [f"t{n}" for n in range(10)]
-    stream = await show(page, server, "".join(map(element, ids)))
+    stream = await show(page, scripted_server, "".join(map(element, ids)))
     assert stream.tasks == ids
     await stream.send(*(payload(id=id, progress=progress(n)) for n, id in enumerate(ids)))
     for n, id in enumerate(ids):
@@ -446,77 +459,87 @@ async def test_ten_elements_share_a_connection(page: Page, server: ScriptedServe
     await stream.send(*(payload("finished", 9, id=id) for id in ids[1:]))
     await stream.send(payload("unknown", 0, id=ids[0]))
     await stream.wait_closed()
-    assert len(server.requests) == 1
+    assert len(scripted_server.requests) == 1
 
 
-async def test_ids_are_decoded_and_other_parameters_kept(
-    page: Page, server: ScriptedServer
+async def test_task_ids_are_decoded_and_other_parameters_kept(
+    page: Page, scripted_server: ScriptedServer
 ) -> None:
     url = src("ü/?&%41") + "&amp;lang=de#x"
-    stream = await show(page, server, f'<task-progress id="a" src="{url}"></task-progress>')
+    stream = await show(
+        page, scripted_server, f'<task-progress id="a" src="{url}"></task-progress>'
+    )
     assert stream.tasks == ["ü/?&%41"]
     assert "lang=de" in stream.target
     await stream.send(payload("started", 2, id="ü/?&%41"))
     await expect_state(page, "running")
 
 
-async def test_long_urls_are_split(page: Page, server: ScriptedServer) -> None:
+async def test_long_urls_are_split(page: Page, scripted_server: ScriptedServer) -> None:
     ids = [f"{n:036d}" for n in range(150)]
-    await visit(page, server, "".join(element(id) for id in ids))
-    streams = [await server.next_stream() for _ in range(3)]
+    await visit(page, scripted_server, "".join(element(id) for id in ids))
+    streams = [await scripted_server.next_stream() for _ in range(3)]
     assert sorted(id for stream in streams for id in stream.tasks) == ids
-    assert all(len(server.url + stream.target) < 4000 for stream in streams)
+    assert all(len(scripted_server.url + stream.target) < 4000 for stream in streams)
     for stream in streams:
         await stream.send(*(payload("finished", 5, id=id) for id in stream.tasks))
         await stream.wait_closed()
-    assert len(server.requests) == 3
+    assert len(scripted_server.requests) == 3
 
 
-async def test_elements_with_the_same_task(page: Page, server: ScriptedServer) -> None:
+async def test_elements_of_one_task_share_its_events(
+    page: Page, scripted_server: ScriptedServer
+) -> None:
     twin = element().replace('id="a"', 'id="b"')
-    stream = await show(page, server, element() + twin)
+    stream = await show(page, scripted_server, element() + twin)
     assert stream.tasks == ["a"]
     await stream.send(payload())
     await expect_state(page, "running", id="a")
     await expect_state(page, "running", id="b")
 
 
-async def test_paths_have_connections_of_their_own(page: Page, server: ScriptedServer) -> None:
+async def test_each_path_has_its_own_connection(
+    page: Page, scripted_server: ScriptedServer
+) -> None:
     other = f'<task-progress id="b" src="{src("b", path="/events/x/")}"></task-progress>'
-    await visit(page, server, element() + other)
-    streams = [await server.next_stream(), await server.next_stream()]
+    await visit(page, scripted_server, element() + other)
+    streams = [await scripted_server.next_stream(), await scripted_server.next_stream()]
     assert sorted(stream.tasks for stream in streams) == [["a"], ["b"]]
 
 
-async def test_inserted_later(page: Page, server: ScriptedServer) -> None:
-    await visit(page, server, '<div id="box"></div>')
+async def test_elements_inserted_later(page: Page, scripted_server: ScriptedServer) -> None:
+    await visit(page, scripted_server, '<div id="box"></div>')
     insert = "html => document.querySelector('#box').insertAdjacentHTML('beforeend', html)"
     await page.evaluate(insert, element("a"))
-    first = await server.next_stream()
+    first = await scripted_server.next_stream()
     await first.send(payload(progress=progress(30)))
     await expect_bar(page, "30")
     await page.evaluate(insert, element("b") + element("c"))
-    second = await server.next_stream()
+    second = await scripted_server.next_stream()
     await first.wait_closed()
     assert second.tasks == ["a", "b", "c"]
-    assert server.open == 1
+    assert scripted_server.open == 1
     await expect_bar(page, "30")
     assert await page.evaluate("window.seen") == ["task-progress a progress 3"]
 
 
-async def test_removed_elements_close_the_connection(page: Page, server: ScriptedServer) -> None:
-    stream = await show(page, server, element("a") + element("b"))
+async def test_removed_elements_close_the_connection(
+    page: Page, scripted_server: ScriptedServer
+) -> None:
+    stream = await show(page, scripted_server, element("a") + element("b"))
     await page.evaluate("document.querySelector('#a').remove()")
     await stream.send(payload("started", 2), payload("started", 2, id="b"))
     await expect_state(page, "running", id="b")
-    assert not stream.closed.is_set()  # it is still needed
+    assert not stream.closed.is_set()  # `b` still needs it
     await page.evaluate("document.querySelector('#b').remove()")
     await stream.wait_closed()
-    assert len(server.requests) == 1
+    assert len(scripted_server.requests) == 1
 
 
-async def test_moved_element_keeps_its_connection(page: Page, server: ScriptedServer) -> None:
-    stream = await show(page, server, element() + '<div id="box"></div>')
+async def test_moved_element_keeps_its_connection(
+    page: Page, scripted_server: ScriptedServer
+) -> None:
+    stream = await show(page, scripted_server, element() + '<div id="box"></div>')
     await stream.send(payload(progress=progress(30)))
     await expect_bar(page, "30")
     await page.evaluate("""async () => {
@@ -527,17 +550,19 @@ async def test_moved_element_keeps_its_connection(page: Page, server: ScriptedSe
     }""")
     await stream.send(payload(sequence=4, progress=progress(31)))
     await expect_bar(page, "31")
-    assert len(server.requests) == 1
+    assert len(scripted_server.requests) == 1
 
 
-async def test_removed_and_back_later(page: Page, server: ScriptedServer) -> None:
-    first = await show(page, server)
+async def test_element_removed_and_inserted_again(
+    page: Page, scripted_server: ScriptedServer
+) -> None:
+    first = await show(page, scripted_server)
     await first.send(payload(progress=progress(30)))
     await expect_bar(page, "30")
     await page.evaluate("(window.kept = document.querySelector('#a')).remove()")
     await first.wait_closed()
     await page.evaluate("document.body.append(window.kept)")
-    second = await server.next_stream()
+    second = await scripted_server.next_stream()
     await second.send(payload(progress=progress(30)), payload(sequence=4, progress=progress(40)))
     await expect_bar(page, "40")
     assert len(await page.evaluate("window.seen")) == 2
@@ -547,12 +572,14 @@ INSERT = "html => document.body.insertAdjacentHTML('beforeend', html)"
 
 
 def twin(id: str) -> str:
-    """Another element for the task `a`."""
+    """Return another element for the task `a`."""
     return element("a").replace('id="a"', f'id="{id}"')
 
 
-async def test_inserted_for_a_task_that_is_watched(page: Page, server: ScriptedServer) -> None:
-    stream = await show(page, server, element("a") + element("b"))
+async def test_inserted_element_shows_state_known_to_page(
+    page: Page, scripted_server: ScriptedServer
+) -> None:
+    stream = await show(page, scripted_server, element("a") + element("b"))
     await stream.send(payload(sequence=7, progress=progress(30)), payload("started", 2, id="b"))
     await expect_state(page, "running", id="b")
     await page.evaluate(INSERT, twin("late"))
@@ -563,8 +590,8 @@ async def test_inserted_for_a_task_that_is_watched(page: Page, server: ScriptedS
         src("a"),
     )
     await expect_state(page, "running", "30 %", id="b")
-    # Nobody reported anything anew, to the page or to its listeners.
-    assert len(server.requests) == 1
+    # The inserted elements caused no request, and no event for the page's listeners.
+    assert len(scripted_server.requests) == 1
     assert await page.evaluate("window.seen") == [
         "task-progress a progress 7",
         "task-progress b started 2",
@@ -573,9 +600,10 @@ async def test_inserted_for_a_task_that_is_watched(page: Page, server: ScriptedS
     await expect_bar(page, "40", id="late")
 
 
-async def test_what_the_server_rendered_later_stays(page: Page, server: ScriptedServer) -> None:
-    # As with a backend whose store is looked at now and then by a stream, and by each page.
-    stream = await show(page, server)
+async def test_newer_rendered_state_is_kept(page: Page, scripted_server: ScriptedServer) -> None:
+    # With a third-party backend a page reads the store when it is rendered, so it may be newer
+    # than the stream, which polls the store.
+    stream = await show(page, scripted_server)
     await stream.send(payload(sequence=5, progress=progress(30)))
     await expect_bar(page, "30")
     for id, sequence in {"later": 6, "earlier": 4}.items():
@@ -584,17 +612,19 @@ async def test_what_the_server_rendered_later_stays(page: Page, server: Scripted
         await page.evaluate(INSERT, html)
     await expect_state(page, "running", "30 %", id="earlier")
     await expect_state(page, "running", "50 %", id="later")
-    # A later state is that of one task.
+    # Sequences are compared within one task only.
     await page.evaluate(INSERT, element("b"))
-    again = await server.next_stream()
+    again = await scripted_server.next_stream()
     await again.send(payload(sequence=2, id="b", progress=progress(10)))
     await expect_bar(page, "10", id="b")
     await page.locator("#later").evaluate("(e, src) => e.setAttribute('src', src)", src("b"))
     await expect_state(page, "running", "10 %", id="later")
 
 
-async def test_page_rendered_anew_at_each_event(page: Page, server: ScriptedServer) -> None:
-    stream = await show(page, server, f"<div>{element()}</div>")
+async def test_page_that_re_renders_at_each_event(
+    page: Page, scripted_server: ScriptedServer
+) -> None:
+    stream = await show(page, scripted_server, f"<div>{element()}</div>")
     await page.evaluate(
         """html => {
             window.renderings = 0;
@@ -611,13 +641,13 @@ async def test_page_rendered_anew_at_each_event(page: Page, server: ScriptedServ
     for n in (3, 4):
         await stream.send(payload(sequence=n, progress=progress(n * 10)))
         await expect_bar(page, f"{n * 10}")
-    # Not again for what it shows itself: that would never end.
+    # A new element that shows the known state fires no event; that would render in a loop.
     assert await page.evaluate("window.renderings") == 2
     await stream.send(payload("finished", 5))
     await expect_state(page, "done", "Done")
     await stream.wait_closed()
-    assert len(server.requests) == 1
-    # The first element is gone before it could tell of the end: the one in its place does.
+    assert len(scripted_server.requests) == 1
+    # The first element is removed before it can fire `task-finished`; its replacement does so.
     assert (await page.evaluate("window.seen"))[-2:] == [
         "task-progress a finished 5",
         "task-finished a finished 5",
@@ -625,12 +655,12 @@ async def test_page_rendered_anew_at_each_event(page: Page, server: ScriptedServ
     assert await page.evaluate("window.renderings") == 4
 
 
-async def test_changed_src(page: Page, server: ScriptedServer) -> None:
-    first = await show(page, server)
+async def test_src_changed_to_another_task(page: Page, scripted_server: ScriptedServer) -> None:
+    first = await show(page, scripted_server)
     await first.send(payload("finished", 50, progress=progress(message="old")))
     await expect_state(page, "done")
     await page.evaluate("src => document.querySelector('#a').setAttribute('src', src)", src("b"))
-    second = await server.next_stream()
+    second = await scripted_server.next_stream()
     assert second.tasks == ["b"]
     await expect_state(page, "waiting", "Waiting")
     await expect(page.locator(".task-progress-message")).to_have_text("")
@@ -641,196 +671,212 @@ async def test_changed_src(page: Page, server: ScriptedServer) -> None:
     assert (await page.evaluate("window.seen"))[-1] == "task-finished a finished 3"
 
 
-async def test_fresh_link_to_the_same_task(page: Page, server: ScriptedServer) -> None:
-    stream = await show(page, server)
+async def test_src_changed_to_new_link_to_same_task(
+    page: Page, scripted_server: ScriptedServer
+) -> None:
+    stream = await show(page, scripted_server)
     await stream.send(payload(progress=progress(30)))
     await expect_bar(page, "30")
     fresh = src("a").replace("1abc", "2abc")
     await page.evaluate("src => document.querySelector('#a').setAttribute('src', src)", fresh)
     await stream.send(payload(sequence=4, progress=progress(31)))
     await expect_bar(page, "31")
-    assert len(server.requests) == 1
+    assert len(scripted_server.requests) == 1
 
 
-async def test_finished_on_the_server_still_tells(page: Page, server: ScriptedServer) -> None:
-    # The task may end between the page's rendering and its script: who listens wants to know.
-    stream = await show(page, server, rendered("done", 'value="100"', "Done"))
+async def test_task_finished_fires_for_rendered_final_state(
+    page: Page, scripted_server: ScriptedServer
+) -> None:
+    # The task may end between the rendering of the page and the start of its script, and
+    # listeners need the event.
+    stream = await show(page, scripted_server, rendered("done", 'value="100"', "Done"))
     await stream.send(payload("finished", 5))
     await stream.wait_closed()
     assert len(await page.evaluate("window.seen")) == 2
 
 
-async def test_unknown_task_that_comes_back(page: Page, server: ScriptedServer) -> None:
-    stream = await show(page, server, element("a") + element("b"))
+async def test_unknown_task_that_becomes_known(page: Page, scripted_server: ScriptedServer) -> None:
+    stream = await show(page, scripted_server, element("a") + element("b"))
     await stream.send(payload(sequence=7), payload("unknown", 0), payload("unknown", 0))
     await expect_state(page, "unknown")
     await stream.send(payload("started", 2))
-    again = await server.next_stream()  # its end has to be waited for again
+    again = await scripted_server.next_stream()  # the widget waits for the end again
     assert sorted(again.tasks) == ["a", "b"]
     await expect_state(page, "running")
     assert len(await page.evaluate("window.seen")) == 3
 
 
-# Trouble
+# Connection errors
 
 
-async def test_polling_is_not_reconnecting(page: Page, server: ScriptedServer) -> None:
+async def test_polling_is_not_reconnecting(page: Page, scripted_server: ScriptedServer) -> None:
     await page.clock.install()
-    await visit(page, server, element())
+    await visit(page, scripted_server, element())
     await page.evaluate("""() => {
         window.states = [];
         new MutationObserver(() => window.states.push(document.querySelector("#a").dataset.state))
             .observe(document.querySelector("#a"), { attributeFilter: ["data-state"] });
     }""")
-    for n in range(3, 9):  # together these are longer than the grace, each is shorter
-        stream = await server.next_stream()
+    for n in range(3, 9):  # each gap is shorter than the grace period, their sum is longer
+        stream = await scripted_server.next_stream()
         await stream.send(payload(sequence=n, progress=progress(n)))
         await expect_bar(page, str(n))
         await stream.end()
         await page.clock.run_for(1000)
-    stream = await server.next_stream()
+    stream = await scripted_server.next_stream()
     await stream.send(payload("finished", 9))
     await expect_state(page, "done")
     assert await page.evaluate("window.states") == ["running", "done"]
 
 
-async def test_reconnecting_shown_and_over(page: Page, server: ScriptedServer) -> None:
+async def test_reconnecting_state_appears_and_disappears(
+    page: Page, scripted_server: ScriptedServer
+) -> None:
     allow_errors(page, "status of 503")
     await page.clock.install()
     body = rendered("running", detail="30 %") + element("b")
-    stream = await show(page, server, body)
+    stream = await show(page, scripted_server, body)
     await stream.send(payload(id="b", progress=progress(55)))
     await expect_bar(page, "55", id="b")
-    server.status = 503
+    scripted_server.status = 503
     await stream.end()
-    await server.wait_requests(2)
-    await expect_state(page, "running", "30 %")  # not yet
+    await scripted_server.wait_requests(2)
+    await expect_state(page, "running", "30 %")  # still within the grace period
     await page.clock.run_for(3100)
     await expect_state(page, "reconnecting", "Reconnecting…")
     await expect_state(page, "reconnecting", "Reconnecting…", id="b")
     await expect_bar(page, "55", id="b")
-    server.status = 200
+    scripted_server.status = 200
     await page.clock.run_for(10_000)
-    await server.next_stream()
-    # The server may have nothing new to tell: being connected is enough.
+    await scripted_server.next_stream()
+    # An open connection ends the state; the server may have no event to send.
     await page.clock.run_for(100)
     await expect_state(page, "running", "30 %")
     await expect_state(page, "running", "55 %", id="b")
 
 
-async def test_back_off_and_recovery(page: Page, server: ScriptedServer) -> None:
+async def test_back_off_until_server_recovers(page: Page, scripted_server: ScriptedServer) -> None:
     allow_errors(page, "status of 503")
-    server.answers.extend([503] * 3)
+    scripted_server.answers.extend([503] * 3)
     await page.clock.install()
-    await visit(page, server, element())
+    await visit(page, scripted_server, element())
     for n in range(1, 4):
-        await server.wait_requests(n)
+        await scripted_server.wait_requests(n)
         await page.clock.run_for(1000 * 2 ** (n - 1))
-    stream = await server.next_stream()
+    stream = await scripted_server.next_stream()
     await stream.send(payload("finished", 5))
     await expect_state(page, "done")
-    assert len(server.requests) == 4
+    assert len(scripted_server.requests) == 4
 
 
-async def test_refused_for_good(page: Page, server: ScriptedServer) -> None:
+async def test_permanently_refused_requests_back_off(
+    page: Page, scripted_server: ScriptedServer
+) -> None:
     allow_errors(page, "status of 403")
-    server.status = 403
+    scripted_server.status = 403
     await page.clock.install()
     await page.clock.pause_at("2100-01-01")
-    await visit(page, server, element())
+    await visit(page, scripted_server, element())
     await page.clock.run_for(50)
-    for _ in range(60):  # ten minutes
-        count = len(server.requests)
+    for _ in range(60):  # 60 times 10 s are ten minutes
+        count = len(scripted_server.requests)
         await page.clock.run_for(10_000)
-        await page.evaluate("fetch('/favicon.ico')")  # one round trip later than any request
-        assert len(server.requests) - count <= 5
+        await page.evaluate("fetch('/favicon.ico')")  # arrives after any request made before
+        assert len(scripted_server.requests) - count <= 5
     # 1 + 2 + 4 + 8 + 16 s, then every 15 to 30 s
-    assert 10 <= len(server.requests) <= 6 + 600 / 15
+    assert 10 <= len(scripted_server.requests) <= 6 + 600 / 15
     await expect_state(page, "reconnecting")
     await page.evaluate("document.querySelector('#a').remove()")
     await page.clock.run_for(100)
-    count = len(server.requests)
+    count = len(scripted_server.requests)
     await page.clock.run_for(120_000)
     await page.evaluate("fetch('/favicon.ico')")
-    assert len(server.requests) == count
+    assert len(scripted_server.requests) == count
 
 
-async def test_back_online_tries_at_once(page: Page, server: ScriptedServer) -> None:
+async def test_online_event_reconnects_immediately(
+    page: Page, scripted_server: ScriptedServer
+) -> None:
     allow_errors(page, "status of 503")
-    server.answers.append(503)
+    scripted_server.answers.append(503)
     await page.clock.install()
-    await page.clock.pause_at("2100-01-01")  # no back-off of its own
-    await visit(page, server, element())
+    await page.clock.pause_at("2100-01-01")  # the clock stands, so no back-off elapses
+    await visit(page, scripted_server, element())
     await page.clock.run_for(50)
-    await server.wait_requests(1)
+    await scripted_server.wait_requests(1)
     await page.evaluate("dispatchEvent(new Event('online'))")
-    stream = await server.next_stream()
+    stream = await scripted_server.next_stream()
     await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     await stream.send(payload("finished", 5))
     await expect_state(page, "done")
-    assert len(server.requests) == 2
+    assert len(scripted_server.requests) == 2
 
 
-async def test_visible_again_tries_at_once(page: Page, server: ScriptedServer) -> None:
+async def test_visibility_change_reconnects_immediately(
+    page: Page, scripted_server: ScriptedServer
+) -> None:
     allow_errors(page, "status of 503")
-    server.answers.append(503)
+    scripted_server.answers.append(503)
     await page.clock.install()
     await page.clock.pause_at("2100-01-01")
-    await visit(page, server, element())
+    await visit(page, scripted_server, element())
     await page.clock.run_for(50)
-    await server.wait_requests(1)
+    await scripted_server.wait_requests(1)
     async with asyncio.timeout(TIMEOUT):
-        while len(server.requests) < 2:  # until the browser has seen the first answer
+        while len(scripted_server.requests) < 2:  # until the browser has received the first answer
             await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-    await server.next_stream()
+    await scripted_server.next_stream()
 
 
-async def test_no_content_ends_it(page: Page, server: ScriptedServer) -> None:
+async def test_no_content_ends_reconnecting(page: Page, scripted_server: ScriptedServer) -> None:
     await page.clock.install()
-    stream = await show(page, server)
-    server.status = 204
+    stream = await show(page, scripted_server)
+    scripted_server.status = 204
     await stream.send(payload("finished", 5))
     await stream.end()
     await expect_state(page, "done")
     await page.clock.run_for(120_000)
     await page.evaluate("fetch('/favicon.ico')")
-    assert len(server.requests) == 1
+    assert len(scripted_server.requests) == 1
 
 
-async def test_back_from_the_cache(page: Page, server: ScriptedServer) -> None:
-    stream = await show(page, server)
+async def test_page_restored_from_back_forward_cache(
+    page: Page, scripted_server: ScriptedServer
+) -> None:
+    stream = await show(page, scripted_server)
     await stream.send(payload(progress=progress(30)))
     await expect_bar(page, "30")
     await page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }))")
     await stream.wait_closed()
     await page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))")
-    again = await server.next_stream()
+    again = await scripted_server.next_stream()
     await again.send(payload(sequence=4, progress=progress(40)))
     await expect_bar(page, "40")
 
 
-async def test_module_loaded_twice(page: Page, server: ScriptedServer) -> None:
+async def test_module_loaded_twice(page: Page, scripted_server: ScriptedServer) -> None:
     again = f'<script type="module" src="{SCRIPT}?again"></script>'
-    await visit(page, server, element(), again)
-    stream = await server.next_stream()
+    await visit(page, scripted_server, element(), again)
+    stream = await scripted_server.next_stream()
     await stream.send(payload("started", 2))
     await expect_state(page, "running")
     same = f"import('{SCRIPT}').then(m => m.TaskProgressElement.define() === \
         customElements.get('task-progress'))"
     assert await page.evaluate(same) is True
-    assert len(server.requests) == 1
+    assert len(scripted_server.requests) == 1
 
 
 async def test_module_that_runs_before_the_elements_are_parsed(
-    page: Page, server: ScriptedServer
+    page: Page, scripted_server: ScriptedServer
 ) -> None:
     first, second = rendered("running").split("<progress")
-    server.pages["/"] = f"""<!doctype html><script type="module" async src="{SCRIPT}"></script>
+    html = f"""<!doctype html><script type="module" async src="{SCRIPT}"></script>
         <body>{first}{SLOW}<progress{second}{element("b")}</body>"""
-    await page.goto(server.url + "/", wait_until="commit")
+    scripted_server.pages["/"] = html
+    await page.goto(scripted_server.url + "/", wait_until="commit")
     await expect(page.locator("task-progress:defined")).to_have_count(1)
-    server.released.set()
-    stream = await server.next_stream()
+    scripted_server.released.set()
+    stream = await scripted_server.next_stream()
     assert stream.tasks == ["a", "b"]
     await expect(page.locator("#a > *")).to_have_count(4)
     await expect(page.locator("#a")).to_have_attribute("data-state", "running")

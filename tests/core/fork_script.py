@@ -1,7 +1,7 @@
 """
-What test_fork runs: `fork_script.py BACKEND BOOK HOW...`. It makes children while tasks go on.
+The script that test_fork runs: `fork_script.py BACKEND BOOK WAY...`. It forks while tasks run.
 
-Tasks sign the book. On stdout goes the pid of this process, then of each child.
+Tasks sign the book. The script prints its pid, then that of each child.
 """
 
 import multiprocessing
@@ -21,21 +21,21 @@ FORKS = 5
 
 
 def wait_for_event(result: Any, kind: str) -> None:
-    """Wait until there was such an event."""
+    """Wait until an event of this kind is received."""
     with hub.subscribe(result.id) as subscription:
         while not any(event.kind == kind for event in subscription.take(LIMIT)):
             assert not subscription.ended
 
 
 def child(alias: str, book: str) -> None:
-    """Run two tasks of this process's own."""
+    """Run two tasks in the child process."""
     for result in [sign.using(backend=alias).enqueue(book) for _ in range(2)]:
         wait_for_event(result, "finished")
     print(os.getpid(), flush=True)  # noqa: T201
 
 
 def fork(alias: str, book: str) -> None:
-    """Run child() in children of os.fork(), while other threads may hold any lock."""
+    """Run child() in children of os.fork() while another thread may hold any lock."""
     stop = threading.Event()
     traffic = threading.Thread(target=keep_busy, args=(stop,))
     traffic.start()
@@ -50,7 +50,7 @@ def fork(alias: str, book: str) -> None:
 
 
 def keep_busy(stop: threading.Event) -> None:
-    """Run one task after the other."""
+    """Run tasks one after the other until `stop` is set."""
     while not stop.is_set():
         wait_for_event(noop.using(backend="busy").enqueue(), "finished")
 
@@ -64,7 +64,7 @@ def start(method: str, alias: str, book: str) -> None:
 
 
 def main(alias: str, book: str, *ways: str) -> None:
-    """Have one task run and two wait in this process; make children; let the tasks go on."""
+    """Start children in each way while one task runs and two wait; then finish these tasks."""
     print(os.getpid(), flush=True)  # noqa: T201
     gate = Gate(f"{book}-gate")
     results = [sign.using(backend=alias).enqueue(book, f"{book}-gate") for _ in range(3)]

@@ -1,4 +1,4 @@
-"""The contract of django.tasks, and what the backends add to it."""
+"""The contract of django.tasks, and the additions of these backends."""
 
 import asyncio
 import logging
@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -18,23 +18,27 @@ from django.tasks.signals import task_enqueued, task_finished, task_started
 from django.utils import timezone
 
 import django_tasks_local
-from django_tasks_local import ThreadPoolBackend, cancel, current_result_id, pools, positions
-from django_tasks_local.exceptions import QueueFull
+from django_tasks_local import ThreadPoolBackend, cancel, current_result_id, pools
+from django_tasks_local.exceptions import QueueFull, TaskLost
 from django_tasks_local.hub import hub
-from django_tasks_local.lifecycle import Publication
+from django_tasks_local.pools import positions
+from django_tasks_local.record import TaskRecord
 from tests.project import tasks
 from tests.support.backends import settings_with
 from tests.support.waiting import LIMIT, AnyResult, finished, running, wait_for_event, wait_until
 
+if TYPE_CHECKING:
+    from django_tasks_local.events import TaskEvent
+
 
 @pytest.fixture(scope="module", autouse=True)
 def both_backends() -> Iterator[None]:
-    """One pool of each kind for all tests that need no other."""
+    """A pool of each kind for all tests that need no other."""
     with settings_with():
         yield
 
 
-def run(task: Any, *args: Any, **kwargs: Any) -> AnyResult:
+def run_task(task: Any, *args: Any, **kwargs: Any) -> AnyResult:
     return finished(task.enqueue(*args, **kwargs))
 
 
@@ -82,7 +86,7 @@ def test_enqueue_returns_a_snapshot(alias: str, gate: str) -> None:
 
 
 def test_get_result(alias: str) -> None:
-    result = run(tasks.add.using(backend=alias), 1, b=2)
+    result = run_task(tasks.add.using(backend=alias), 1, b=2)
     assert task_backends[alias].get_result(result.id) == result
     assert tasks.add.using(backend=alias).get_result(result.id).return_value == 3
     assert task_backends[alias].get_result(uuid.UUID(result.id)) == result
@@ -96,7 +100,7 @@ def test_get_result_of_an_unknown_id(alias: str, result_id: Any) -> None:
         task_backends[alias].get_result(result_id)
 
 
-async def test_async_twins(alias: str) -> None:
+async def test_async_methods(alias: str) -> None:
     result = await tasks.add.using(backend=alias).aenqueue(2, b=2)
     async with hub.subscribe(result.id) as subscription:
         kinds = [event.kind async for event in subscription]
@@ -107,8 +111,8 @@ async def test_async_twins(alias: str) -> None:
         await task_backends[alias].aget_result("no such id")
 
 
-def test_snapshots_do_not_share(alias: str) -> None:
-    result = run(tasks.echo.using(backend=alias), [1], key=[2])
+def test_results_share_no_values(alias: str) -> None:
+    result = run_task(tasks.echo.using(backend=alias), [1], key=[2])
     result.args.append("mine")
     result.kwargs.clear()
     result.worker_ids.clear()
@@ -116,14 +120,14 @@ def test_snapshots_do_not_share(alias: str) -> None:
     assert (again.args, again.kwargs, again.attempts) == ([[1]], {"key": [2]}, 1)
 
 
-def test_a_task_cannot_change_the_result(alias: str) -> None:
-    result = run(tasks.spoil.using(backend=alias), [1, 2])
+def test_task_cannot_change_its_arguments(alias: str) -> None:
+    result = run_task(tasks.spoil.using(backend=alias), [1, 2])
     assert result.return_value == 0
     assert result.args == [[1, 2]]
 
 
 def test_json_normalization(alias: str) -> None:
-    result = run(tasks.echo.using(backend=alias), (1, b"two"), key={"a": ("b",)})
+    result = run_task(tasks.echo.using(backend=alias), (1, b"two"), key={"a": ("b",)})
     assert result.args == [[1, "two"]]
     assert result.kwargs == {"key": {"a": ["b"]}}
     assert result.return_value == {"args": [[1, "two"]], "kwargs": {"key": {"a": ["b"]}}}
@@ -140,7 +144,7 @@ def test_arguments_that_are_not_json(alias: str, argument: Any) -> None:
     [(tasks.not_json, TypeError), (tasks.cyclic, RecursionError), (tasks.recurse, RecursionError)],
 )
 def test_return_values_that_are_not_json(alias: str, task: Any, error: type[Exception]) -> None:
-    result = run(task.using(backend=alias))
+    result = run_task(task.using(backend=alias))
     assert result.status == TaskResultStatus.FAILED
     assert result.errors[0].exception_class is error
 
@@ -159,8 +163,8 @@ def test_return_values_that_are_not_json(alias: str, task: Any, error: type[Exce
         ("cancelled", "asyncio.exceptions.CancelledError", "CancelledError"),
     ],
 )
-def test_errors(alias: str, task: Any, kind: str, path: str, text: str) -> None:
-    result = run(task.using(backend=alias), kind)
+def test_error_of_failed_task(alias: str, task: Any, kind: str, path: str, text: str) -> None:
+    result = run_task(task.using(backend=alias), kind)
     assert result.status == TaskResultStatus.FAILED
     [error] = result.errors
     assert error.exception_class_path == path
@@ -174,26 +178,26 @@ def test_system_exit_leaves_all_workers_alive(alias: str) -> None:
     with settings_with(MAX_WORKERS=3):
         results = [tasks.fail.using(backend=alias).enqueue("exit") for _ in range(9)]
         assert {finished(result).status for result in results} == {TaskResultStatus.FAILED}
-        assert run(tasks.add.using(backend=alias), 1, 1).return_value == 2
+        assert run_task(tasks.add.using(backend=alias), 1, 1).return_value == 2
 
 
 def test_current_result_id(alias: str) -> None:
     for task in (tasks.result_id, tasks.async_result_id):
-        result = run(task.using(backend=alias))
+        result = run_task(task.using(backend=alias))
         assert result.return_value == result.id
     with pytest.raises(LookupError):
         current_result_id.get()
 
 
 def test_takes_context(alias: str) -> None:
-    result = run(tasks.with_context.using(backend=alias), 5)
+    result = run_task(tasks.with_context.using(backend=alias), 5)
     assert result.return_value == [1, result.id, "RUNNING", 5]
-    result = run(tasks.async_with_context.using(backend=alias))
+    result = run_task(tasks.async_with_context.using(backend=alias))
     assert result.return_value == result.id
 
 
-def test_a_task_inside_a_task(alias: str) -> None:
-    result = run(tasks.nested.using(backend=alias))
+def test_task_inside_a_task(alias: str) -> None:
+    result = run_task(tasks.nested.using(backend=alias))
     assert result.return_value == result.id
 
 
@@ -205,7 +209,7 @@ def test_a_task_inside_a_task(alias: str) -> None:
         ({"queue_name": "other"}, "other"),
     ],
 )
-def test_what_the_backend_refuses(alias: str, change: dict[str, Any], message: str) -> None:
+def test_unsupported_task_options(alias: str, change: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidTask, match=message):
         tasks.noop.using(backend=alias, **change)
 
@@ -239,7 +243,7 @@ def test_signals(alias: str, gate: str) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit])
 @pytest.mark.parametrize("signal", [task_started, task_finished])
-def test_a_receiver_that_raises(
+def test_receiver_that_raises(
     alias: str, signal: Any, error: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
     def receive(**kwargs: Any) -> None:
@@ -249,7 +253,7 @@ def test_a_receiver_that_raises(
     try:
         with settings_with(MAX_WORKERS=1):
             for _ in range(3):
-                assert run(tasks.add.using(backend=alias), 1, 1).return_value == 2
+                assert run_task(tasks.add.using(backend=alias), 1, 1).return_value == 2
             wait_until(lambda: len(error_records(caplog)) == 3, "the error was not logged")
     finally:
         signal.disconnect(receive)
@@ -263,7 +267,7 @@ def error_records(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     ]
 
 
-def test_a_receiver_of_enqueued_that_raises(alias: str) -> None:
+def test_receiver_of_task_enqueued_that_raises(alias: str) -> None:
     class Stop(BaseException):
         pass
 
@@ -279,14 +283,14 @@ def test_a_receiver_of_enqueued_that_raises(alias: str) -> None:
             tasks.add.using(backend=alias).enqueue(1)
     finally:
         task_enqueued.disconnect(receive)
-    # The caller has got an error, and the task runs: it is never lost between the two.
+    # The caller receives the error, and the task runs nevertheless.
     assert finished(task_backends[alias].get_result(ids[0])).return_value == 2
 
 
-async def test_async_receivers_cannot_be_called_in_an_event_loop(
+async def test_async_receiver_in_event_loop(
     alias: str, gate: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are when aenqueue() is used. It is no reason to raise with a task in the queue."""
+    """In an event loop enqueue() cannot call them; it logs this, as the task is already queued."""
     seen = []
 
     async def receive(task_result: Any, **kwargs: Any) -> None:
@@ -310,7 +314,7 @@ async def test_async_receivers_cannot_be_called_in_an_event_loop(
 
 def test_log_records(alias: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "django.tasks"):
-        result = run(tasks.fail.using(backend=alias))
+        result = run_task(tasks.fail.using(backend=alias))
         wait_until(lambda: len(caplog.records) >= 3, "log records are missing")
     records = [record for record in caplog.records if record.name == "django.tasks"]
     assert [record.levelname for record in records] == ["DEBUG", "INFO", "ERROR"]
@@ -346,7 +350,7 @@ def test_one_pool_for_many_threads(alias: str, gate: str) -> None:
 
 
 def task_threads(alias: str) -> list[str]:
-    """The worker threads of the backend that is there now; older ones are about to end."""
+    """Return the names of the worker threads of the alias, without duplicates from ending pools."""
     pattern = re.compile(rf"django-tasks-{alias}-\d+")
     names = [thread.name for thread in threading.enumerate() if pattern.fullmatch(thread.name)]
     return sorted(set(names))
@@ -385,7 +389,7 @@ def test_tasks_setting_changed(gate: str, caplog: pytest.LogCaptureFixture) -> N
             assert events[0].error["reason"] == "lost"
             with pytest.raises(TaskResultDoesNotExist):
                 default_task_backend.get_result(busy.id)
-            assert run(tasks.add, 1).return_value == 2
+            assert run_task(tasks.add, 1).return_value == 2
     assert hub.snapshot(busy.id) is None
     messages = " ".join(record.getMessage() for record in caplog.records)
     assert busy.id in messages
@@ -399,7 +403,7 @@ def test_tasks_setting_changed(gate: str, caplog: pytest.LogCaptureFixture) -> N
 def test_max_results(alias: str) -> None:
     with settings_with(MAX_RESULTS=3, MAX_WORKERS=1):
         backend = task_backends[alias]
-        results = [run(tasks.add.using(backend=alias), number) for number in range(5)]
+        results = [run_task(tasks.add.using(backend=alias), number) for number in range(5)]
         wait_until(lambda: hub.snapshot(results[1].id) is None, "the hub keeps an evicted task")
         for result in results[:2]:
             with pytest.raises(TaskResultDoesNotExist, match="MAX_RESULTS = 3"):
@@ -411,7 +415,7 @@ def test_unfinished_results_are_not_evicted(alias: str, gate: str) -> None:
     with settings_with(MAX_RESULTS=1, MAX_WORKERS=2):
         result = running(tasks.gated.using(backend=alias).enqueue(gate))
         for number in range(5):
-            run(tasks.add.using(backend=alias), number)
+            run_task(tasks.add.using(backend=alias), number)
         result.refresh()
         assert result.status == TaskResultStatus.RUNNING
         tasks.gates[gate].set()
@@ -427,7 +431,7 @@ def test_max_pending(alias: str, gate: str) -> None:
             gated.enqueue(gate)
         tasks.gates[gate].set()
         assert [finished(result).return_value for result in results] == [gate] * 3
-        assert run(tasks.add.using(backend=alias), 1).return_value == 2
+        assert run_task(tasks.add.using(backend=alias), 1).return_value == 2
 
 
 @pytest.mark.parametrize(
@@ -450,7 +454,7 @@ def test_max_pending(alias: str, gate: str) -> None:
         (["MAX_WORKERS"], "must be a dict"),
     ],
 )
-def test_wrong_options(options: Any, message: str) -> None:
+def test_invalid_options(options: Any, message: str) -> None:
     with pytest.raises(ImproperlyConfigured) as caught:
         ThreadPoolBackend("special", {"OPTIONS": options})
     assert message in str(caught.value)
@@ -459,7 +463,7 @@ def test_wrong_options(options: Any, message: str) -> None:
         assert "MAX_PENDING, MAX_RESULTS, MAX_WORKERS, PROGRESS_INTERVAL" in str(caught.value)
 
 
-def test_a_cancelled_task_that_was_evicted_before_its_turn(
+def test_cancelled_task_evicted_before_its_turn(
     alias: str, gate: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with settings_with(MAX_RESULTS=1, MAX_WORKERS=1):
@@ -468,17 +472,17 @@ def test_a_cancelled_task_that_was_evicted_before_its_turn(
         for result in waiting:
             assert cancel(result.id, backend=alias)
         tasks.gates[gate].set()
-        wait_until(lambda: hub.snapshot(waiting[-1].id) is None, "it is not evicted")
-        assert run(tasks.add.using(backend=alias), 1).return_value == 2
+        wait_until(lambda: hub.snapshot(waiting[-1].id) is None, "the task is not evicted")
+        assert run_task(tasks.add.using(backend=alias), 1).return_value == 2
     assert busy.id
     assert not [record for record in caplog.records if record.levelname == "CRITICAL"]
     assert "KeyError" not in caplog.text
 
 
-# Cancelling
+# Cancellation
 
 
-def test_cancel_a_waiting_task(alias: str, gate: str) -> None:
+def test_cancel_waiting_task(alias: str, gate: str) -> None:
     with settings_with(MAX_WORKERS=1):
         busy = running(tasks.gated.using(backend=alias).enqueue(gate))
         waiting = tasks.noop.using(backend=alias).enqueue()
@@ -491,13 +495,13 @@ def test_cancel_a_waiting_task(alias: str, gate: str) -> None:
         assert not cancel(waiting.id, backend=alias)
         tasks.gates[gate].set()
         finished(busy)
-        assert run(tasks.add.using(backend=alias), 1).return_value == 2
+        assert run_task(tasks.add.using(backend=alias), 1).return_value == 2
         waiting.refresh()
         assert waiting.attempts == 0
 
 
-def test_a_cancelled_task_leaves_the_queue(alias: str, gate: str) -> None:
-    """With its arguments, which neither MAX_PENDING nor MAX_RESULTS would count any more."""
+def test_cancelled_task_leaves_the_queue(alias: str, gate: str) -> None:
+    """Neither MAX_PENDING nor MAX_RESULTS counts it, so its arguments must not stay in memory."""
 
     def cancel_at_once(task_result: AnyResult, **kwargs: Any) -> None:
         if task_result.args == ["never"]:
@@ -513,9 +517,9 @@ def test_a_cancelled_task_leaves_the_queue(alias: str, gate: str) -> None:
                 assert cancel(result.id, backend=alias)
             add.enqueue("never")
             queue = task_backends[alias]._pool.queue
-            assert [job.result_id for job in queue] == [waiting[0].id]
+            assert [record.id for record in queue] == [waiting[0].id]
             second = add.enqueue(2)
-            assert places([second]) == [1], "the first thing that is told of it"
+            assert positions_of([second]) == [1], "the first event has a wrong position"
             tasks.gates[gate].set()
             finished(busy)
             assert finished(waiting[0]).return_value == 1
@@ -524,27 +528,27 @@ def test_a_cancelled_task_leaves_the_queue(alias: str, gate: str) -> None:
         task_enqueued.disconnect(cancel_at_once)
 
 
-def test_cancel_a_running_task(gate: str) -> None:
+def test_cancel_running_task(gate: str) -> None:
     result = running(tasks.until_cancelled.enqueue(gate))
     assert default_task_backend.cancel(result.id)
     finished(result)
     assert result.status == TaskResultStatus.FAILED
     assert result.errors[0].exception_class is django_tasks_local.exceptions.TaskCancelled
-    assert tasks.notes[gate] == ["tidied"]
+    assert tasks.notes[gate] == ["cleaned up"]
     event = hub.snapshot(result.id)
     assert event.error.reason == "cancelled"
-    # A report while it tidies up does not raise again.
-    assert event.progress.message == "tidying up"
+    # A report during the cleanup does not raise again.
+    assert event.progress.message == "cleaning up"
     assert not cancel(result.id)
 
 
-def test_a_task_may_swallow_the_cancellation(gate: str) -> None:
+def test_task_may_swallow_the_cancellation(gate: str) -> None:
     result = running(tasks.until_cancelled.enqueue(gate, swallow=True))
     assert cancel(result.id)
     assert finished(result).return_value == "swallowed"
 
 
-def test_cancel_a_tracked_loop(gate: str) -> None:
+def test_cancel_tracked_loop(gate: str) -> None:
     result = tasks.tracked.enqueue(10, gate)
     wait_for_event(result.id, lambda e: e.progress and e.progress.message == "half-way")
     assert cancel(result.id)
@@ -553,15 +557,15 @@ def test_cancel_a_tracked_loop(gate: str) -> None:
     assert hub.snapshot(result.id).progress.current == 6
 
 
-def test_cancel_a_coroutine(gate: str) -> None:
-    result = running(tasks.sleep_forever.enqueue(gate))
+def test_cancel_coroutine(gate: str) -> None:
+    result = running(tasks.sleep_until_cancelled.enqueue(gate))
     assert cancel(result.id)
     assert finished(result).status == TaskResultStatus.FAILED
     assert result.errors[0].exception_class is django_tasks_local.exceptions.TaskCancelled
-    assert tasks.notes[gate] == ["tidied"]
+    assert tasks.notes[gate] == ["cleaned up"]
 
 
-def test_cancel_what_cannot_be() -> None:
+def test_cancel_unknown_or_unsupported_task() -> None:
     with pytest.raises(TaskResultDoesNotExist):
         cancel("no such id")
     with pytest.raises(NotImplementedError, match=r"'immediate'.*cannot cancel"):
@@ -573,17 +577,19 @@ def test_cancel_what_cannot_be() -> None:
 
 @pytest.fixture
 def quick_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(positions, "INTERVAL", 0.02)
+    monkeypatch.setattr(positions, "INTERVAL_SECONDS", 0.02)
 
 
-def places(results: list[AnyResult]) -> list[int | None]:
+def positions_of(results: list[AnyResult]) -> list[int | None]:
     return [hub.snapshot(result.id).position for result in results]
 
 
-def wait_until_told() -> None:
-    """Wait until nobody is about to look at a queue."""
+def wait_until_published() -> None:
+    """Wait until no scan of a queue is scheduled."""
     queues = [pool._positions for pool in pools._pools.values()]
-    wait_until(lambda: not any(queue._scheduled for queue in queues), "there is no end to it")
+    wait_until(
+        lambda: not any(queue._is_scheduled for queue in queues), "scans of the queue do not end"
+    )
 
 
 @pytest.mark.usefixtures("quick_positions")
@@ -593,17 +599,21 @@ def test_positions(alias: str, gate: str, tmp_path: Path) -> None:
     with settings_with(MAX_WORKERS=1):
         results = [tasks.gated.using(backend=alias).enqueue(path) for path in gates]
         running(results[0])
-        wait_until(lambda: places(results) == [None, 0, 1, 2], "the positions are wrong")
+        wait_until(lambda: positions_of(results) == [None, 0, 1, 2], "the positions are wrong")
         with hub.subscribe(results[3].id) as subscription:
-            wait_until_told()
+            wait_until_published()
             seen = subscription.take(LIMIT)
             tasks.gates[gates[0]].set()
             running(results[1])
-            wait_until(lambda: places(results) == [None, None, 0, 1], "they did not move up")
-            wait_until_told()
+            wait_until(
+                lambda: positions_of(results) == [None, None, 0, 1], "the tasks did not move up"
+            )
+            wait_until_published()
             seen += subscription.take(LIMIT)
             assert cancel(results[2].id, backend=alias)
-            wait_until(lambda: places(results) == [None, None, None, 0], "nobody has moved up")
+            wait_until(
+                lambda: positions_of(results) == [None, None, None, 0], "the task did not move up"
+            )
             seen += subscription.take(LIMIT)
             assert [(event.sequence, event.position) for event in seen] == [(1, 2), (1, 1), (1, 0)]
             tasks.gates[gates[1]].set()
@@ -612,7 +622,7 @@ def test_positions(alias: str, gate: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick_positions")
-def test_positions_of_tasks_that_many_threads_enqueue(gate: str) -> None:
+def test_positions_of_tasks_enqueued_by_many_threads(gate: str) -> None:
     with settings_with(MAX_WORKERS=1):
         busy = running(tasks.gated.enqueue(gate))
         results: list[AnyResult] = []
@@ -627,7 +637,7 @@ def test_positions_of_tasks_that_many_threads_enqueue(gate: str) -> None:
             thread.join(LIMIT)
         for result in results[:50]:
             assert cancel(result.id)
-        wait_until(lambda: max(places(results[50:])) <= 49, "not all have moved up")
+        wait_until(lambda: max(positions_of(results[50:])) <= 49, "not all have moved up")
         tasks.gates[gate].set()
         finished(busy)
         assert {finished(result).attempts for result in results[50:]} == {1}
@@ -636,7 +646,7 @@ def test_positions_of_tasks_that_many_threads_enqueue(gate: str) -> None:
 # Closing
 
 
-def test_close(gate: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_close_loses_unfinished_tasks(gate: str, caplog: pytest.LogCaptureFixture) -> None:
     with settings_with(MAX_WORKERS=1, SHUTDOWN_TIMEOUT=0):
         busy = running(tasks.gated.enqueue(gate))
         waiting = [tasks.noop.enqueue() for _ in range(3)]
@@ -654,61 +664,59 @@ def test_close(gate: str, caplog: pytest.LogCaptureFixture) -> None:
         assert "tests.project.tasks.gated" in text
 
 
-def test_close_lets_running_tasks_finish(gate: str) -> None:
+def test_close_waits_for_running_task(gate: str) -> None:
     with settings_with(MAX_WORKERS=1):
         busy = running(tasks.gated.enqueue(gate))
         pool = default_task_backend._pool
         closing = threading.Thread(target=default_task_backend.close, args=(LIMIT,))
         closing.start()
-        wait_until(lambda: pool._waiters, "it does not wait for the task")
+        wait_until(lambda: pool._waiters, "close() does not wait for the task")
         tasks.gates[gate].set()
         closing.join(LIMIT)
         assert finished(busy).return_value == gate
 
 
-def test_a_lost_task_is_told_so() -> None:
-    """Where the process lives on, as in tests, it would run on for nobody."""
+def test_lost_task_is_cancelled() -> None:
+    """If the process continues after close(), as in tests, a lost task must not run on."""
     name = uuid.uuid4().hex
     with settings_with(MAX_WORKERS=1):
         result = running(tasks.until_cancelled.enqueue(name))
         default_task_backend.close(timeout=0)  # type: ignore[attr-defined]
-        wait_until(lambda: tasks.notes[name] == ["tidied"], "the task goes on")
+        wait_until(lambda: tasks.notes[name] == ["cleaned up"], "the task continues")
         assert finished(result).errors[0].exception_class is django_tasks_local.exceptions.TaskLost
 
 
-def test_a_task_that_starts_while_its_pool_is_discarded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is published late must not bring back a task that the hub was told to forget."""
+def test_task_that_starts_while_pool_is_discarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A late event must not bring back a task that the hub has released."""
     with settings_with(MAX_WORKERS=1), hub.subscribe() as subscription:
         pool = task_backends["default"]._pool  # type: ignore[attr-defined]
-        start = pool.results.start
+        start = TaskRecord.start
 
-        def start_then_discard(*args: Any) -> Any:
-            task_result = start(*args)
+        def start_then_discard(*args: Any) -> bool:
+            started = start(*args)
             pool.discard()
-            return task_result
+            return started
 
-        monkeypatch.setattr(pool.results, "start", start_then_discard)
+        monkeypatch.setattr(TaskRecord, "start", start_then_discard)
         result = tasks.noop.enqueue()
-        wait_until(lambda: not task_threads("default"), "the worker goes on")
+        wait_until(lambda: not task_threads("default"), "the worker continues")
         events = [event for event in subscription.take(LIMIT) if event.id == result.id]
         assert [event.kind for event in events] == ["finished"]
         assert hub.snapshot(result.id) is None
 
 
-def test_a_task_that_ends_while_its_pool_is_discarded(
-    gate: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_task_that_ends_while_pool_is_discarded(gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with settings_with(MAX_WORKERS=1):
         pool = task_backends["default"]._pool  # type: ignore[attr-defined]
-        finish = pool.results.finish
+        succeed = TaskRecord.succeed
 
-        def finish_then_discard(*args: Any) -> Any:
-            task_result = finish(*args)
-            if task_result is not None:
+        def succeed_then_discard(*args: Any) -> bool:
+            succeeded = succeed(*args)
+            if succeeded:
                 pool.discard()
-            return task_result
+            return succeeded
 
-        monkeypatch.setattr(pool.results, "finish", finish_then_discard)
+        monkeypatch.setattr(TaskRecord, "succeed", succeed_then_discard)
         result = running(tasks.gated.enqueue(gate))
         with hub.subscribe(result.id) as subscription:
             tasks.gates[gate].set()
@@ -716,15 +724,28 @@ def test_a_task_that_ends_while_its_pool_is_discarded(
         wait_until(lambda: hub.snapshot(result.id) is None, "the hub keeps a discarded task")
 
 
-def test_a_task_is_published_before_it_can_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or its end would be published first, and `enqueued` would stay in the hub for ever."""
-    locked: list[bool] = []
-    enqueued = Publication.enqueued
+@pytest.mark.parametrize("step", ["add", "enqueue"])
+def test_task_enqueued_while_another_thread_closes_the_pool(
+    step: str, alias: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task gets an outcome, before or after its record is published, and the hub agrees."""
+    seen: list[TaskEvent] = []
+    with settings_with(MAX_WORKERS=1), hub.recording(seen.append):
+        pool = task_backends[alias]._pool  # type: ignore[attr-defined]
+        patched = TaskRecord if step == "enqueue" else pool.results
+        original = getattr(patched, step)
 
-    def note(self: Publication, *args: Any, **kwargs: Any) -> None:
-        locked.append(task_backends["default"]._pool._lock.locked())  # type: ignore[attr-defined]
-        enqueued(self, *args, **kwargs)
+        def close_then(*args: Any) -> None:
+            monkeypatch.undo()
+            closing = threading.Thread(target=pool.refuse)
+            closing.start()
+            closing.join(LIMIT)
+            original(*args)
 
-    monkeypatch.setattr(Publication, "enqueued", note)
-    run(tasks.noop)
-    assert locked == [True], "close() waits for this lock"
+        monkeypatch.setattr(patched, step, close_then)
+        result = tasks.noop.using(backend=alias).enqueue()
+        assert finished(result).errors[0].exception_class is TaskLost
+        own = [event for event in seen if event.id == result.id]
+        assert [event.kind for event in own] == ["enqueued", "finished"]
+        assert pool.statistics().unfinished == 0
+        assert pool.statistics().waiting == 0

@@ -1,4 +1,4 @@
-"""Cancelling at odd moments: there is one clear outcome, and the answer agrees with it."""
+"""Cancellation at any time has one outcome, and the return value of cancel() agrees with it."""
 
 import threading
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def was_cancelled(result: Any) -> bool:
 
 
 @pytest.mark.parametrize("alias", ALIASES)
-def test_a_finished_task(alias: str) -> None:
+def test_cancel_finished_task(alias: str) -> None:
     result = finished(tasks.noop.using(backend=alias).enqueue())
     assert cancel(result.id, alias) is False
     result.refresh()
@@ -56,36 +56,36 @@ def test_a_finished_task(alias: str) -> None:
 
 
 @pytest.mark.parametrize("alias", ALIASES)
-def test_an_unknown_id(alias: str) -> None:
+def test_cancel_unknown_id(alias: str) -> None:
     with pytest.raises(TaskResultDoesNotExist):
         cancel("nothing", alias)
 
 
-def test_twice(tmp_path: Path) -> None:
-    """Both say that the task was not finished, and it is told once."""
+def test_cancel_twice(tmp_path: Path) -> None:
+    """Each call returns whether the task was unfinished; the task is cancelled once."""
     result = running(tasks.until_cancelled.enqueue(str(tmp_path)))
     assert cancel(result.id) is True
-    assert cancel(result.id) in {True, False}  # It may have ended in between.
+    assert cancel(result.id) in {True, False}  # The task may have ended between the calls.
     assert was_cancelled(finished(result))
     assert cancel(result.id) is False
-    assert tasks.notes[str(tmp_path)] == ["tidied"]
+    assert tasks.notes[str(tmp_path)] == ["cleaned up"]
 
 
-@pytest.mark.parametrize("task", [tasks.tidy_up, tasks.tidy_up_async])
-def test_again_while_it_tidies_up(task: Any, gate: str) -> None:
-    """It is not interrupted there, however often somebody clicks."""
+@pytest.mark.parametrize("task", [tasks.clean_up, tasks.clean_up_async])
+def test_cancel_again_during_cleanup(task: Any, gate: str) -> None:
+    """A second cancel() does not interrupt the cleanup."""
     result = running(task.enqueue(gate, gate))
     notes = tasks.notes[gate]
     assert cancel(result.id) is True
-    wait_until(lambda: notes, "it is not cancelled")
+    wait_until(lambda: notes, "the task is not cancelled")
     assert cancel(result.id) is True
     tasks.gates[gate].set()
     assert was_cancelled(finished(result))
-    assert notes == ["tidying", "tidied"]
+    assert notes == ["cleaning up", "cleaned up"]
 
 
-def test_a_coroutine_that_has_just_ended(gate: str) -> None:
-    """Its thread has not, and is not interrupted: the task is one that has succeeded."""
+def test_cancel_after_coroutine_has_ended(gate: str) -> None:
+    """The coroutine has returned, so the task succeeds; its thread is not interrupted."""
     result = tasks.leave_a_query.enqueue(gate)
     wait_for_event(result.id, lambda e: e.progress and e.progress.message == "ending")
     assert cancel(result.id) is True
@@ -94,8 +94,8 @@ def test_a_coroutine_that_has_just_ended(gate: str) -> None:
     assert not was_cancelled(result)
 
 
-def test_by_many_at_once(gate: str) -> None:
-    """A waiting task is cancelled by one of them, and all hear the truth."""
+def test_cancel_from_four_threads(gate: str) -> None:
+    """One thread cancels a waiting task; each call returns a correct answer."""
     blocked = [tasks.gated.enqueue(gate) for _ in range(10)]
     waiting = tasks.noop.enqueue()
     barrier = threading.Barrier(4)
@@ -114,13 +114,13 @@ def test_by_many_at_once(gate: str) -> None:
 
 
 @pytest.mark.parametrize("alias", ALIASES)
-def test_in_the_moment_of_finishing(alias: str) -> None:
+def test_cancel_while_task_finishes(alias: str) -> None:
     """
-    Whatever comes first counts, and False is never said of a task that was cancelled.
+    The first of cancel() and the end decides; False is never returned for a cancelled task.
 
-    In a thread True may be said of a task that succeeds, because it reports no more.
+    In a thread True may be returned for a task that succeeds, because it reports no progress after.
     """
-    # Each worker process that is stopped is replaced, which takes a while.
+    # Each cancellation replaces a worker process, which takes time.
     times = 300 if alias == "default" else 8
     for number in range(times):
         result = tasks.steps.using(backend=alias).enqueue(number % 7)
@@ -134,8 +134,8 @@ def test_in_the_moment_of_finishing(alias: str) -> None:
         assert cancel(result.id, alias) is False
 
 
-def test_what_somebody_else_has_just_cancelled(gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the look at the result and the cancellation: the second one has cancelled nothing."""
+def test_cancel_after_concurrent_cancel(gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another cancel() between status check and cancellation: the second cancels nothing."""
     busy = [tasks.gated.enqueue(gate) for _ in range(10)]
     for result in busy:
         running(result)

@@ -1,7 +1,7 @@
 """
-Forks, by a server and by users, while tasks run and wait: no pool is shared, nothing runs twice.
+Forks by a server and by users while tasks run: processes share no pool, and no task runs twice.
 
-That a child may have worker processes is in test_worker, too.
+test_worker also forks a process that has worker processes.
 """
 
 import json
@@ -30,8 +30,8 @@ SETTINGS = {
 }
 
 
-def signatures(book: Path) -> dict[int, Counter[str]]:
-    """Return which tasks each process has done, and how often."""
+def runs_by_process(book: Path) -> dict[int, Counter[str]]:
+    """Return how often each process has run each task, by pid."""
     done: defaultdict[int, Counter[str]] = defaultdict(Counter)
     for line in book.read_text().splitlines() if book.exists() else ():
         result_id, pid = line.split()
@@ -46,14 +46,14 @@ def signatures(book: Path) -> dict[int, Counter[str]]:
         ("processes", ["fork"]),
     ],
 )
-def test_children_of_users(alias: str, ways: list[str], tmp_path: Path) -> None:
+def test_forks_by_users(alias: str, ways: list[str], tmp_path: Path) -> None:
     book = tmp_path / "book"
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("fork_script.py")), alias, str(book), *ways],
         env=environment()
         | {
             "DJANGO_SETTINGS_MODULE": "tests.project.settings",
-            # Python warns of fork() in a process with threads, and it is right to do so.
+            # Python warns of fork() in a process with threads.
             "PYTHONWARNINGS": "ignore",
             "TEST_SETTINGS": json.dumps(SETTINGS),
         },
@@ -64,7 +64,7 @@ def test_children_of_users(alias: str, ways: list[str], tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     parent, *children = map(int, done.stdout.split())
-    found = signatures(book)
+    found = runs_by_process(book)
     assert all(count == 1 for of_one in found.values() for count in of_one.values())
     numbers = sorted(len(of_one) for of_one in found.values())
     assert numbers == [2] * len(children) + [3]
@@ -75,7 +75,7 @@ def test_children_of_users(alias: str, ways: list[str], tmp_path: Path) -> None:
         assert not found.keys() & {parent, *children}
 
 
-# The worker processes of a pool start the application as well, and must not enqueue there.
+# Worker processes load the application as well, and cannot enqueue tasks.
 APP = """
 import os
 from django.apps import AppConfig
@@ -97,9 +97,9 @@ class Config(AppConfig):
 @pytest.mark.servers
 def test_gunicorn_preload(tmp_path: Path, gate: str) -> None:
     """
-    A master that has enqueued tasks when it loaded the application, and its workers.
+    A gunicorn master enqueues tasks while it loads the application, before it forks.
 
-    The master runs its own tasks, in a thread and in a process, and each worker its own.
+    The master runs its own tasks, in a thread and in a process; each worker runs only its own.
     """
     book = tmp_path / "book"
     (tmp_path / "preloading_app.py").write_text(APP)
@@ -112,15 +112,15 @@ def test_gunicorn_preload(tmp_path: Path, gate: str) -> None:
             task = server.start_task("sign", str(book))
             of_workers[task["pid"]].append(task["id"])
         expected = sum(map(len, of_workers.values()))
-        wait_until(lambda: len(signatures(book)) == 2, "the workers do not run their tasks")
+        wait_until(lambda: len(runs_by_process(book)) == 2, "the workers do not run their tasks")
         tasks.gates[gate].set()
         wait_until(
-            lambda: sum(c.total() for c in signatures(book).values()) >= expected + 6, "lost"
+            lambda: sum(c.total() for c in runs_by_process(book).values()) >= expected + 6, "lost"
         )
         server.stop()
-    found = signatures(book)
+    found = runs_by_process(book)
     assert all(count == 1 for of_one in found.values() for count in of_one.values())
     assert {pid: list(found.pop(pid)) for pid in of_workers} == dict(of_workers)
     assert len(found.pop(server.process.pid)) == 3
-    # What is left has been done by the worker process of the master's other pool.
+    # The worker process of the master's process pool has run the remaining tasks.
     assert [len(of_one) for of_one in found.values()] == [3]

@@ -1,4 +1,4 @@
-"""Signal handlers and the end of a process. Servers are in test_example and test_worker."""
+"""Signal handlers, and the end of a script. For servers see test_exit and test_example."""
 
 import signal
 import subprocess
@@ -18,7 +18,7 @@ other = backend | {{"OPTIONS": {{"MAX_WORKERS": 1}}}}
 settings.configure(TASKS={{"default": backend, "other": other}})
 import django
 django.setup()
-from django_tasks_local import shutdown
+from django_tasks_local import shutdown, signal_handlers
 from tests.project import tasks
 
 def say(text):
@@ -29,7 +29,7 @@ if __name__ == "__main__":
 """
 
 
-def run(body: str, before: str = "") -> subprocess.CompletedProcess[str]:
+def run_script(body: str, before: str = "") -> subprocess.CompletedProcess[str]:
     code = SCRIPT.format(before=before, body=body.strip().replace("\n", "\n    "))
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
@@ -41,27 +41,27 @@ def run(body: str, before: str = "") -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_handlers_of_others_stay_in_the_chain() -> None:
-    """Also when somebody has put his own on top, and ours is installed once more."""
-    done = run("""
+def test_handlers_of_others_stay_in_the_chain() -> None:
+    """Also if another handler wraps ours, and ours is installed again."""
+    done = run_script("""
 tasks.noop.enqueue()
 before = signal.getsignal(signal.SIGTERM)
-def theirs(number, frame):
-    say("theirs")
+def wrapper(number, frame):
+    say("wrapper")
     before(number, frame)
-signal.signal(signal.SIGTERM, theirs)
-shutdown.install_signal_handlers()
-shutdown.install_signal_handlers()
+signal.signal(signal.SIGTERM, wrapper)
+signal_handlers.install_signal_handlers()
+signal_handlers.install_signal_handlers()
 os.kill(os.getpid(), signal.SIGTERM)
 threading.Event().wait(20)
 """)
     assert done.returncode == -signal.SIGTERM, done.stderr
-    assert done.stdout == "theirs\n"
+    assert done.stdout == "wrapper\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_script_ends_as_it_would_without_us(number: signal.Signals) -> None:
-    done = run(f"""
+def test_script_ends_by_the_signal(number: signal.Signals) -> None:
+    done = run_script(f"""
 tasks.noop.enqueue()
 os.kill(os.getpid(), {number:d})
 threading.Event().wait(20)
@@ -72,9 +72,9 @@ threading.Event().wait(20)
 
 
 @pytest.mark.parametrize("first", ["main()", "asyncio.run(amain())"])
-def test_ctrl_c_at_a_prompt(first: str) -> None:
-    """Who catches KeyboardInterrupt goes on, with tasks; asyncio has a handler for its time."""
-    done = run(f"""
+def test_tasks_run_after_caught_ctrl_c(first: str) -> None:
+    """A program that catches KeyboardInterrupt continues to run tasks, also after asyncio.run()."""
+    done = run_script(f"""
 import asyncio
 def main():
     tasks.noop.enqueue()
@@ -93,9 +93,9 @@ with hub.subscribe(tasks.noop.enqueue().id) as subscription:
     assert done.stdout == "caught\nSUCCESSFUL\n", done.stderr
 
 
-def test_a_child_of_fork_dies_of_sigterm() -> None:
-    """Also when it comes before the child has run anything: multiprocessing.Pool counts on it."""
-    done = run(
+def test_forked_child_dies_of_sigterm() -> None:
+    """Also before the child has run Python code, because multiprocessing.Pool relies on it."""
+    done = run_script(
         """
 tasks.noop.enqueue()
 import warnings
@@ -106,14 +106,14 @@ if pid == 0:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(20)
     os._exit(3)
-assert held == [set(shutdown.SIGNALS)]
+assert held == [set(signal_handlers.SIGNALS)]
 assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
-assert isinstance(signal.getsignal(signal.SIGTERM), shutdown._Handler)
+assert isinstance(signal.getsignal(signal.SIGTERM), signal_handlers._Handler)
 # Or a handler that raises could keep them blocked.
-assert isinstance(shutdown._let_signals_go.func, type(len))
+assert isinstance(signal_handlers._unblock_signals.func, type(len))
 say(os.waitpid(pid, 0)[1])
 """,
-        # Called last before the fork, because it was registered first.
+        # Hooks run in reverse order of registration, so this one runs last before the fork.
         before="""
 held = []
 blocked = lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -123,8 +123,8 @@ os.register_at_fork(before=lambda: held.append(blocked()))
     assert done.stdout == f"{signal.SIGTERM:d}\n", done.stderr
 
 
-def test_a_pool_that_comes_too_late_is_refused() -> None:
-    done = run("""
+def test_new_pool_is_refused_after_drain() -> None:
+    done = run_script("""
 tasks.noop.enqueue()
 shutdown.drain()
 for alias in ("default", "other"):
@@ -137,8 +137,8 @@ for alias in ("default", "other"):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_normal_exit_names_what_is_lost() -> None:
-    done = run("""
+def test_exit_names_lost_tasks() -> None:
+    done = run_script("""
 import tempfile
 gate = tempfile.mktemp()
 tasks.gates[gate] = tasks.Gate(gate)
@@ -151,9 +151,9 @@ say(results[-1].id)
     assert lost.count("tests.project.tasks.gated") == 11
 
 
-def test_a_coroutine_has_its_time_at_the_end() -> None:
-    """It has used threads, and the interpreter starts none any more."""
-    done = run("""
+def test_coroutine_may_finish_at_exit() -> None:
+    """The coroutine has used threads, and the interpreter starts no new threads at exit."""
+    done = run_script("""
 import asyncio
 from asgiref.sync import sync_to_async
 from django.tasks import task
@@ -177,9 +177,9 @@ used.wait(20)
     assert (done.returncode, done.stdout) == (0, "SUCCESSFUL\n"), done.stderr
 
 
-def test_the_child_of_a_task_that_forks_does_no_tasks() -> None:
-    """It has a copy of the queue, and of the thread that works on it."""
-    done = run("""
+def test_child_forked_by_task_runs_no_tasks() -> None:
+    """The child has a copy of the queue and of the thread that serves it."""
+    done = run_script("""
 import warnings
 from django.tasks import task
 from django_tasks_local.hub import hub
@@ -211,8 +211,8 @@ assert os.waitpid(first.return_value, 0)[1] == 0
     assert len(set(pids)) == 1
 
 
-def test_a_pool_that_fails_to_close_holds_up_nothing() -> None:
-    done = run("""
+def test_drain_continues_after_failed_pool() -> None:
+    done = run_script("""
 from django_tasks_local import pools
 from django_tasks_local.hub import hub
 tasks.noop.enqueue()

@@ -1,4 +1,4 @@
-"""Help for people's own tests: it waits, it collects, and it says what is wrong."""
+"""The helpers for tests of applications in django_tasks_local.testing."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from django.tasks import TaskResultStatus
 from django.tasks.signals import task_finished
 from django.test import SimpleTestCase, TestCase, TransactionTestCase
 
-from django_tasks_local import lifecycle
+from django_tasks_local import foreign
 from django_tasks_local.events import TaskEvent
 from django_tasks_local.hub import hub
 from django_tasks_local.testing import (
@@ -31,7 +31,7 @@ from tests.support.waiting import LIMIT, running
 
 @pytest.fixture(scope="module", autouse=True)
 def all_backends() -> Iterator[None]:
-    """Where every report is an event."""
+    """Backends that publish each report as an event."""
     with settings_with(PROGRESS_INTERVAL=0):
         yield
 
@@ -43,7 +43,7 @@ def currents(events: list[TaskEvent]) -> list[Any]:
 # Waiting
 
 
-def test_waiting(alias: str) -> None:
+def test_wait_until_idle(alias: str) -> None:
     results = [tasks.add.using(backend=alias).enqueue(number) for number in range(20)]
     wait_until_idle(alias, timeout=LIMIT)
     for result in results:
@@ -52,9 +52,9 @@ def test_waiting(alias: str) -> None:
     wait_until_idle(alias, timeout=0)
 
 
-def test_waiting_for_what_a_receiver_enqueues(alias: str) -> None:
+def test_wait_includes_tasks_enqueued_by_receivers(alias: str) -> None:
     results = []
-    numbers = iter(range(3))  # Receivers run in several threads at once.
+    numbers = iter(range(3))  # Receivers run in several threads concurrently.
 
     def enqueue_next(**kwargs: Any) -> None:
         if next(numbers, None) is not None:
@@ -72,7 +72,7 @@ def test_waiting_for_what_a_receiver_enqueues(alias: str) -> None:
         assert result.is_finished
 
 
-def test_what_is_not_idle_in_time_is_named(alias: str, gate: str) -> None:
+def test_timeout_names_unfinished_tasks(alias: str, gate: str) -> None:
     with settings_with(MAX_WORKERS=1):
         busy = running(tasks.gated.using(backend=alias).enqueue(gate))
         waiting = tasks.noop.using(backend=alias).enqueue()
@@ -83,19 +83,19 @@ def test_what_is_not_idle_in_time_is_named(alias: str, gate: str) -> None:
             f"{busy.id} (tests.project.tasks.gated, RUNNING), "
             f"{waiting.id} (tests.project.tasks.noop, READY)."
         )
-        wait_until_idle("immediate", timeout=0)  # Each backend for itself.
+        wait_until_idle("immediate", timeout=0)  # Only the given backend is waited for.
         tasks.gates[gate].set()
-        wait_until_idle(alias, timeout=1000)  # The end of the last task wakes it.
+        wait_until_idle(alias, timeout=1000)  # The end of the last task ends the wait.
 
 
-async def test_waiting_in_an_event_loop(alias: str) -> None:
+async def test_wait_in_event_loop(alias: str) -> None:
     result = await tasks.add.using(backend=alias).aenqueue(1)
     await asyncio.to_thread(wait_until_idle, alias, LIMIT)
     await result.arefresh()
     assert result.return_value == 2
 
 
-def test_a_backend_that_cannot_tell() -> None:
+def test_wait_for_unsupported_backend() -> None:
     dummy = {"default": {"BACKEND": "django.tasks.backends.dummy.DummyBackend"}}
     with (
         SimpleTestCase().settings(TASKS=dummy),
@@ -107,7 +107,7 @@ def test_a_backend_that_cannot_tell() -> None:
 # Collecting
 
 
-def test_collecting_misses_nothing(alias: str) -> None:
+def test_collect_progress(alias: str) -> None:
     with collect_progress() as events:
         results = [tasks.steps.using(backend=alias).enqueue(100) for _ in range(2)]
         wait_until_idle(alias, timeout=LIMIT)
@@ -118,11 +118,11 @@ def test_collecting_misses_nothing(alias: str) -> None:
         assert {event.kind for event in own} == {"progress"}
     tasks.steps.using(backend=alias).enqueue(1)
     wait_until_idle(alias, timeout=LIMIT)
-    assert len(events) == 200, "the block was over"
-    assert hub._recorders == ()
+    assert len(events) == 200, "events after the block were collected"
+    assert hub.recorders == ()
 
 
-def test_collecting_from_some(alias: str, gate: str) -> None:
+def test_collect_progress_of_some_tasks(alias: str, gate: str) -> None:
     steps = tasks.steps.using(backend=alias)
     watched = running(tasks.report.using(backend=alias).enqueue([7], {}, gate))
     with collect_progress(steps, watched) as events, collect_progress() as everything:
@@ -136,10 +136,8 @@ def test_collecting_from_some(alias: str, gate: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["threads", "immediate"])
-def test_the_last_report_is_collected_though_it_was_throttled(
-    backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lifecycle, "PROGRESS_INTERVAL", LIMIT)
+def test_throttled_last_report_is_collected(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign, "PROGRESS_INTERVAL", LIMIT)
     with settings_with(PROGRESS_INTERVAL=LIMIT), collect_progress() as events:
         tasks.steps.using(backend=backend).enqueue(3)
         wait_until_idle(backend, timeout=LIMIT)
@@ -152,13 +150,13 @@ def test_the_last_report_is_collected_though_it_was_throttled(
 
 
 @pytest.mark.usefixtures("idle_tasks")
-def test_the_fixtures(alias: str, task_progress: list[TaskEvent]) -> None:  # noqa: F811
+def test_fixtures(alias: str, task_progress: list[TaskEvent]) -> None:  # noqa: F811
     tasks.steps.using(backend=alias).enqueue(1)
     wait_until_idle(alias, timeout=LIMIT)
     assert currents(task_progress) == [1]
 
 
-def test_as_a_pytest_plugin(tmp_path: Path) -> None:
+def test_pytest_plugin(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["django_tasks_local.testing"]\n')
     (tmp_path / "test_some.py").write_text("""
 import threading
@@ -199,7 +197,7 @@ def test_that_opens():
     assert "(test_some.wait, RUNNING)" in done.stdout
 
 
-def test_without_pytest() -> None:
+def test_import_without_pytest() -> None:
     code = """
 import sys
 sys.modules["pytest"] = None
@@ -209,8 +207,8 @@ assert testing.wait_until_idle and not hasattr(testing, "idle_tasks")
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT, timeout=60)
 
 
-class InATestCase(TestCase):
-    """Its transaction is the test's alone, but what needs no database works."""
+class WithinTestCase(TestCase):
+    """Other threads cannot see the test's transaction, but tasks without database access work."""
 
     def test_it(self) -> None:
         with collect_progress() as events:
@@ -221,8 +219,8 @@ class InATestCase(TestCase):
         assert currents(events) == [1, 2]
 
 
-class InATransactionTestCase(TransactionTestCase):
-    """The task sees what the test has written."""
+class WithinTransactionTestCase(TransactionTestCase):
+    """The task sees the rows that the test has written."""
 
     def test_it(self) -> None:
         get_user_model().objects.create(username="somebody")

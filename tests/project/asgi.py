@@ -1,4 +1,4 @@
-"""The tests' project for ASGI servers."""
+"""The ASGI application of the tests' project."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What an application gives to django-eventstream: who may read a channel, and a store."""
+"""Channel managers and stores that an application configures for django-eventstream."""
 
 import itertools
 import json
@@ -14,14 +14,14 @@ from tests.project.tasks import wait_for
 
 
 class ChannelManager(DefaultChannelManager):
-    """News are for everybody, tasks for those who have logged in."""
+    """Everyone may read the channel `news`; only users may read the channels of tasks."""
 
     def can_read_channel(self, user: Any, channel: str) -> bool:
         return channel == "news" or user is not None
 
 
-class EverybodysChannelManager(DefaultChannelManager):
-    """Lets anyone read every channel: the application's own decision."""
+class PublicChannelManager(DefaultChannelManager):
+    """Everyone may read every channel, by the application's own decision."""
 
     def can_read_channel(self, user: Any, channel: str) -> bool:
         return True
@@ -29,9 +29,9 @@ class EverybodysChannelManager(DefaultChannelManager):
 
 class Store(StorageBase):
     """
-    A store as slow as the test wants: it waits at a gate, and notes what it was given.
+    A store that waits at the gate STORE_GATE, then writes each event to the file STORE_NOTES.
 
-    Before it waits for the first time, it makes the file STORE_NOTES with the suffix `.asked`.
+    Before its first wait it creates the file STORE_NOTES with the suffix `.asked`.
     """
 
     numbers = itertools.count(1)
@@ -51,7 +51,7 @@ class Store(StorageBase):
 
 
 class BrokenStore(Store):
-    """A store that is down until a file is there."""
+    """A store that fails until the file STORE_IS_UP exists."""
 
     def append_event(self, channel: str, event_type: str, data: str) -> Event:
         if not Path(settings.STORE_IS_UP).exists():

@@ -1,4 +1,4 @@
-"""The usual manage.py."""
+"""Django's manage.py for the tests' project."""
 
 import os
 import sys

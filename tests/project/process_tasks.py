@@ -1,8 +1,8 @@
 """
 Tasks that run in worker processes.
 
-What waits, waits at a FIFO until the test writes to it: that works between processes, and wakes at
-once. Nothing waits for longer than LIMIT, because the tests kill what is left.
+A task that waits reads from a FIFO until the test writes to it, which works between processes.
+Tests kill the worker processes that remain, so no task waits longer than LIMIT.
 """
 
 import asyncio
@@ -39,20 +39,20 @@ def noop() -> None:
 
 @task
 def whoami() -> list[Any]:
-    """Return this process, and what it knows of the task and of Django."""
+    """Return the process, the task's id and a model, which needs the application registry."""
     return [os.getpid(), current_result_id.get(), get_user_model()._meta.label]
 
 
 @task
 async def async_whoami() -> list[Any]:
-    """Return what a coroutine knows."""
+    """Return the process and the task's id in a coroutine."""
     await asyncio.sleep(0)
     return [os.getpid(), current_result_id.get()]
 
 
 @task(takes_context=True)
 def with_context(context: TaskContext, *args: Any) -> list[Any]:
-    """Return what the context says."""
+    """Return values of the TaskContext, and the arguments."""
     result = context.task_result
     times = [str(result.enqueued_at), str(result.started_at)]
     return [result.id, str(result.status), result.worker_ids, context.attempt, *times, *args]
@@ -60,7 +60,7 @@ def with_context(context: TaskContext, *args: Any) -> list[Any]:
 
 @task
 def gated(fifo: str) -> int:
-    """Report, then wait for the test."""
+    """Report progress, then wait for the test."""
     report_progress(10, message="waiting for the test")
     wait_at(fifo)
     return os.getpid()
@@ -68,7 +68,7 @@ def gated(fifo: str) -> int:
 
 @task
 def burst(calls: int, fifo: str) -> None:
-    """Report far more often than anybody can see, then go on for a while."""
+    """Report far more often than events are published, then wait for the test."""
     for number in range(1, calls + 1):
         report_progress(number, calls)
     wait_at(fifo)
@@ -76,7 +76,7 @@ def burst(calls: int, fifo: str) -> None:
 
 @task
 def tracked(count: int) -> int:
-    """Count with a bar."""
+    """Track a loop."""
     return sum(1 for _ in track(range(count), message="counting"))
 
 
@@ -90,7 +90,7 @@ def storm(times: int) -> int:
 
 @task
 def fail(kind: str) -> None:
-    """Raise."""
+    """Raise an error of this kind."""
     errors: dict[str, BaseException] = {
         "value": ValueError("bad value"),
         "exit": SystemExit(3),
@@ -103,7 +103,7 @@ def fail(kind: str) -> None:
 
 @task
 def unpickleable_value() -> str:
-    """Return what is JSON, but cannot be sent."""
+    """Return a value that is valid as JSON but cannot be pickled."""
 
     class Local(str):
         __slots__ = ()
@@ -113,20 +113,20 @@ def unpickleable_value() -> str:
 
 @task
 def not_json() -> Any:
-    """Return what is not JSON."""
+    """Return an object that JSON cannot represent."""
     return object()
 
 
 @task
 def die(how: str) -> None:
-    """Take the process along."""
+    """End the worker process in this way."""
     report_progress(50)
     if how == "exit":
         os._exit(3)
     elif how == "crash":
         ctypes.string_at(0)
     elif how == "kernel":
-        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory is short
+        os.kill(os.getpid(), signal.SIGKILL)  # like the kernel when it is out of memory
     elif how == "terminated":
         os.kill(os.getpid(), signal.SIGTERM)
         threading.Event().wait(LIMIT)
@@ -147,14 +147,14 @@ def length(value: str) -> int:
 
 @task
 def until_cancelled(marker: str, swallow: bool = False) -> str:
-    """Wait for the cancellation, tidy up, and go or stay."""
+    """Wait until the task is cancelled, clean up, then end as cancelled or swallow it."""
     try:
         report_progress(1)
-        # Short waits: Python sees a signal that comes just before a wait only after it.
+        # Short waits: Python handles a signal that arrives just before a wait only after it.
         for _ in range(int(LIMIT / 0.05)):
             time.sleep(0.05)
     except TaskCancelled:
-        Path(marker).write_text("tidied")
+        Path(marker).write_text("cleaned up")
         if not swallow:
             raise
     return "swallowed"
@@ -162,17 +162,17 @@ def until_cancelled(marker: str, swallow: bool = False) -> str:
 
 @task
 async def async_until_cancelled(marker: str) -> None:
-    """Wait for the cancellation of a coroutine."""
+    """Wait in a coroutine until the task is cancelled, then clean up."""
     try:
         report_progress(1)
-        for _ in range(int(LIMIT / 0.05)):  # See until_cancelled().
+        for _ in range(int(LIMIT / 0.05)):  # short waits as in until_cancelled()
             await asyncio.sleep(0.05)
     finally:
-        Path(marker).write_text("tidied")  # noqa: ASYNC240 - there is nothing else in this loop
+        Path(marker).write_text("cleaned up")  # noqa: ASYNC240 - nothing else runs in this loop
 
 
-def _status_of_a_child() -> int:
-    """Return how a child of fork() has ended after a SIGTERM, as waitpid() has it."""
+def _status_of_terminated_child() -> int:
+    """Return the wait status of a fork()ed child that received SIGTERM."""
     warnings.simplefilter("ignore")  # Python warns of fork() in a process with threads.
     pid = os.fork()
     if pid == 0:
@@ -184,43 +184,43 @@ def _status_of_a_child() -> int:
 
 @task
 def fork() -> int:
-    """See _status_of_a_child()."""
-    return _status_of_a_child()
+    """Fork in a function."""
+    return _status_of_terminated_child()
 
 
 @task
 async def fork_async() -> int:
-    """See _status_of_a_child()."""
-    return _status_of_a_child()
+    """Fork in a coroutine."""
+    return _status_of_terminated_child()
 
 
 @task
-def hold_the_gil() -> int:
-    """Spend hours in C code that does not look for signals."""
+def run_c_code() -> int:
+    """Run C code for hours that does not check for signals."""
     report_progress(1)
     return sum(range(10**12))
 
 
 @task
 def make_user(name: str) -> list[Any]:
-    """Write to the database, and say which one it is."""
+    """Create a user; return the name of the database and the number of users."""
     get_user_model().objects.create(username=name)
     return [str(connection.settings_dict["NAME"]), get_user_model().objects.count()]
 
 
 @task
 def burn(rounds: int) -> int:
-    """Compute."""
+    """Use CPU time."""
     return sum(number * number % 7 for number in range(rounds))
 
 
 @task
 def enqueue_another() -> None:
-    """Do what a worker process refuses."""
+    """Enqueue a task, which a worker process refuses."""
     noop.enqueue()
 
 
 @task
 def media_root() -> str:
-    """Return a setting."""
+    """Return the setting MEDIA_ROOT."""
     return str(settings.MEDIA_ROOT)

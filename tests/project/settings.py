@@ -1,4 +1,4 @@
-"""Settings of the project that the tests serve."""
+"""Settings of the tests' project."""
 
 import json
 import os
@@ -14,7 +14,7 @@ USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 STATIC_URL = "/static/"
 SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
-# Fast, and good enough for passwords that stand in the tests.
+# A fast hasher: the passwords are in the tests anyway.
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 INSTALLED_APPS = [
@@ -49,7 +49,7 @@ TEMPLATES = [
     }
 ]
 
-# In a file, because a worker thread has a connection of its own.
+# A file, because each worker thread opens its own connection.
 _DATABASE = Path(tempfile.gettempdir()) / f"django-tasks-local-{os.getpid()}.sqlite3"
 DATABASES = {
     "default": {
@@ -65,7 +65,7 @@ TASKS = {
     "dummy": {"BACKEND": "django.tasks.backends.dummy.DummyBackend"},
 }
 
-# What a test wants otherwise of a server that it starts in a process of its own.
+# A test passes settings to the processes that it starts in this variable.
 globals().update(json.loads(os.environ.get("TEST_SETTINGS", "{}")))
-if globals().get("WITH_DAPHNE"):  # whose `runserver` takes the place of Django's own
+if globals().get("WITH_DAPHNE"):  # Daphne's `runserver` replaces Django's
     INSTALLED_APPS.insert(0, "daphne")

@@ -1,4 +1,4 @@
-"""Tasks for tests. What waits, waits for the test, and never longer than LIMIT."""
+"""Tasks for tests. A task that waits does so at a gate that the test opens, or up to LIMIT."""
 
 import asyncio
 import fcntl
@@ -24,26 +24,26 @@ LIMIT = 30.0  # seconds
 
 
 class Gate:
-    """A file that the test has locked: a task waits for it in this process or in another one."""
+    """A locked file: tasks in any process wait for the lock until the test opens the gate."""
 
     def __init__(self, path: str) -> None:
-        self._file = Path(path).open("w")  # noqa: SIM115 - closing it opens the gate
+        self._file = Path(path).open("w")  # noqa: SIM115 - closing it releases the lock
         fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def set(self) -> None:
-        """Open the gate, for all who wait and who will."""
+        """Open the gate, now and for later waits."""
         self._file.close()
 
 
-# The gates of the present test, and what tasks in threads have noted for it, by the gate's path.
+# Of the test that runs: its gates by path, and notes that its tasks in threads wrote, by name.
 gates: dict[str, Gate] = {}
 notes: defaultdict[str, list[Any]] = defaultdict(list)
 marker: ContextVar[str] = ContextVar("marker")
-children: set[asyncio.Task[None]] = set()  # or they would be collected
+children: set[asyncio.Task[None]] = set()  # keeps them from garbage collection
 
 
 def wait_for(gate: str) -> None:
-    """Wait until the test opens the gate; at the latest it does so when it ends."""
+    """Wait until the test opens the gate; the fixture `no_leaks` opens it after the test."""
     with Path(gate).open() as file:
         fcntl.flock(file, fcntl.LOCK_SH)
 
@@ -67,39 +67,39 @@ def echo(*args: Any, **kwargs: Any) -> Any:
 
 @task
 def result_id() -> str:
-    """Return what the task knows of itself."""
+    """Return the id that current_result_id has in a function."""
     return current_result_id.get()
 
 
 @task
 async def async_result_id() -> str:
-    """Return what a coroutine knows of itself."""
+    """Return the id that current_result_id has in a coroutine."""
     await asyncio.sleep(0)
     return current_result_id.get()
 
 
 @task(takes_context=True)
 def with_context(context: TaskContext, number: int) -> list[Any]:
-    """Return what the context says."""
+    """Return values of the TaskContext."""
     result = context.task_result
     return [context.attempt, result.id, str(result.status), number]
 
 
 @task(takes_context=True)
 async def async_with_context(context: TaskContext) -> str:
-    """Return the id that the context says."""
+    """Return the task's id from the TaskContext."""
     return context.task_result.id
 
 
 class UnprintableError(Exception):
-    """An error that cannot even be shown."""
+    """An error whose str() raises."""
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
 
 
 class DemandingError(Exception):
-    """An error whose arguments are not those of Exception."""
+    """An error whose constructor has its own arguments, so that it cannot be unpickled."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"{code}: {reason}")
@@ -107,7 +107,7 @@ class DemandingError(Exception):
 
 @task
 def fail(kind: str = "value") -> None:
-    """Raise."""
+    """Raise an error of this kind."""
     errors: dict[str, BaseException] = {
         "value": ValueError("bad value\nin two lines"),
         "exit": SystemExit(3),
@@ -123,20 +123,20 @@ def fail(kind: str = "value") -> None:
 
 @task
 async def fail_async(kind: str = "value") -> None:
-    """Raise in a coroutine."""
+    """Raise an error of this kind in a coroutine."""
     await asyncio.sleep(0)
     fail.func(kind)
 
 
 @task
 def recurse() -> None:
-    """Never come back."""
+    """Recurse without end."""
     recurse.func()
 
 
 @task
 def not_json() -> Any:
-    """Return what JSON cannot carry."""
+    """Return an object that JSON cannot represent."""
     return object()
 
 
@@ -157,7 +157,7 @@ def spoil(values: list[Any]) -> int:
 
 @task
 def gated(gate: str) -> str:
-    """Wait for the test."""
+    """Report progress, then wait at the gate."""
     report_progress(10, message="waiting for the test")
     wait_for(gate)
     return gate
@@ -165,7 +165,7 @@ def gated(gate: str) -> str:
 
 @task
 async def gated_async(gate: str) -> None:
-    """Wait for the test in the two kinds of threads that sync code may have in a coroutine."""
+    """Wait at the gate in both kinds of threads that run sync code for a coroutine."""
     both = threading.Barrier(2)
 
     def wait() -> None:
@@ -178,7 +178,7 @@ async def gated_async(gate: str) -> None:
 
 @task
 def sign(book: str, gate: str | None = None) -> int:
-    """Report, wait for the test if it wants that, and sign a book: who has done which task."""
+    """Report twice, perhaps wait at the gate, then write the ids of task and process to a book."""
     report_progress(1)
     report_progress(2)
     if gate is not None:
@@ -190,7 +190,7 @@ def sign(book: str, gate: str | None = None) -> int:
 
 @task
 def leave_traces(name: str) -> None:
-    """Set what the next task in this thread must not see."""
+    """Note the context of this thread, then change it; the next task must not see the changes."""
     notes[name].append(
         (marker.get(None), translation.get_language(), timezone.get_current_timezone_name())
     )
@@ -201,7 +201,7 @@ def leave_traces(name: str) -> None:
 
 @task
 def query(name: str) -> int:
-    """Use the database, and note the connection."""
+    """Query the database, and note the connection."""
     count = get_user_model().objects.count()
     notes[name].append(connections["default"].connection)
     return count
@@ -209,7 +209,7 @@ def query(name: str) -> int:
 
 @task
 async def query_async() -> int:
-    """Use the database in a coroutine."""
+    """Query the database in a coroutine."""
     return await get_user_model().objects.acount()
 
 
@@ -229,7 +229,7 @@ async def use_cache_async() -> str:
 
 @task
 def burst(calls: int, gate: str) -> None:
-    """Report far more often than anybody can see, then go on for a while."""
+    """Report far more often than events are published, then wait at the gate."""
     for number in range(1, calls + 1):
         report_progress(number, calls)
     wait_for(gate)
@@ -237,7 +237,7 @@ def burst(calls: int, gate: str) -> None:
 
 @task
 def steps(count: int, pause: float = 0.0) -> int:
-    """Report every step."""
+    """Report each step."""
     for number in range(1, count + 1):
         report_progress(number, count, f"step {number}")
         if pause:
@@ -247,7 +247,7 @@ def steps(count: int, pause: float = 0.0) -> int:
 
 @task
 def large(count: int, size: int, pause: float) -> None:
-    """Report messages of so many characters."""
+    """Report messages of `size` characters."""
     for number in range(1, count + 1):
         report_progress(number, count, str(number).ljust(size))
         time.sleep(pause)
@@ -255,7 +255,7 @@ def large(count: int, size: int, pause: float) -> None:
 
 @task
 def tracked(count: int, gate: str | None = None) -> int:
-    """Track a loop; with a gate, wait in the middle of it."""
+    """Track a loop; with a gate, wait there halfway."""
     for number in track(range(count), message="tracking"):
         if gate is not None and number == count // 2:
             report_progress(message="half-way")
@@ -277,7 +277,7 @@ async def atrack_users() -> list[str]:
 
 @task
 def report(arguments: list[Any], keywords: dict[str, Any], gate: str) -> str:
-    """Report what the test says, return the error if there is one, and wait."""
+    """Report these values, then wait at the gate; return the error if the report raises one."""
     try:
         report_progress(*arguments, **keywords)
     except (TypeError, ValueError) as error:
@@ -288,60 +288,60 @@ def report(arguments: list[Any], keywords: dict[str, Any], gate: str) -> str:
 
 @task
 def until_cancelled(name: str, swallow: bool = False) -> str:
-    """Report until the cancellation comes, then tidy up."""
+    """Report until the task is cancelled, then clean up."""
     try:
         deadline = time.monotonic() + LIMIT
         while time.monotonic() < deadline:
             report_progress(message="working")
             time.sleep(0.001)
     except TaskCancelled:
-        report_progress(message="tidying up")
+        report_progress(message="cleaning up")
         if not swallow:
             raise
     finally:
-        notes[name].append("tidied")
+        notes[name].append("cleaned up")
     return "swallowed"
 
 
 @task
-def tidy_up(name: str, gate: str) -> None:
-    """Wait for the cancellation, and for the test before and after it has tidied up."""
+def clean_up(name: str, gate: str) -> None:
+    """Report until the task is cancelled; wait at the gate during the cleanup."""
     try:
         while True:
             report_progress(message="working")
             time.sleep(0.001)
     finally:
-        notes[name].append("tidying")
+        notes[name].append("cleaning up")
         wait_for(gate)
-        report_progress(message="tidy")
-        notes[name].append("tidied")
+        report_progress(message="clean")
+        notes[name].append("cleaned up")
 
 
 @task
-async def tidy_up_async(name: str, gate: str) -> None:
-    """The same in a coroutine."""
+async def clean_up_async(name: str, gate: str) -> None:
+    """Sleep until the task is cancelled; wait at the gate during the cleanup."""
     report_progress(message="working")
     try:
         await asyncio.sleep(LIMIT)
     finally:
-        notes[name].append("tidying")
+        notes[name].append("cleaning up")
         await asyncio.to_thread(wait_for, gate)
-        report_progress(message="tidy")
-        notes[name].append("tidied")
+        report_progress(message="clean")
+        notes[name].append("cleaned up")
 
 
 @task
 async def leave_a_child() -> None:
-    """End while a child task waits, which then tidies up in sync code."""
+    """End while a child asyncio task waits; the child's cleanup calls sync code."""
 
-    def tidy_up() -> None:
+    def clean_up() -> None:
         notes["child"].append(threading.current_thread().name)
 
     async def child() -> None:
         try:
             await asyncio.sleep(LIMIT)
         finally:
-            await sync_to_async(tidy_up)()
+            await sync_to_async(clean_up)()
 
     children.add(asyncio.create_task(child()))
     await asyncio.sleep(0)
@@ -349,7 +349,7 @@ async def leave_a_child() -> None:
 
 @task
 async def leave_a_query(gate: str) -> str:
-    """End while the thread of thread-sensitive code is busy."""
+    """End while the thread for thread-sensitive code waits at the gate."""
     report_progress(message="working")
     query = sync_to_async(wait_for)(gate)
     await asyncio.wait([asyncio.ensure_future(query)], timeout=0.01)
@@ -358,19 +358,19 @@ async def leave_a_query(gate: str) -> str:
 
 
 @task
-async def sleep_forever(name: str) -> None:
-    """Wait for the cancellation."""
+async def sleep_until_cancelled(name: str) -> None:
+    """Sleep until the task is cancelled."""
     report_progress(message="sleeping")
     try:
         await asyncio.sleep(LIMIT)
     finally:
-        notes[name].append("tidied")
+        notes[name].append("cleaned up")
 
 
 @task
 def nested() -> str:
-    """Run another task inside this one, on the ImmediateBackend."""
+    """Run another task on the ImmediateBackend within this one."""
     inner = result_id.using(backend="immediate").enqueue()
     if inner.return_value != inner.id:
-        raise AssertionError("the inner task saw the wrong id")
+        raise AssertionError("the inner task had the wrong id")
     return current_result_id.get()

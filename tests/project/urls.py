@@ -1,4 +1,4 @@
-"""What the tests' project serves."""
+"""URLs of the tests' project."""
 
 from django.urls import include, path
 
@@ -7,7 +7,7 @@ from . import views
 urlpatterns = [
     path("", views.page, name="page"),
     path("start/<str:name>/", views.start, name="start"),
-    path("run/", views.run, name="run"),
+    path("run/", views.run_in_worker, name="run"),
     path("readers/", views.readers, name="readers"),
     path("login/<str:username>/", views.login_as, name="login"),
     path("stream/", include("django_eventstream.urls")),

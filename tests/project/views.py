@@ -1,4 +1,4 @@
-"""A page with widgets, tasks to start, and a way to become somebody."""
+"""A page with widgets, and views that start tasks, log in users and publish events."""
 
 import json
 import os
@@ -23,7 +23,7 @@ PAGE = """\
 
 
 def page(request: HttpRequest) -> HttpResponse:
-    """Show the bars of the tasks `id=...`."""
+    """Render a widget for each task `id=...`."""
     backend = task_backends[request.GET.get("backend", "default")]
     results = [backend.get_result(result_id) for result_id in request.GET.getlist("id")]
     template = engines["django"].from_string(PAGE)
@@ -31,7 +31,7 @@ def page(request: HttpRequest) -> HttpResponse:
 
 
 def start(request: HttpRequest, name: str) -> HttpResponse:
-    """Enqueue a task that takes the JSON list `args`, on `backend`; `count` times."""
+    """Enqueue the task `count` times with the JSON list `args` on `backend`."""
     task = getattr(tasks, name).using(backend=request.GET.get("backend", "default"))
     arguments = json.loads(request.GET.get("args", "[]"))
     results = [task.enqueue(*arguments) for _ in range(int(request.GET.get("count", "1")))]
@@ -46,8 +46,8 @@ def start(request: HttpRequest, name: str) -> HttpResponse:
     )
 
 
-def run(request: HttpRequest) -> HttpResponse:
-    """Run a task in a worker process, and say who it was and who we are."""
+def run_in_worker(request: HttpRequest) -> HttpResponse:
+    """Run a task in a worker process; return its value and the id of this process."""
     result = whoami.enqueue()
     with hub.subscribe(result.id) as subscription:
         while not subscription.ended and subscription.take(LIMIT):
@@ -57,19 +57,18 @@ def run(request: HttpRequest) -> HttpResponse:
 
 
 def readers(request: HttpRequest) -> HttpResponse:
-    """Say how many streams are open in this process."""
-    channels = list(hub._channels.values())
-    return JsonResponse({"readers": sum(len(channel.subscriptions) for channel in channels)})
+    """Return the number of streams that are open in this process."""
+    return JsonResponse({"readers": hub.statistics().subscriptions})
 
 
 def publish(request: HttpRequest, channel: str, text: str) -> HttpResponse:
-    """Send an event of the application's own."""
+    """Publish an event of the application on a channel."""
     send_event(channel, "message", {"text": text})
     return HttpResponse("sent")
 
 
 def login_as(request: HttpRequest, username: str) -> HttpResponse:
-    """Log somebody in without a password."""
+    """Log in a user without a password."""
     user = get_user_model().objects.get(username=username)
     login(request, user, backend="django.contrib.auth.backends.ModelBackend")
     return HttpResponse("logged in")

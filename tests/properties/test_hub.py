@@ -14,11 +14,12 @@ from hypothesis.stateful import (
     rule,
 )
 
-from django_tasks_local import hub as hub_module
-from django_tasks_local.events import NOTHING, TaskEvent
-from django_tasks_local.hub import Hub, Subscription
+from django_tasks_local.events import NO_VERSION, TaskEvent, Version
+from django_tasks_local.hub import Hub
+from django_tasks_local.pubsub import latest
+from django_tasks_local.pubsub.delivery import Subscription
 from tests.support import factories
-from tests.support.state_machines import SIMPLIFYING, run_machine
+from tests.support.state_machines import SHRINK_TIMEOUT, run_machine
 
 READY, RUNNING = TaskResultStatus.READY, TaskResultStatus.RUNNING
 FAILED, SUCCESSFUL = TaskResultStatus.FAILED, TaskResultStatus.SUCCESSFUL
@@ -26,30 +27,30 @@ FAILED, SUCCESSFUL = TaskResultStatus.FAILED, TaskResultStatus.SUCCESSFUL
 
 @dataclass(eq=False)
 class Life:
-    """A task as the hub knows it, from the first that it hears or is asked, until it forgets it."""
+    """A task as the hub knows it, from its first event or subscription until it is forgotten."""
 
     id: str
     event: TaskEvent | None = None
-    held: bool = False
+    kept: bool = False
 
 
 @dataclass(eq=False)
 class Reader:
-    """A subscription, and what it must have been given."""
+    """A subscription, and the events that it must have received."""
 
     subscription: Subscription
     is_async: bool
     named: bool
     lives: list[Life]
-    seen: dict[Life, tuple[int, float]] = field(default_factory=dict)
+    seen: dict[Life, Version] = field(default_factory=dict)
 
     @property
-    def news(self) -> dict[TaskEvent, Life]:
-        """The latest events that it has not seen."""
+    def unread(self) -> dict[TaskEvent, Life]:
+        """The latest events that it has not received."""
         return {
             life.event: life
             for life in self.lives
-            if life.event is not None and life.event.version > self.seen.get(life, NOTHING)
+            if life.event is not None and life.event.version > self.seen.get(life, NO_VERSION)
         }
 
     @property
@@ -68,12 +69,12 @@ def event_of(
     return factories.event(id, sequence, "finished" if is_last else kind, position=position)
 
 
-LIMIT = 2  # of tasks that nobody holds and nobody reads
+LIMIT = 2  # tasks that no pool keeps and no subscription reads
 rarely = st.integers(0, 5).map(lambda number: number == 5)
 
 
 class HubMachine(RuleBasedStateMachine):
-    """Readers get the latest of each task, in order, and the end; nothing else is kept."""
+    """Readers get the latest event of each task, in order, and the end; the rest is forgotten."""
 
     readers = Bundle("readers")
     ids = st.sampled_from("abcdef")
@@ -81,14 +82,14 @@ class HubMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(hub_module, "UNHELD_LIMIT", LIMIT)
+        self.patch.setattr(latest, "UNKEPT_LIMIT", LIMIT)
         self.hub = Hub()
         self.loop = asyncio.new_event_loop()
         self.lives: dict[str, Life] = {}
         self.open: list[Reader] = []
 
     def life(self, id: str) -> Life:
-        """Return the present life of this id; a new one begins when the hub has no old one."""
+        """Return the present life of this id; a new one begins if the hub has forgotten it."""
         if id not in self.lives:
             self.lives[id] = Life(id)
             for reader in self.open:
@@ -100,11 +101,11 @@ class HubMachine(RuleBasedStateMachine):
         return any(reader.named and life in reader.lives for reader in self.open)
 
     def forget(self) -> None:
-        """Forget, as the hub may, tasks that are neither held nor read."""
+        """Forget, as the hub may, tasks that are neither kept nor read."""
         for id, life in list(self.lives.items()):
             if self.hub.snapshot(id) is not life.event:
                 assert self.hub.snapshot(id) is None
-                assert not life.held
+                assert not life.kept
                 assert not self.is_read(life)
             if self.hub.snapshot(id) is None and not self.is_read(life):
                 del self.lives[id]
@@ -114,47 +115,37 @@ class HubMachine(RuleBasedStateMachine):
         sequence=st.integers(1, 5),
         position=st.none() | st.integers(0, 3),
         is_last=rarely,
-        hold=rarely,
-        amend=rarely,
+        keep=rarely,
     )
     def publish(
-        self,
-        id: str,
-        sequence: int,
-        position: int | None,
-        is_last: bool,
-        hold: bool,
-        amend: bool,
+        self, id: str, sequence: int, position: int | None, is_last: bool, keep: bool
     ) -> None:
         event = event_of(id, sequence, position if sequence == 1 else None, is_last)
-        if amend and id not in self.lives:
-            assert not self.hub.amend(event)
-            return
         life = self.life(id)
         known = life.event
-        later = not amend
-        if known is not None:
-            later = not known.is_last and event.version > known.version
-        accepted = self.hub.amend(event) if amend else self.hub.publish(event, hold=hold)
-        assert accepted == later
+        later = known is None or (not known.is_last and event.version > known.version)
+        assert self.hub.publish(event, keep=keep) == later
         if later:
             life.event = event
-            life.held = life.held or (hold and not amend)
+            life.kept = life.kept or keep
         self.forget()
-        if later and not amend and not life.held:
-            kept = [other for other in self.lives.values() if not other.held]
-            assert len([other for other in kept if not self.is_read(other)]) <= LIMIT
+        if later and not life.kept:
+            unkept = [other for other in self.lives.values() if not other.kept]
+            assert len([other for other in unkept if not self.is_read(other)]) <= LIMIT
 
     @rule(id=ids)
     def release(self, id: str) -> None:
-        self.hub.release(id)
+        topic = self.hub.find(id)
+        if topic is not None:
+            self.hub.release(topic)
+            self.lives.pop(id, None)
         assert self.hub.snapshot(id) is None
-        self.lives.pop(id, None)
 
     @rule(target=readers, ids=st.lists(ids, max_size=3), is_async=st.booleans())
     def subscribe(self, ids: list[str], is_async: bool) -> Reader:
         if is_async and not ids:
-            # A reader of everything is told what its loop was about to be told, released or not.
+            # A subscription to all tasks also receives the events that its loop is about to
+            # deliver, of released tasks too.
             self.loop.run_until_complete(asyncio.sleep(0))
         subscription = self.hub.subscribe(*ids)
         lives = [self.life(id) for id in dict.fromkeys(ids)] if ids else list(self.lives.values())
@@ -172,8 +163,8 @@ class HubMachine(RuleBasedStateMachine):
             self.check(reader, delivered)
 
     def check(self, reader: Reader, delivered: bool = True) -> None:
-        """Read; what was not `delivered` in the event loop may be missing, and nothing else."""
-        news = reader.news
+        """Read; only events that were not `delivered` in the event loop may be missing."""
+        unread = reader.unread
         if not reader.is_async:
             events = reader.subscription.take(timeout=0)
         elif delivered:
@@ -182,21 +173,22 @@ class HubMachine(RuleBasedStateMachine):
             events = reader.subscription._collect()  # as atake() does when it need not wait
         assert len(events) == len(set(events))
         for event in events:
-            reader.seen[news[event]] = event.version
+            reader.seen[unread[event]] = event.version
         if delivered or not reader.is_async:
-            assert not reader.news
+            assert not reader.unread
             assert reader.subscription.ended == (self.hub.ended or reader.ended)
 
     @rule(reader=readers)
     def close(self, reader: Reader) -> None:
         reader.subscription.close()
+        self.loop.run_until_complete(asyncio.sleep(0))  # The loop removes its subscriptions.
         if reader in self.open:
             self.open.remove(reader)
         self.forget()
 
     @rule()
     def close_the_loop(self) -> None:
-        """Its readers are gone when the hub next has something for them."""
+        """The hub drops its readers with the next event for one of them."""
         self.loop.close()
         self.loop = asyncio.new_event_loop()
         gone = [reader for reader in self.open if reader.is_async]
@@ -206,10 +198,10 @@ class HubMachine(RuleBasedStateMachine):
                 sequence = 1 if life.event is None else life.event.sequence + 1
                 life.event = event_of(life.id, sequence)
                 assert self.hub.publish(life.event)
-                assert not self.hub._channels
+                assert self.hub.statistics().event_loops == 0
                 break
         for reader in gone:
-            reader.subscription.close()  # for nothing, if there was an event for one of them
+            reader.subscription.close()  # has no effect if there was an event for one of them
             self.open.remove(reader)
         self.forget()
 
@@ -219,28 +211,29 @@ class HubMachine(RuleBasedStateMachine):
         self.hub.end()
 
     @invariant()
-    def what_is_kept_is_bounded(self) -> None:
+    def the_hub_knows_what_the_model_knows(self) -> None:
         assert {id: self.hub.snapshot(id) for id in self.lives} == {
             id: life.event for id, life in self.lives.items()
         }
-        assert set(self.hub._cells) == set(self.lives)
-        assert set(self.hub._unheld) <= set(self.hub._cells)
+        assert len(self.hub) == sum(life.event is not None for life in self.lives.values())
 
     def teardown(self) -> None:
         try:
             for reader in list(self.open):
                 self.check(reader)
                 reader.subscription.close()
-            assert not self.hub.everything
-            assert not self.hub._channels
-            for id in list(self.hub._cells):
-                self.hub.release(id)
-            assert not self.hub._unheld
+            self.loop.run_until_complete(asyncio.sleep(0))  # The loop removes its subscriptions.
+            assert not self.hub.to_all
+            assert self.hub.statistics().event_loops == 0
+            for id in list(self.lives):
+                if (topic := self.hub.find(id)) is not None:
+                    self.hub.release(topic)
+            assert len(self.hub) == 0
         finally:
             self.loop.close()
             self.patch.undo()
 
 
-@SIMPLIFYING
+@SHRINK_TIMEOUT
 def test_any_interleaving() -> None:
     run_machine(HubMachine)

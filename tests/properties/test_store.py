@@ -1,4 +1,4 @@
-"""The result store, in any interleaving of its steps."""
+"""Records and their store, in any interleaving of the steps of their life."""
 
 from typing import Any
 
@@ -18,102 +18,130 @@ from hypothesis.stateful import (
 )
 
 from django_tasks_local.exceptions import QueueFull
-from django_tasks_local.results import ResultStore
-from tests.support.factories import task_result
-from tests.support.state_machines import SIMPLIFYING, run_machine
-from tests.support.waiting import AnyResult
+from django_tasks_local.hub import hub
+from django_tasks_local.pools.store import ResultStore
+from django_tasks_local.record import TaskRecord
+from tests.support.factories import task_record
+from tests.support.state_machines import SHRINK_TIMEOUT, run_machine
 
 READY, RUNNING = TaskResultStatus.READY, TaskResultStatus.RUNNING
 FAILED, SUCCESSFUL = TaskResultStatus.FAILED, TaskResultStatus.SUCCESSFUL
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """A status moves forward only; the oldest finished results go first, and no others."""
+    """A status only moves forward; the oldest finished results are evicted first, and no others."""
 
-    ids = Bundle("ids")
+    records = Bundle("records")
     error = TaskError(exception_class_path="builtins.ValueError", traceback="a traceback")
 
     @initialize(max_results=st.integers(1, 3), max_unfinished=st.none() | st.integers(1, 3))
-    def start_anew(self, max_results: int, max_unfinished: int | None) -> None:
+    def start_with_an_empty_store(self, max_results: int, max_unfinished: int | None) -> None:
         self.max_results, self.max_unfinished = max_results, max_unfinished
         self.store = ResultStore(
             alias="default", max_results=max_results, max_unfinished=max_unfinished
         )
-        self.statuses: dict[str, TaskResultStatus] = {}
-        self.unsettled: list[str] = []
-        self.settled: list[str] = []
+        self.statuses: dict[TaskRecord, TaskResultStatus] = {}
+        self.published: list[TaskRecord] = []  # finished, and not evictable yet
+        self.evictable: list[TaskRecord] = []
+        self.evicted: list[TaskRecord] = []
 
     @property
     def unfinished(self) -> int:
         return sum(status in {READY, RUNNING} for status in self.statuses.values())
 
-    @rule(target=ids)
+    @rule(target=records)
     def add(self) -> Any:
-        result = task_result()
+        record = task_record()
         if self.unfinished == self.max_unfinished:
             with pytest.raises(QueueFull):
-                self.store.add(result)
+                self.store.add(record)
             return multiple()
-        self.store.add(result)
-        self.statuses[result.id] = READY
-        return result.id
+        self.store.add(record)
+        record.enqueue(0)
+        self.statuses[record] = READY
+        return record
 
-    @rule(id=ids)
-    def start(self, id: str) -> None:
-        self.move(id, {READY}, RUNNING, self.store.start(id, "worker"))
+    @rule(record=records)
+    def start(self, record: TaskRecord) -> None:
+        self.check_move(record, {READY}, RUNNING, record.start("worker"))
 
-    @rule(id=ids, failed=st.booleans())
-    def finish(self, id: str, failed: bool) -> None:
-        changed = self.store.finish(id, 7, self.error if failed else None)
-        self.move(id, {READY, RUNNING}, FAILED if failed else SUCCESSFUL, changed)
+    @rule(record=records)
+    def succeed(self, record: TaskRecord) -> None:
+        self.check_move(record, {RUNNING}, SUCCESSFUL, record.succeed(7))
 
-    @rule(id=ids)
-    def fail_waiting(self, id: str) -> None:
-        self.move(id, {READY}, FAILED, self.store.fail_waiting(id, self.error))
+    @rule(record=records, only_waiting=st.booleans())
+    def fail(self, record: TaskRecord, only_waiting: bool) -> None:
+        legal = {READY} if only_waiting else {READY, RUNNING}
+        moved = record.fail(self.error, "a message", only_waiting=only_waiting)
+        self.check_move(record, legal, FAILED, moved)
 
-    def move(self, id: str, legal: set[Any], to: Any, changed: AnyResult | None) -> None:
-        assert (changed is not None) == (self.statuses.get(id) in legal)
-        if changed is not None:
-            assert (changed.id, changed.status) == (id, to)
-            changed.errors.clear()
-            changed.worker_ids.append("not in the store")
-            self.statuses[id] = to
+    def check_move(self, record: TaskRecord, legal: set[Any], to: Any, moved: bool) -> None:
+        assert moved == (self.statuses.get(record) in legal)
+        if moved:
+            self.statuses[record] = to
             if to is not RUNNING:
-                self.unsettled.append(id)
+                self.published.append(record)
 
-    @precondition(lambda self: self.unsettled)
+    @rule(record=records)
+    def change_a_snapshot(self, record: TaskRecord) -> None:
+        """Later reads do not see changes of a result that was returned."""
+        result = record.task_result()
+        result.errors.clear()
+        result.worker_ids.append("not in the record")
+        result.args.append("not in the record")
+        result.kwargs["not"] = "in the record"
+
+    @precondition(lambda self: self.published)
     @rule(data=st.data())
-    def settle(self, data: st.DataObject) -> None:
-        id = data.draw(st.sampled_from(self.unsettled))
-        self.unsettled.remove(id)
-        self.settled.append(id)
-        evicted, self.settled = (
-            self.settled[: -self.max_results],
-            self.settled[-self.max_results :],
+    def make_evictable(self, data: st.DataObject) -> None:
+        record = data.draw(st.sampled_from(self.published))
+        self.published.remove(record)
+        self.evictable.append(record)
+        evicted, self.evictable = (
+            self.evictable[: -self.max_results],
+            self.evictable[-self.max_results :],
         )
-        assert self.store.settle(id) == evicted
+        assert self.store.make_evictable(record) == evicted
         for old in evicted:
-            del self.statuses[old]
+            hub.release(old)
+            self.evicted.append(old)
+            self.statuses.pop(old)
 
-    @rule(id=ids)
-    def get(self, id: str) -> None:
-        if id not in self.statuses:
+    @rule(record=records)
+    def get(self, record: TaskRecord) -> None:
+        if record in self.evicted:
             with pytest.raises(TaskResultDoesNotExist):
-                self.store.get(id)
+                self.store.get(record.id)
             return
-        result = self.store.get(id)
-        assert result.status == self.statuses[id]
-        assert result.is_finished == (result.finished_at is not None)
+        assert self.store.get(record.id) is record
+        result = record.task_result()
+        assert result.status == self.statuses[record]
+        assert result.is_finished == (result.finished_at is not None) == record.is_finished
         assert (result.status == FAILED) == (len(result.errors) == 1)
         assert result.worker_ids == (["worker"] if result.started_at else [])
+        assert (result.args, result.kwargs) == ([], {})
+        if result.status == SUCCESSFUL:
+            assert result.return_value == 7
+
+    @invariant()
+    def the_hub_agrees(self) -> None:
+        for record, status in self.statuses.items():
+            event = hub.snapshot(record.id)
+            assert event is record.event
+            assert event.status == status
+            assert event.is_last == record.is_finished
+            assert event.run == (0 if status == READY else 1)
 
     @invariant()
     def the_store_has_what_the_model_has(self) -> None:
-        assert set(self.store.ids()) == set(self.statuses)
-        assert len(self.statuses) <= self.max_results + self.unfinished + len(self.unsettled)
-        assert len(self.store._unfinished) == self.unfinished
+        assert set(self.store.records()) == set(self.statuses)
+        assert len(self.statuses) <= self.max_results + self.unfinished + len(self.published)
+
+    def teardown(self) -> None:
+        for record in self.statuses:
+            hub.release(record)
 
 
-@SIMPLIFYING
-def test_any_interleaving() -> None:
+@SHRINK_TIMEOUT
+def test_store_machine() -> None:
     run_machine(StoreMachine)

@@ -1,4 +1,4 @@
-"""The throttle of a reporter, in any interleaving of reports, loops and samples."""
+"""The throttle of a reporter under any sequence of reports, loops and samples."""
 
 import itertools
 import math
@@ -15,16 +15,17 @@ from hypothesis.stateful import (
 )
 
 from django_tasks_local.exceptions import TaskCancelled
-from django_tasks_local.progress import UNSET, Count
+from django_tasks_local.progress.reporter import LoopProgress
+from django_tasks_local.progress.values import UNSET
 from tests.support.stage import Stage
-from tests.support.state_machines import SIMPLIFYING, run_machine
+from tests.support.state_machines import SHRINK_TIMEOUT, run_machine
 
 READY, RUNNING = TaskResultStatus.READY, TaskResultStatus.RUNNING
 FAILED, SUCCESSFUL = TaskResultStatus.FAILED, TaskResultStatus.SUCCESSFUL
 
 
 class ThrottleMachine(RuleBasedStateMachine):
-    """At most one sample in an interval, always of the newest values, and the last one arrives."""
+    """At most one sample per interval, with the newest values; the last values are published."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,10 +33,10 @@ class ThrottleMachine(RuleBasedStateMachine):
         self.reporter = self.stage.reporter
         self.values: dict[str, Any] = {"current": None, "total": 100, "message": "", "data": {}}
         self.reported = False
-        # The open loops: of each its first message, and what is told while it is the newest.
-        self.loops: list[tuple[Count, str, dict[str, Any]]] = []
+        # Open loops: each with its first message, and the values published while it is the newest.
+        self.loops: list[tuple[LoopProgress, str, dict[str, Any]]] = []
         self.outermost = self.values
-        self.cancelled = self.told = False
+        self.cancelled = self.delivered = False
         self.closed = False
         self.times: list[float] = []
 
@@ -51,18 +52,18 @@ class ThrottleMachine(RuleBasedStateMachine):
         )
     )
     def report(self, changes: dict[str, Any]) -> None:
-        if self.told_of_cancellation(lambda: self.reporter.report(**changes)):
+        if self.raises_cancellation(lambda: self.reporter.report(**changes)):
             return
         if not self.closed:
             self.values |= changes
             self.reported = True
-        self.note()
+        self.check_published()
 
     @precondition(lambda self: len(self.loops) < 3)
     @rule(total=st.none() | st.integers(1, 9), message=st.sampled_from([UNSET, "tracking"]))
     def start_tracking(self, total: int | None, message: Any) -> None:
-        loop = Count(0, total)
-        if self.told_of_cancellation(lambda: self.reporter.start_tracking(loop, message)):
+        loop = LoopProgress(0, total)
+        if self.raises_cancellation(lambda: self.reporter.start_tracking(loop, message)):
             return
         if not self.closed:
             if message is UNSET:
@@ -72,7 +73,7 @@ class ThrottleMachine(RuleBasedStateMachine):
                 self.outermost = self.values
             self.loops.append((loop, message, self.values))
             self.reported = True
-        self.note()
+        self.check_published()
 
     @precondition(lambda self: self.loops and not self.closed)
     @rule(data=st.data(), count=st.integers(0, 9))
@@ -91,7 +92,7 @@ class ThrottleMachine(RuleBasedStateMachine):
             self.show_outer(message, self.loops[-1][2] if self.loops else self.outermost)
 
     def show_outer(self, message: str, outer: dict[str, Any]) -> None:
-        """Keep the task's own words and its data; the rest is the outer loop's again."""
+        """Publish the outer loop's values again; keep the task's own message and data."""
         kept = {"data": self.values["data"]}
         if self.values["message"] is not message:
             kept["message"] = self.values["message"]
@@ -100,25 +101,25 @@ class ThrottleMachine(RuleBasedStateMachine):
 
     @rule()
     def cancel(self) -> None:
-        self.reporter.cancel()
-        self.cancelled = not self.told
+        self.stage.cancellation.request()
+        self.cancelled = not self.delivered
 
     @rule(seconds=st.sampled_from([0.25, 0.9375, 1.0, 4.0]))
     def wait(self, seconds: float) -> None:
         self.stage.tick(self.stage.now + seconds)
-        self.note()
-        # Nobody waits for longer than an interval for what was reported.
-        if self.reported and not self.closed and not self.stage.sampler.due:
-            self.has_told_all()
+        self.check_published()
+        # A report is published within an interval.
+        if self.reported and not self.closed and not self.stage.ticker.due:
+            self.assert_newest_published()
 
     @rule()
-    def wait_for_the_last(self) -> None:
+    def wait_for_last_sample(self) -> None:
         for _ in range(2):
             self.wait(1.0)
         if self.reported and not self.closed:
-            self.has_told_all()
+            self.assert_newest_published()
 
-    @precondition(lambda self: len(self.times) > 5)  # There is little to see after it.
+    @precondition(lambda self: len(self.times) > 5)  # Little is checked after close().
     @rule()
     def close(self) -> None:
         number, progress = self.reporter.close()
@@ -127,49 +128,49 @@ class ThrottleMachine(RuleBasedStateMachine):
         assert number == len(self.stage.published)
         assert (progress is not None) == self.reported
         if progress is not None:
-            assert self.of(progress) == self.values
+            assert self.values_of(progress) == self.values
         self.closed = True
 
-    def told_of_cancellation(self, step: Any) -> bool:
-        """Do this step; it is the one that raises if the task was cancelled before, for once."""
+    def raises_cancellation(self, step: Any) -> bool:
+        """Run the step; return whether it raised, which it must once after cancel()."""
         if not self.cancelled:
             step()
             return False
         with pytest.raises(TaskCancelled):
             step()
-        self.cancelled, self.told = False, True
+        self.cancelled, self.delivered = False, True
         return True
 
-    def note(self) -> None:
-        """Look at what this step has published: nothing, or one sample of the newest values."""
+    def check_published(self) -> None:
+        """Check that this step published nothing, or one sample of the newest values."""
         new = self.stage.published[len(self.times) :]
         assert len(new) <= (0 if self.closed else 1)
         for number, progress in new:
             self.times.append(self.stage.now)
             assert number == len(self.times)
-            assert self.of(progress) == self.values
+            assert self.values_of(progress) == self.values
             assert progress.percent is None or 0 <= progress.percent <= 100
             assert progress.rate is None or progress.rate > 0
             assert progress.eta is None or 0 <= progress.eta < math.inf
 
-    def has_told_all(self) -> None:
-        assert self.of(self.stage.last) == self.values
+    def assert_newest_published(self) -> None:
+        assert self.values_of(self.stage.last) == self.values
 
     @staticmethod
-    def of(progress: Any) -> dict[str, Any]:
+    def values_of(progress: Any) -> dict[str, Any]:
         return {name: getattr(progress, name) for name in ("current", "total", "message", "data")}
 
     @invariant()
-    def the_intervals_are_kept(self) -> None:
+    def intervals_are_kept(self) -> None:
         assert all(b - a >= 1.0 for a, b in itertools.pairwise(self.times))
-        assert len(self.stage.sampler.due) <= 1
+        assert len(self.stage.ticker.due) <= 1
 
     def teardown(self) -> None:
         self.reporter.close()
         self.stage.tick(self.stage.now + 10.0)
-        assert self.stage.sampler.due == [], "the sampler would look at it for ever"
+        assert self.stage.ticker.due == [], "the sampler would sample it permanently"
 
 
-@SIMPLIFYING
-def test_any_interleaving() -> None:
+@SHRINK_TIMEOUT
+def test_throttle_machine() -> None:
     run_machine(ThrottleMachine)

@@ -1,4 +1,4 @@
-"""The direction of imports: no cycle, no backward arrow, nothing done at import."""
+"""The direction of imports: no cycle, no upward import, no side effect at import."""
 
 import ast
 import subprocess
@@ -10,9 +10,30 @@ from tests.support.paths import ROOT
 
 PACKAGES = ("django_tasks_local", "django_tasks_local_sse")
 
-# What a module may import of ours, at its top or inside a function. A module that is not named
-# may import everything that does not import it.
-NOTHING_OF_OURS = {"conf", "events", "exceptions"}
+# The core from the ground up. A module may import those on the floors below its own, at its top,
+# inside a function or for type checking only. A folder's own name is its `__init__`.
+FLOORS = (
+    ("conf", "events", "exceptions", "forking"),
+    ("aliases", "identifiers"),
+    ("publishing", "pubsub.latest"),
+    ("cancellation", "signal_handlers", "ticker", "progress.values", "progress.rate", "results"),
+    ("pubsub.delivery", "progress.reporter"),
+    ("pubsub.facade", "progress.tracking", "execution.daemon_threads", "execution.connections"),
+    ("hub", "pubsub", "progress", "execution.coroutines"),
+    ("execution", "foreign", "lookup", "record", "shutdown"),
+    ("pools.positions", "pools.queue", "pools.signals", "pools.store"),
+    ("pools.base",),
+    ("pools", "pools.threads"),
+    ("processes", "processes.task", "processes.settings"),
+    ("processes.wire",),
+    ("processes.child", "processes.worker_process"),
+    ("processes.starting", "processes.assigning", "processes.loop"),
+    ("processes.crew",),
+    ("processes.dispatcher",),
+    ("processes.pool",),
+    ("backends",),
+    ("testing", ""),
+)
 
 
 def modules(package: str) -> dict[str, ast.Module]:
@@ -22,9 +43,12 @@ def modules(package: str) -> dict[str, ast.Module]:
     }
 
 
+TREES = {name: tree for package in PACKAGES for name, tree in modules(package).items()}
+NAMES = {name.removesuffix(".__init__") for name in TREES}
+
+
 def imports(name: str, tree: ast.Module) -> set[str]:
     """Return the modules of ours that a module imports, wherever in it the statement stands."""
-    known = {**modules(PACKAGES[0]), **modules(PACKAGES[1])}
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -32,25 +56,22 @@ def imports(name: str, tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             parent = name.split(".")[: -node.level] if node.level else []
             base = ".".join([*parent, *([node.module] if node.module else [])])
-            found.add(base)
-            found.update(f"{base}.{alias.name}" for alias in node.names)
-    return {module for module in found if module in known and module != name}
+            # Each name is either a module of its own or one that the folder's `__init__` defines.
+            for alias in node.names:
+                module = f"{base}.{alias.name}"
+                found.add(module if module in NAMES else base)
+    return (found & NAMES) - {name.removesuffix(".__init__")}
 
 
-GRAPH = {
-    name: imports(name, tree)
-    for package in PACKAGES
-    for name, tree in modules(package).items()
-    if not name.endswith("__init__")
-}
+GRAPH = {name.removesuffix(".__init__"): imports(name, tree) for name, tree in TREES.items()}
 
 
-def test_the_walk_finds_imports() -> None:
-    assert "django_tasks_local.threads" in GRAPH["django_tasks_local.backends"]
+def test_graph_contains_known_imports() -> None:
+    assert "django_tasks_local.pools.threads" in GRAPH["django_tasks_local.backends"]
     assert "django_tasks_local.hub" in GRAPH["django_tasks_local_sse.streams"]
 
 
-def test_there_is_no_cycle() -> None:
+def test_no_cycle() -> None:
     def visit(name: str, path: tuple[str, ...]) -> None:
         assert name not in path, " -> ".join((*path, name))
         for imported in GRAPH.get(name, ()):
@@ -60,20 +81,55 @@ def test_there_is_no_cycle() -> None:
         visit(name, ())
 
 
-@pytest.mark.parametrize("name", sorted(NOTHING_OF_OURS))
-def test_what_imports_nothing_of_ours(name: str) -> None:
-    assert GRAPH[f"django_tasks_local.{name}"] == set()
+@pytest.mark.parametrize("floor", range(len(FLOORS)))
+def test_imports_point_down(floor: int) -> None:
+    below = {full_name(name) for names in FLOORS[:floor] for name in names}
+    for name in map(full_name, FLOORS[floor]):
+        assert GRAPH[name] <= below, f"{name} imports {sorted(GRAPH[name] - below)}"
 
 
-def test_the_hub_imports_events_only() -> None:
-    assert GRAPH["django_tasks_local.hub"] == {"django_tasks_local.events"}
+def reachable_from(name: str) -> set[str]:
+    """Return a module and all modules of ours that its import imports."""
+    reached: set[str] = set()
+    todo = [name]
+    while todo:
+        module = todo.pop()
+        reached.add(module)
+        todo += GRAPH[module] - reached
+    return reached
+
+
+def full_name(name: str) -> str:
+    return f"{PACKAGES[0]}.{name}".rstrip(".")
+
+
+def test_each_module_of_the_core_has_a_floor() -> None:
+    named = [full_name(name) for names in FLOORS for name in names]
+    core = {name for name in GRAPH if name.split(".")[0] == PACKAGES[0]}
+    assert sorted(named) == sorted(core)
+
+
+def test_the_hub_knows_no_pool_and_no_task() -> None:
+    assert reachable_from("django_tasks_local.hub") <= {
+        full_name(name)
+        for name in (
+            "hub",
+            "aliases",
+            "events",
+            "forking",
+            "pubsub",
+            "pubsub.facade",
+            "pubsub.delivery",
+            "pubsub.latest",
+        )
+    }
 
 
 def test_progress_does_not_know_the_hub() -> None:
-    assert "django_tasks_local.hub" not in GRAPH["django_tasks_local.progress"]
+    assert "django_tasks_local.hub" not in reachable_from("django_tasks_local.progress")
 
 
-def test_the_core_knows_neither_the_companion_nor_django_eventstream() -> None:
+def test_core_imports_neither_sse_nor_django_eventstream() -> None:
     for name, tree in modules("django_tasks_local").items():
         for node in ast.walk(tree):
             names = [alias.name for alias in getattr(node, "names", ()) if hasattr(alias, "name")]
@@ -82,8 +138,8 @@ def test_the_core_knows_neither_the_companion_nor_django_eventstream() -> None:
             assert "eventstream" not in text, name
 
 
-def test_importing_does_nothing() -> None:
-    """No thread, no pool, no signal handler, no settings read, no django-eventstream."""
+def test_import_has_no_side_effect() -> None:
+    """An import starts no thread or pool, sets no signal handler, and reads no settings."""
     code = """
 import signal, sys, threading
 before = signal.getsignal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Wheel and sdist, each installed in a clean environment, as users get them."""
+"""Wheel and sdist, each installed in a clean environment."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ print(django_tasks_local.__file__)
 """
 
 
-def run(*command: str | Path, cwd: Path = ROOT) -> str:
+def run_command(*command: str | Path, cwd: Path = ROOT) -> str:
     done = subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, timeout=170, check=False
     )
@@ -45,29 +45,29 @@ def run(*command: str | Path, cwd: Path = ROOT) -> str:
 
 
 def uv() -> str:
-    # `uv run` says where it is itself.
+    # `uv run` sets UV to its own path.
     return require(os.environ.get("UV") or shutil.which("uv"), "uv")
 
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("dist")
-    run(uv(), "build", "--out-dir", path)
+    run_command(uv(), "build", "--out-dir", path)
     return path
 
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("pattern", ["*.whl", "*.tar.gz"])
-def test_installed_in_a_clean_environment(dist: Path, tmp_path: Path, pattern: str) -> None:
+def test_installation_in_clean_environment(dist: Path, tmp_path: Path, pattern: str) -> None:
     [package] = dist.glob(pattern)
-    run(uv(), "venv", "--python", sys.executable, tmp_path / "env")
+    run_command(uv(), "venv", "--python", sys.executable, tmp_path / "env")
     python = tmp_path / "env" / "bin" / "python"
-    run(uv(), "pip", "install", "--python", python, f"{package}[sse]")
-    assert str(tmp_path) in run(python, "-c", FIND_STATIC, cwd=tmp_path)
+    run_command(uv(), "pip", "install", "--python", python, f"{package}[sse]")
+    assert str(tmp_path) in run_command(python, "-c", FIND_STATIC, cwd=tmp_path)
 
 
 @pytest.mark.timeout(180)
-def test_what_is_inside(dist: Path) -> None:
+def test_contents(dist: Path) -> None:
     [wheel] = dist.glob("*.whl")
     [sdist] = dist.glob("*.tar.gz")
     with zipfile.ZipFile(wheel) as archive:

@@ -20,7 +20,7 @@ def blocks(text: str) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-# What a project has besides what the README shows.
+# The settings that the README does not show.
 REST_OF_SETTINGS = """
 SECRET_KEY = "only for this test"
 ALLOWED_HOSTS = ["testserver"]
@@ -88,10 +88,10 @@ def main():
     assert progress.message in ("Page 0", "Page 1", "Page 2")
 
     from django_tasks_local.hub import hub
-    hub.release(result.id)
+    hub.release(hub.find(result.id))
     assert wait_for(result, timeout=0.01) is None
 
-    # In an async view, with a user who has to be looked up.
+    # In an async view, with a user that requires a query.
     import asyncio
     from types import SimpleNamespace
     from django.test import RequestFactory
@@ -128,7 +128,7 @@ if __name__ == "__main__":  # worker processes import this file
 """
 
 
-def test_the_code_blocks(tmp_path: Path) -> None:
+def test_code_blocks(tmp_path: Path) -> None:
     files: dict[str, str] = {"settings.py": REST_OF_SETTINGS}
     for language, block in blocks(README) + blocks(DEPLOYMENT):
         if language in {"python", "html"}:
@@ -155,8 +155,8 @@ def test_the_code_blocks(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_commands() -> None:
-    """They are run by .ci/run, from a fresh clone."""
+def test_commands() -> None:
+    """`.ci/run` runs these commands in a fresh clone."""
     commands = [block.strip() for language, block in blocks(README) if language == "bash"]
     assert commands == [
         "pip install uv && uv run example.py",
@@ -168,24 +168,24 @@ def test_the_commands() -> None:
     assert "uv run pytest" in gate
 
 
-def test_no_other_kind_of_block() -> None:
+def test_languages_of_blocks() -> None:
     assert {language for language, _ in blocks(README)} == {"bash", "html", "python"}
     assert {language for language, _ in blocks(DEPLOYMENT)} == {"nginx", "python"}
 
 
-def test_every_option_is_documented() -> None:
+def test_options_are_documented() -> None:
     for option in ProcessOptions.__dataclass_fields__:
         assert f"| `{option.upper()}` |" in README
     for key in FIELDS:
         assert f'"{key}": ' in README
 
 
-def test_every_check_is_documented() -> None:
+def test_checks_are_documented() -> None:
     source = (ROOT / "django_tasks_local_sse" / "checks.py").read_text()
     ids = set(re.findall(r"django_tasks_local_sse\.[EW]\d+", source))
     assert ids == set(re.findall(r"^\| `(\S+\.[EW]\d+)`", DEPLOYMENT, re.MULTILINE))
 
 
-def test_every_public_name_is_documented() -> None:
+def test_public_names_are_documented() -> None:
     for name in django_tasks_local.__all__:
         assert name in README

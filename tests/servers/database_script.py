@@ -1,8 +1,8 @@
 """
-What test_databases runs: `database_script.py BACKEND HOST USER TASKS`.
+The script that test_databases runs: `database_script.py BACKEND HOST USER TASKS`.
 
-Each alias is the same database, reached in another way. Each line on stdout is a title and facts,
-as JSON. After the title "restart" the script waits for a line on stdin.
+All aliases are the same database with different ways to keep connections. Each line on stdout is
+a title and facts, as JSON. After the title "restart" the script waits for a line on stdin.
 """
 
 import json
@@ -18,8 +18,8 @@ import psycopg
 from django.conf import settings
 
 WORKERS = 2
-# Its connections are checked one a second, then one in two seconds, and so on: a pool of the usual
-# four would need seven seconds to see that all are stale.
+# After a restart the pool checks one connection after 1 s, the next after 2 s, then 4 s: with the
+# default size of four it would take 7 s to find that all are stale.
 POOL = 2
 MODES: dict[str, dict[str, Any]] = {
     "closed": {"CONN_MAX_AGE": 0},
@@ -34,7 +34,7 @@ BACKEND, HOST, USER, TASKS = sys.argv[1:5]
 
 
 def database(alias: str, mode: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of an alias; the server will know it by its name."""
+    """Return the settings of an alias, by whose name the server lists its connections."""
     options = {**mode.get("OPTIONS", {}), "application_name": alias}
     server = {"ENGINE": "django.db.backends.postgresql", "HOST": HOST, "USER": USER}
     return {**server, "NAME": "postgres", **mode, "OPTIONS": options}
@@ -78,8 +78,8 @@ async def count_rows_async(alias: str) -> int:
 
 
 @task
-def outlive(gate: str, again: bool) -> None:
-    """Connect to each alias, wait for the test, and perhaps use the connections once more."""
+def hold_connections(gate: str, again: bool) -> None:
+    """Connect to each alias, wait at the gate, and with `again` use a connection after that."""
     for alias in MODES:
         count_rows.func(alias)
     report_progress(1)
@@ -89,25 +89,25 @@ def outlive(gate: str, again: bool) -> None:
 
 
 @task
-def in_use(alias: str) -> int:
-    """Return how many connections of this process are out of the pool."""
+def connections_in_use(alias: str) -> int:
+    """Return how many connections of this process are checked out of the pool."""
     pool = connections[alias].pool
     deadline = time.monotonic() + LIMIT
     while True:
         stats = pool.get_stats()
         used: int = stats["pool_size"] - stats.get("pool_available", 0)
-        # It counts those that it is about to open.
+        # `pool_size` includes connections that the pool is still opening.
         if not used or time.monotonic() > deadline:
             return used
         time.sleep(0.01)
 
 
-def finished(results: list[AnyResult]) -> Counter[str]:
-    """Wait for the ends, and count them."""
+def outcomes(results: list[AnyResult]) -> Counter[str]:
+    """Wait until all tasks have ended; count them by error path or status."""
     for result in results:
         with hub.subscribe(result.id) as subscription:
             while not subscription.ended:
-                assert subscription.take(LIMIT), "it takes too long"
+                assert subscription.take(LIMIT), "the task takes too long"
         result.refresh()
     return Counter(
         result.errors[-1].exception_class_path if result.errors else str(result.status)
@@ -115,18 +115,18 @@ def finished(results: list[AnyResult]) -> Counter[str]:
     )
 
 
-def running(results: list[AnyResult]) -> None:
-    """Wait until all have reported."""
+def wait_for_reports(results: list[AnyResult]) -> None:
+    """Wait until each task has reported progress."""
     for result in results:
         with hub.subscribe(result.id) as subscription:
             while events := subscription.take(LIMIT):
                 if any(event.progress for event in events):
                     break
-            assert not subscription.ended, "it has not waited"
+            assert not subscription.ended, "the task did not wait at the gate"
 
 
-def on_server() -> Counter[str]:
-    """Return how many connections the server has, by the alias."""
+def server_connections() -> Counter[str]:
+    """Return the number of connections on the server by alias."""
     with psycopg.connect(host=HOST, user=USER, dbname="postgres") as connection:
         rows = connection.execute(
             "SELECT application_name FROM pg_stat_activity "
@@ -135,48 +135,48 @@ def on_server() -> Counter[str]:
     return Counter(name for (name,) in rows)
 
 
-def connected(most: dict[str, int]) -> Counter[str]:
-    """Return how many there are on the server, once they are no more than `most`, or too late."""
-    # The server notices a little later that a client has gone.
+def wait_for_connections(limits: dict[str, int]) -> Counter[str]:
+    """Return the connections on the server once each alias is within `limits`, or after LIMIT."""
+    # The server notices a disconnected client after a delay.
     deadline = time.monotonic() + LIMIT
-    while (counts := on_server()) - Counter(most) and time.monotonic() < deadline:
+    while (counts := server_connections()) - Counter(limits) and time.monotonic() < deadline:
         time.sleep(0.02)
     return counts
 
 
-def say(title: str, facts: object = None) -> None:
-    """Tell the test."""
+def report(title: str, facts: object = None) -> None:
+    """Send a fact to the test, as a line of JSON."""
     print(json.dumps([title, facts]), flush=True)  # noqa: T201
 
 
-def enqueue(times: int) -> dict[str, Counter[str]]:
-    """Run so many tasks of each kind on each alias, and return how they ended, by the alias."""
+def run_tasks(times: int) -> dict[str, Counter[str]]:
+    """Run `times` tasks of each kind on each alias; return their outcomes by alias."""
     results = {
         alias: [
             query.enqueue(alias) for _ in range(times) for query in (count_rows, count_rows_async)
         ]
         for alias in MODES
     }
-    return {alias: finished(of_alias) for alias, of_alias in results.items()}
+    return {alias: outcomes(of_alias) for alias, of_alias in results.items()}
 
 
-def outlive_restart(directory: str, while_running: bool) -> Counter[str]:
-    """Have the server restarted when each worker has a connection by each alias."""
+def restart_server(directory: str, while_running: bool) -> Counter[str]:
+    """Ask the test to restart the server while each worker holds a connection of each alias."""
     path = str(Path(directory) / f"gate-{while_running}")
     gate = Gate(path)
-    results = [outlive.enqueue(path, again) for again in (False, while_running)]
-    running(results)
+    results = [hold_connections.enqueue(path, again) for again in (False, while_running)]
+    wait_for_reports(results)
     if not while_running:
         gate.set()
-        finished(results)
-    say("restart")
+        outcomes(results)
+    report("restart")
     sys.stdin.readline()
     gate.set()
-    return finished(results)
+    return outcomes(results)
 
 
-def create_row() -> None:
-    """Make the table that the tasks query, and leave no connection."""
+def create_table() -> None:
+    """Create the table that the tasks query, with one row, and close all connections."""
     with connections["closed"].schema_editor() as editor:
         editor.execute(f"DROP TABLE IF EXISTS {ContentType._meta.db_table}")
         editor.create_model(ContentType)
@@ -185,20 +185,27 @@ def create_row() -> None:
 
 
 def main() -> None:
-    """Play the scenes, one after the other."""
-    create_row()
-    say("before", connected({}))
-    say("many", enqueue(int(TASKS) // (2 * len(MODES))))
-    results = [in_use.enqueue("pooled") for _ in range(2 * WORKERS)]
-    finished(results)
-    say("in use", [result.return_value for result in results])
-    say("after", connected({"kept": WORKERS, "kept for a time": WORKERS, "pooled": POOL * WORKERS}))
+    """Run the scenes that test_databases judges, in order."""
+    create_table()
+    report("before", wait_for_connections({}))
+    report("many", run_tasks(int(TASKS) // (2 * len(MODES))))
+    results = [connections_in_use.enqueue("pooled") for _ in range(2 * WORKERS)]
+    outcomes(results)
+    report("in use", [result.return_value for result in results])
+    report(
+        "after",
+        wait_for_connections(
+            {"kept": WORKERS, "kept for a time": WORKERS, "pooled": POOL * WORKERS}
+        ),
+    )
     with TemporaryDirectory() as directory:
         for while_running in (False, True):
-            say("outlived", outlive_restart(directory, while_running))
-            say("later", enqueue(10))
+            report("outlived", restart_server(directory, while_running))
+            report("later", run_tasks(10))
     task_backends["default"].close()
-    say("closed", connected({"pooled": POOL} if BACKEND == "ThreadPoolBackend" else {}))
+    report(
+        "closed", wait_for_connections({"pooled": POOL} if BACKEND == "ThreadPoolBackend" else {})
+    )
 
 
 if __name__ == "__main__":

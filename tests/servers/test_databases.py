@@ -1,4 +1,4 @@
-"""What tasks leave behind on a real PostgreSQL: connections, and failures after its restart."""
+"""Connections that tasks leave on PostgreSQL, and failures of tasks after it restarts."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.postgres import Postgres, postgres  # noqa: F401 - a fixture
+from tests.support.postgres import Postgres
 
 SCRIPT = Path(__file__).with_name("database_script.py")
 MODES = ["closed", "kept for a time", "kept", "pooled"]
@@ -19,9 +19,9 @@ POOL = 2
 TASKS = 600
 
 
-def play(postgres: Postgres, *args: str) -> dict[str, list[Any]]:  # noqa: F811 - the fixture
-    """Run the script, restart the server when it says so, and return what it has told."""
-    told: dict[str, list[Any]] = {}
+def run_script(postgres: Postgres, *args: str) -> dict[str, list[Any]]:
+    """Run the script, restart the server at its request, and return its facts by title."""
+    facts: dict[str, list[Any]] = {}
     with subprocess.Popen(
         [sys.executable, "-W", "error", str(SCRIPT), *args],
         cwd=ROOT,
@@ -33,39 +33,39 @@ def play(postgres: Postgres, *args: str) -> dict[str, list[Any]]:  # noqa: F811 
         assert script.stdin is not None
         assert script.stdout is not None
         for line in script.stdout:
-            title, facts = json.loads(line)
-            told.setdefault(title, []).append(facts)
+            title, fact = json.loads(line)
+            facts.setdefault(title, []).append(fact)
             if title == "restart":
                 postgres.restart()
                 script.stdin.write("\n")
                 script.stdin.flush()
     assert script.returncode == 0
-    return told
+    return facts
 
 
 @pytest.mark.parametrize("backend", ["ThreadPoolBackend", "ProcessPoolBackend"])
-def test_connections(postgres: Postgres, backend: str) -> None:  # noqa: F811 - the fixture
+def test_connections_and_server_restart(postgres: Postgres, backend: str) -> None:
     """
-    With every way that Django has to keep connections, and tasks that are functions and coroutines.
+    Tasks, sync and async, use each of Django's ways to keep connections.
 
-    The server is restarted twice: when each worker has an idle connection of each kind, and when
-    it runs a task that has them. Only the task that goes on to use one of them fails.
+    The server restarts twice: while each worker has an idle connection of each kind, and while each
+    runs a task that has used them. Only the task that uses such a connection afterwards fails.
     """
-    told = play(postgres, backend, postgres.host, postgres.user, str(TASKS))
+    facts = run_script(postgres, backend, postgres.host, postgres.user, str(TASKS))
     each = {"SUCCESSFUL": TASKS // len(MODES)}
-    assert told["before"] == [{}]
-    assert told["many"] == [dict.fromkeys(MODES, each)]
-    assert told["in use"] == [[0] * 2 * WORKERS]
-    (after,) = told["after"]
+    assert facts["before"] == [{}]
+    assert facts["many"] == [dict.fromkeys(MODES, each)]
+    assert facts["in use"] == [[0] * 2 * WORKERS]
+    (after,) = facts["after"]
     pools = WORKERS if backend == "ProcessPoolBackend" else 1
     assert after.pop("pooled") <= POOL * pools
     assert after.pop("kept") <= WORKERS
     assert after.pop("kept for a time") <= WORKERS
     assert after == {}
     broken = {"SUCCESSFUL": 1, "django.db.utils.OperationalError": 1}
-    assert told["outlived"] == [{"SUCCESSFUL": 2}, broken]
-    assert told["later"] == [{mode: {"SUCCESSFUL": 20} for mode in MODES}] * 2
-    # Threads share this process's pool, which stays; and nothing else does.
-    (closed,) = told["closed"]
+    assert facts["outlived"] == [{"SUCCESSFUL": 2}, broken]
+    assert facts["later"] == [{mode: {"SUCCESSFUL": 20} for mode in MODES}] * 2
+    # With threads the pool of this process stays open; all other connections are closed.
+    (closed,) = facts["closed"]
     assert closed.pop("pooled", 0) <= (POOL if backend == "ThreadPoolBackend" else 0)
     assert closed == {}

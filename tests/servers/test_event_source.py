@@ -1,4 +1,4 @@
-"""A plain `new EventSource(url)` in a real browser: the order, the end, and that it stays ended."""
+"""A plain `new EventSource(url)` in Chromium: order of events, end, and no reconnection."""
 
 import asyncio
 from typing import Any
@@ -10,21 +10,21 @@ from playwright.async_api import Page
 from django_tasks_local.hub import hub
 from django_tasks_local_sse.access import events_url
 from tests.project import tasks
-from tests.support.browser import LISTEN, allow_errors
-from tests.support.factories import anonymous
+from tests.support.browser import RECEIVE_EVENTS, allow_errors
+from tests.support.factories import anonymous_request
 from tests.support.waiting import LIMIT, AnyResult
 
 
 async def listen(page: Page, server: str, *results: AnyResult) -> tuple[list[Any], list[int]]:
-    """Return what the browser has heard, and how its requests were answered."""
+    """Return the events that the browser received, and the statuses of its requests."""
     answers: list[int] = []
     page.on("response", lambda r: answers.append(r.status) if "/events/" in r.url else None)
     await page.goto(server + "/")
-    path = events_url(anonymous(), *results)
-    return await asyncio.wait_for(page.evaluate(LISTEN, path), LIMIT), answers
+    path = events_url(anonymous_request(), *results)
+    return await asyncio.wait_for(page.evaluate(RECEIVE_EVENTS, path), LIMIT), answers
 
 
-async def test_it_ends_by_itself(page: Page, server: str) -> None:
+async def test_event_source_ends_after_last_event(page: Page, server: str) -> None:
     result = await tasks.steps.aenqueue(200, 0.005)
     seen, answers = await listen(page, server, result)
     order = ["enqueued", "started", "progress", "finished"]
@@ -34,28 +34,28 @@ async def test_it_ends_by_itself(page: Page, server: str) -> None:
     assert [kind for kind, _ in seen].count("finished") == 1
     sequences = [sequence for _, sequence in seen]
     assert sequences == sorted(set(sequences))
-    # One stream; the browser comes back, as it must, and is told that this was all.
+    # The browser always reconnects after a stream ends; the 204 stops it.
     assert answers == [200, 204]
 
 
-async def test_several_tasks_and_one_that_is_unknown(page: Page, server: str) -> None:
+async def test_event_source_of_known_and_unknown_tasks(page: Page, server: str) -> None:
     results = [await tasks.noop.aenqueue() for _ in range(3)]
     async with hub.subscribe(*(result.id for result in results)) as subscription:
         async for _ in subscription:
             pass
-    hub.release(results[0].id)
+    hub.release(hub.find(results[0].id))
     seen, answers = await listen(page, server, *results)
     assert sorted(kind for kind, _ in seen) == ["finished", "finished", "unknown"]
     assert answers == [200, 204]
 
 
-async def test_a_link_that_is_no_good(page: Page, server: str) -> None:
+async def test_event_source_with_invalid_token(page: Page, server: str) -> None:
     allow_errors(page, "403")
     result = await tasks.noop.aenqueue()
     object.__setattr__(result, "id", "another")
-    good = events_url(anonymous(), result)
+    good = events_url(anonymous_request(), result)
     await page.goto(server + "/")
-    seen = await asyncio.wait_for(page.evaluate(LISTEN, good[:-1]), LIMIT)
+    seen = await asyncio.wait_for(page.evaluate(RECEIVE_EVENTS, good[:-1]), LIMIT)
     assert seen == []
 
 
@@ -68,17 +68,17 @@ OTHER_ORIGIN = """(url) => new Promise((resolve) => {
 })"""
 
 
-@pytest.mark.parametrize("allowed", ["string", "list", "nobody"])
-async def test_from_another_origin(page: Page, server: str, allowed: str) -> None:
-    """As django-eventstream's settings say."""
-    setting: Any = {"string": server, "list": ["https://www.example", server], "nobody": ""}
+@pytest.mark.parametrize("allowed", ["string", "list", "none"])
+async def test_event_source_from_another_origin(page: Page, server: str, allowed: str) -> None:
+    """EVENTSTREAM_ALLOW_ORIGIN of django-eventstream decides."""
+    setting: Any = {"string": server, "list": ["https://www.example", server], "none": ""}
     result = await tasks.noop.aenqueue()
     async with hub.subscribe(result.id) as subscription:
         async for _ in subscription:
             pass
     allow_errors(page, "CORS|ERR_FAILED")
     await page.goto(server + "/")
-    url = server.replace("127.0.0.1", "localhost") + events_url(anonymous(), result)
+    url = server.replace("127.0.0.1", "localhost") + events_url(anonymous_request(), result)
     with override_settings(EVENTSTREAM_ALLOW_ORIGIN=setting[allowed]):
         answer = await asyncio.wait_for(page.evaluate(OTHER_ORIGIN, url), LIMIT)
-    assert answer == ("refused" if allowed == "nobody" else "finished")
+    assert answer == ("refused" if allowed == "none" else "finished")

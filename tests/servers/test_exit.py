@@ -1,8 +1,8 @@
 """
-How a process ends while tasks run and wait: nothing hangs, and nothing is lost in silence.
+A process that ends while tasks run and wait does not hang, and logs each lost task.
 
-Every test has tasks in threads, in worker processes, and coroutines that wait for sync code, whose
-threads the interpreter would wait for: of each three, of which one runs.
+Each test has three tasks, of which one runs, in each of: a thread, a worker process, and a
+coroutine that waits for sync code in threads that the interpreter joins at exit.
 """
 
 import json
@@ -22,16 +22,16 @@ import httpx
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.servers import MANAGE, Server, environment, group_is_gone, serve
+from tests.support.servers import MANAGE, Server, environment, group_has_ended, serve
 from tests.support.sse_client import Message, event_source
 from tests.support.waiting import LIMIT, wait_until
 
 SHUTDOWN_TIMEOUT = 1
-LONGEST = SHUTDOWN_TIMEOUT + 2  # seconds until a process has ended
+MAX_SECONDS = SHUTDOWN_TIMEOUT + 2  # until a process has ended
 
 
 def settings(**options: Any) -> dict[str, Any]:
-    """Return the settings of a program, with a backend for each kind."""
+    """Return settings with a backend alias for each kind of task."""
     options = {"MAX_WORKERS": 1, **options}
     threads = {"BACKEND": "django_tasks_local.ThreadPoolBackend", "OPTIONS": options}
     processes = {"BACKEND": "django_tasks_local.ProcessPoolBackend", "OPTIONS": options}
@@ -56,40 +56,41 @@ TASKS = {"default": "gated", "processes": "gated", "coroutines": "gated_async"}
 SIGNALS = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
 
 
-def assert_named(paths: Mapping[str, str], log: str) -> None:
-    """Check that the log names each of these tasks as lost."""
+def assert_logged_as_lost(paths: Mapping[str, str], log: str) -> None:
+    """Check that the log reports each of these tasks as lost exactly once."""
     lost = [line for line in log.splitlines() if "these tasks are lost" in line]
     for result_id, path in paths.items():
         assert sum(f"{result_id} ({path})" in text for text in lost) == 1, log
 
 
-def all_in_time(function: Any, ways: Iterable[str], *args: Any) -> dict[str, Any]:
+def run_in_time(function: Any, ways: Iterable[str], *args: Any) -> dict[str, Any]:
     """
-    Call a function for each way to end, all at the same time; it returns the seconds last.
+    Call `function` for each way to end, concurrently; its last return value is the seconds taken.
 
-    What takes too long is tried again by itself: a busy machine may be late once or twice.
+    A way that takes MAX_SECONDS or longer gets two more attempts alone, because a busy machine may
+    delay a process once or twice.
     """
     ways = list(ways)
     with ThreadPoolExecutor() as threads:
         ends = dict(zip(ways, threads.map(lambda way: function(way, *args), ways), strict=True))
     for way, end in ends.items():
-        if end[-1] >= LONGEST:
-            assert any(function(way, *args)[-1] < LONGEST for _ in range(2)), way
+        if end[-1] >= MAX_SECONDS:
+            assert any(function(way, *args)[-1] < MAX_SECONDS for _ in range(2)), way
     return ends
 
 
 # Scripts and management commands
 
 WAYS = ["SIGTERM", "Ctrl-C", "exception", "sys.exit", "end"]
-COMMAND = ROOT / "tests" / "project" / "management" / "commands" / "leave.py"
+COMMAND = ROOT / "tests" / "project" / "management" / "commands" / "exit_with_tasks.py"
 PROGRAMS = {
     "script": [str(COMMAND)],
-    "management command": [str(MANAGE), "leave"],
+    "management command": [str(MANAGE), "exit_with_tasks"],
 }
 
 
-def leave(way: str, command: list[str], gate: str) -> tuple[dict[str, str], str, float]:
-    """Return the paths of the tasks by id, the log, and how many seconds the end has taken."""
+def run_program(way: str, command: list[str], gate: str) -> tuple[dict[str, str], str, float]:
+    """Return the tasks' paths by id, the log, and the seconds that the exit took."""
     environ = environment() | {
         "DJANGO_SETTINGS_MODULE": "tests.project.settings",
         "TEST_SETTINGS": json.dumps(SETTINGS),
@@ -112,47 +113,47 @@ def leave(way: str, command: list[str], gate: str) -> tuple[dict[str, str], str,
             process.terminate()
         _, log = process.communicate(timeout=LIMIT)
         seconds = time.monotonic() - began
-    wait_until(lambda: group_is_gone(process.pid), "something is left")
+    wait_until(lambda: group_has_ended(process.pid), "a process of the group is left")
     return paths, log, seconds
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_program(program: str, gate: str) -> None:
-    """However it ends."""
-    for paths, log, _ in all_in_time(leave, WAYS, PROGRAMS[program], gate).values():
+def test_exit_of_program(program: str, gate: str) -> None:
+    """Each way to end a program reports its lost tasks."""
+    for paths, log, _ in run_in_time(run_program, WAYS, PROGRAMS[program], gate).values():
         assert len(paths) == 9, log
-        assert_named(paths, log)
+        assert_logged_as_lost(paths, log)
 
 
 # Servers
 
 
-class Watcher:
-    """A client of a server, which reads what becomes of some tasks."""
+class StreamReader:
+    """A client that records the latest payload of each task on a stream."""
 
     def __init__(self, server: Server, url: str) -> None:
         self.last: dict[str, Any] = {}
         self._url = server.url + url
 
     def read(self) -> None:
-        """Read until the server is gone, or has told the end of each task."""
+        """Read until the server closes the connection or the stream has ended."""
         try:
             for message in event_source(self._url):
                 self._note(message)
         except httpx.HTTPError:
-            pass  # At Ctrl-C gunicorn's sync worker ends with 500 what it does just then.
+            pass  # At Ctrl-C gunicorn's sync worker answers its current request with 500.
 
     def _note(self, message: Message) -> None:
         if message.data:
             self.last[message.payload["id"]] = message.payload
 
-    def runs(self, result_id: str) -> bool:
-        """Whether a task has begun to report."""
+    def is_running(self, result_id: str) -> bool:
+        """Whether a task has reported progress."""
         return bool(self.last.get(result_id, {}).get("progress"))
 
 
 def stop(server: Server, end: str, pid: int) -> float:
-    """Return how many seconds the process with the tasks has taken to end; its master ends, too."""
+    """Stop the server; return the seconds until the process with the tasks (`pid`) has ended."""
     serving = os.pidfd_open(pid)
     try:
         began = time.monotonic()
@@ -167,47 +168,47 @@ def stop(server: Server, end: str, pid: int) -> float:
 
 
 def stop_server(end: str, name: str, directory: Path, gate: str) -> tuple[Any, ...]:
-    """Return what was started, what clients were told, the log, and the seconds it took."""
+    """Return the tasks started, the payloads received, the log, and the seconds of the exit."""
     directory = Path(tempfile.mkdtemp(prefix=end, dir=directory))
-    # Django's reloader kills the serving process a quarter of a second after Ctrl-C, so the default
-    # there is 0.
+    # Use the default SHUTDOWN_TIMEOUT, which is 0 under Django's reloader: the reloader kills the
+    # serving process 0.25 s after Ctrl-C.
     options = settings() if name == "runserver-reload" else SETTINGS
     with serve(name, directory, settings=options) as server, ThreadPoolExecutor() as threads:
         started = [
             server.start_task(name, gate, backend=alias, count=3) for alias, name in TASKS.items()
         ]
-        watchers = [Watcher(server, tasks["events"]) for tasks in started]
-        reading = [threads.submit(watcher.read) for watcher in watchers]
-        for watcher, tasks in zip(watchers, started, strict=True):
-            wait_until(lambda: watcher.runs(tasks["id"]), "the task does not start")  # noqa: B023
+        readers = [StreamReader(server, tasks["events"]) for tasks in started]
+        reading = [threads.submit(reader.read) for reader in readers]
+        for reader, tasks in zip(readers, started, strict=True):
+            wait_until(lambda: reader.is_running(tasks["id"]), "the task does not start")  # noqa: B023
         seconds = stop(server, end, started[0]["pid"])
-        wait_until(lambda: group_is_gone(server.process.pid), "something is left")
+        wait_until(lambda: group_has_ended(server.process.pid), "a process of the group is left")
         for future in reading:
             future.result(LIMIT)
-        told = {id: payload for watcher in watchers for id, payload in watcher.last.items()}
-        return started, told, server.log.read_text(), seconds
+        received = {id: payload for reader in readers for id, payload in reader.last.items()}
+        return started, received, server.log.read_text(), seconds
 
 
 def expected_on_streams(name: str, way: str, running: str, waiting: list[str]) -> list[str]:
-    """Return the tasks whose clients must have seen how they ended."""
+    """Return the ids of the tasks whose streams must have delivered the end."""
     if name not in POLLED:
         return [running, *waiting]
-    # Who polls comes too late for what happens in the last moment; and at Ctrl-C gunicorn's sync
-    # worker stops to serve at once.
+    # A polling client misses events sent after its last request; and at Ctrl-C gunicorn's sync
+    # worker stops accepting requests immediately.
     return waiting if way == "SIGTERM" else []
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_server(name: str, tmp_path: Path, gate: str) -> None:
-    """Waiting tasks are FAILED on their streams, and what still runs at the end is as well."""
-    # Django's reloader kills the serving process when it gets a SIGTERM itself.
+def test_exit_of_server(name: str, tmp_path: Path, gate: str) -> None:
+    """Streams report waiting tasks, and tasks that still run at the end, as FAILED."""
+    # On SIGTERM Django's reloader kills the serving process, which cannot log its lost tasks.
     ways = ["Ctrl-C"] if name == "runserver-reload" else list(SIGNALS)
-    ends = all_in_time(stop_server, ways, name, tmp_path, gate)
-    for way, (started, told, log, _) in ends.items():
+    ends = run_in_time(stop_server, ways, name, tmp_path, gate)
+    for way, (started, received, log, _) in ends.items():
         for tasks, name_of_task in zip(started, TASKS.values(), strict=True):
             path = f"tests.project.tasks.{name_of_task}"
-            assert_named(dict.fromkeys(tasks["ids"], path), log)
+            assert_logged_as_lost(dict.fromkeys(tasks["ids"], path), log)
             running, *waiting = tasks["ids"]
             for result_id in expected_on_streams(name, way, running, waiting):
-                payload = told[result_id]
+                payload = received[result_id]
                 assert (payload["status"], payload["error"]["reason"]) == ("FAILED", "lost"), way

@@ -1,4 +1,4 @@
-"""Streams through a real nginx, with its defaults."""
+"""Streams through nginx with its default settings."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -19,7 +19,7 @@ from tests.support.waiting import LIMIT, wait_until
 
 SETTINGS: dict[str, Any] = {"TASKS_SSE": {"RETRY": 20}}
 
-# Resolves with how each of the sources has ended; calls `opened` when all have begun.
+# Opens all URLs; calls `opened` when each has sent `progress`; resolves with their last events.
 WATCH_ALL = """async (urls) => {
   let open = 0;
   return Promise.all(urls.map((url) => new Promise((resolve) => {
@@ -43,8 +43,8 @@ def behind_nginx(name: str, directory: Path, **settings: Any) -> Iterator[tuple[
 
 
 @pytest.mark.parametrize("name", ["uvicorn", "gunicorn-sync"])
-def test_events_are_not_held_back(name: str, tmp_path: Path, gate: str) -> None:
-    """Neither by buffering, nor by gzip."""
+def test_nginx_does_not_delay_events(name: str, tmp_path: Path, gate: str) -> None:
+    """Neither proxy buffering nor gzip delays events."""
     with behind_nginx(name, tmp_path) as (proxy, server):
         task = server.start_task("gated", gate)
         kinds = []
@@ -52,13 +52,15 @@ def test_events_are_not_held_back(name: str, tmp_path: Path, gate: str) -> None:
             if message.data:
                 kinds.append(message.event)
             if message.event == "progress":
-                tasks.gates[gate].set()  # While the task runs; or this test would not end.
+                tasks.gates[
+                    gate
+                ].set()  # The test would hang if `progress` were delayed until the task ends.
         assert kinds[-2:] == ["progress", "finished"]
-        # nginx writes its log a little later than it answers.
-        wait_until(lambda: 204 in proxy.answers, "the stream was not ended by 204")
+        # nginx writes its access log shortly after it sends the response.
+        wait_until(lambda: 204 in proxy.answers, "no request was answered with 204")
 
 
-def test_behind_a_proxy_that_speaks_tls(tmp_path: Path) -> None:
+def test_tls_proxy(tmp_path: Path) -> None:
     settings = {
         "SECURE_SSL_REDIRECT": True,
         "SECURE_PROXY_SSL_HEADER": ["HTTP_X_FORWARDED_PROTO", "https"],
@@ -74,14 +76,14 @@ def test_behind_a_proxy_that_speaks_tls(tmp_path: Path) -> None:
 
 @pytest.fixture
 async def tls_page(browser: Browser) -> AsyncIterator[Page]:
-    """A page that takes a certificate which nobody has signed."""
+    """A page that accepts a self-signed certificate."""
     context = await browser.new_context(ignore_https_errors=True)
     yield await context.new_page()
     await context.close()
 
 
-async def test_many_streams_over_http_2(tls_page: Page, tmp_path: Path, gate: str) -> None:
-    """Twenty in one page; with HTTP/1.1 the seventh would wait for one of the first six."""
+async def test_twenty_streams_over_http_2(tls_page: Page, tmp_path: Path, gate: str) -> None:
+    """HTTP/1.1 allows six connections per host, so 14 of these streams would wait."""
     with behind_nginx("uvicorn", tmp_path, TASKS=_many_threads()) as (proxy, server):
         urls = [server.start_task("gated", gate)["events"] for _ in range(20)]
         await tls_page.goto(proxy.tls_url)
@@ -97,8 +99,8 @@ def _many_threads() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["uvicorn", "gunicorn-sync"])
-async def test_under_a_path(name: str, page: Page, tmp_path: Path, gate: str) -> None:
-    """The whole page: script and style, the bar, the stream's end."""
+async def test_application_under_a_path(name: str, page: Page, tmp_path: Path, gate: str) -> None:
+    """The page loads script and style, and its bar receives the end of the stream."""
     settings = {"FORCE_SCRIPT_NAME": "/app", "STATIC_URL": "/app/static/"}
     with behind_nginx(name, tmp_path, **settings) as (proxy, server):
         task = server.start_task("gated", gate)
@@ -113,8 +115,8 @@ async def test_under_a_path(name: str, page: Page, tmp_path: Path, gate: str) ->
 # Outages
 
 
-async def test_a_proxy_that_answers_503_for_a_while(page: Page, tmp_path: Path, gate: str) -> None:
-    """The browser gives up its source for good; the widget does not, and makes no storm."""
+async def test_widget_recovers_from_503(page: Page, tmp_path: Path, gate: str) -> None:
+    """An EventSource gives up permanently after a 503; the widget retries with back-off."""
     allow_errors(page, "503")
     with behind_nginx("uvicorn", tmp_path) as (proxy, server):
         task = server.start_task("gated", gate)
@@ -124,12 +126,12 @@ async def test_a_proxy_that_answers_503_for_a_while(page: Page, tmp_path: Path, 
         proxy.stop()
         proxy.unavailable = True
         proxy.start()
-        # After 3 s without a connection.
+        # The widget shows this after 3 s without a connection.
         await expect(bar).to_have_attribute("data-state", "reconnecting")
-        wait_until(lambda: 503 in proxy.answers, "nginx has refused nothing")
+        wait_until(lambda: 503 in proxy.answers, "nginx has not answered with 503")
         refused = proxy.answers.count(503)
         proxy.unavailable = False
         tasks.gates[gate].set()
         await expect(bar).to_have_attribute("data-state", "done")
-        # After 0.5 to 1 s, then 1 to 2, 2 to 4 and so on: few, however long it takes.
+        # The widget retries after 0.5 to 1 s, then 1 to 2 s, 2 to 4 s and so on.
         assert 1 <= refused <= 6

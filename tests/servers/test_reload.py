@@ -1,4 +1,4 @@
-"""The development server's autoreloader while tasks run that would take another minute."""
+"""The development server reloads while tasks run that would take LIMIT seconds more."""
 
 import os
 import select
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from tests.project.settings import INSTALLED_APPS
 from tests.support.paths import ROOT
-from tests.support.servers import Server, accepts, serve
+from tests.support.servers import Server, is_listening, serve
 from tests.support.sse_client import stream
 from tests.support.waiting import LIMIT, wait_until
 
 SETTINGS = {
-    "DEBUG": True,  # or else the reloader does not say that it has noticed
+    "DEBUG": True,  # without it the reloader does not log NOTICED
     "INSTALLED_APPS": [*INSTALLED_APPS, "changing_app"],
     "TASKS": {
         "default": {"BACKEND": "django_tasks_local.ThreadPoolBackend"},
@@ -22,8 +22,8 @@ SETTINGS = {
 NOTICED = "changed, reloading"
 
 
-def reload(server: Server, module: Path, gate: str) -> float:
-    """Change a file while tasks run; return how many seconds the old process lives on."""
+def reload_server(server: Server, module: Path, gate: str) -> float:
+    """Change a file while tasks run; return the seconds until the old process has ended."""
     old = server.start_task("gated", gate)
     in_process = server.start_task("gated", gate, backend="processes")
     coroutine = server.start_task("gated_async", gate)
@@ -34,30 +34,35 @@ def reload(server: Server, module: Path, gate: str) -> float:
     process = os.pidfd_open(old["pid"])
     try:
         os.utime(module, (time.time() + 10 * (noticed + 1),) * 2)
-        wait_until(lambda: server.log.read_text().count(NOTICED) > noticed, "it notices nothing")
+        wait_until(
+            lambda: server.log.read_text().count(NOTICED) > noticed,
+            "the reloader does not notice the change",
+        )
         began = time.monotonic()
-        assert select.select([process], [], [], LIMIT)[0], "the old process lives on"
+        assert select.select([process], [], [], LIMIT)[0], "the old process does not end"
         seconds = time.monotonic() - began
     finally:
         os.close(process)
-    wait_until(lambda: accepts(server.port), "the new process does not start")
+    wait_until(lambda: is_listening(server.port), "the new process does not start")
     assert server.start_task("noop")["pid"] != old["pid"]
     log = server.log.read_text()
     for task in (old, in_process, coroutine):
-        assert f"{task['id']} (tests.project.tasks.gated" in log, "it was lost in silence"
+        assert f"{task['id']} (tests.project.tasks.gated" in log, (
+            "the log does not name a lost task"
+        )
     return seconds
 
 
-def test_a_reload_does_not_wait_for_tasks(tmp_path: Path, gate: str) -> None:
+def test_reload_does_not_wait_for_tasks(tmp_path: Path, gate: str) -> None:
     """
-    It takes less than two seconds, with tasks that do not end: a thread, a process, a coroutine.
+    A reload takes less than 2 s while a thread, a process and a coroutine run tasks.
 
-    Measured from the moment when the reloader, which looks at the files once a second, says that
-    one has changed, until the old process is gone: then Django starts the new one, at once. A busy
-    machine may be late once or twice.
+    The time runs from the reloader's log line about the changed file (it scans once a second) to
+    the end of the old process; Django then starts the new one immediately. Of three reloads one
+    must be that fast, because a busy machine may delay the others.
     """
     module = tmp_path / "changing_app.py"
     module.touch()
     environ = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     with serve("runserver-reload", tmp_path, settings=SETTINGS, environ=environ) as server:
-        assert any(reload(server, module, gate) < 2 for _ in range(3))
+        assert any(reload_server(server, module, gate) < 2 for _ in range(3))

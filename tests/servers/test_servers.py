@@ -1,4 +1,4 @@
-"""The same stream under every server; and what several web workers that share nothing can say."""
+"""The same stream under every server, and streams of web workers that share no state."""
 
 import asyncio
 import signal
@@ -13,7 +13,7 @@ import pytest
 from playwright.async_api import Page, expect
 
 from tests.project import tasks
-from tests.support.browser import LISTEN
+from tests.support.browser import RECEIVE_EVENTS
 from tests.support.servers import ASGI, WSGI, Server, serve
 from tests.support.sse_client import event_source, stream
 from tests.support.waiting import LIMIT, wait_until
@@ -23,7 +23,7 @@ ORDER = ["enqueued", "started", "progress", "finished"]
 
 
 @pytest.mark.parametrize("name", [*ASGI, *WSGI])
-def test_from_the_first_event_to_the_last(name: str, tmp_path: Path, gate: str) -> None:
+def test_stream_from_first_to_last_event(name: str, tmp_path: Path, gate: str) -> None:
     with serve(name, tmp_path, settings=SETTINGS) as server:
         task = server.start_task("burst", 500, gate)
         connections, payloads = 0, []
@@ -33,21 +33,21 @@ def test_from_the_first_event_to_the_last(name: str, tmp_path: Path, gate: str) 
                 payloads.append(message.payload)
                 assert message.event == message.payload["kind"]
                 if (message.payload["progress"] or {}).get("current") == 500:
-                    # Seen while the task still runs.
+                    # The task waits at the gate, so this event arrived while it ran.
                     tasks.gates[gate].set()
         positions = [ORDER.index(payload["kind"]) for payload in payloads]
         assert positions == sorted(positions)
         sequences = [payload["sequence"] for payload in payloads]
         assert sequences == sorted(set(sequences)), "an event came twice"
         assert (payloads[-1]["kind"], payloads[-1]["status"]) == ("finished", "SUCCESSFUL")
-        # With async views, and under the development server, it is one stream; else it is polled.
+        # ASGI servers and the development server keep one stream open; the others are polled.
         assert (connections == 1) == (name in ASGI or name == "runserver")
         assert "Traceback" not in server.log.read_text()
 
 
 @pytest.mark.parametrize("name", ["gunicorn-sync", "gunicorn-gthread"])
-def test_twenty_bars_lock_no_worker(name: str, tmp_path: Path, gate: str) -> None:
-    """One sync worker serves pages while each of 20 bars has a stream of its own."""
+def test_twenty_streams_block_no_worker(name: str, tmp_path: Path, gate: str) -> None:
+    """One sync worker serves pages while each of 20 bars has its own stream."""
     with serve(name, tmp_path, settings=SETTINGS) as server:
         started = [server.start_task("gated", gate) for _ in range(20)]
         urls = [server.url + task["events"] for task in started]
@@ -63,7 +63,7 @@ def test_twenty_bars_lock_no_worker(name: str, tmp_path: Path, gate: str) -> Non
         with ThreadPoolExecutor(len(urls)) as threads:
             watching = [threads.submit(last_kind, url) for url in urls]
             try:
-                wait_until(lambda: len(begun) == 20, "a bar has no stream")
+                wait_until(lambda: len(begun) == 20, "a stream has not started")
                 with httpx.Client(timeout=LIMIT) as client:
                     for _ in range(20):
                         assert client.get(server.url).status_code == 200
@@ -74,8 +74,8 @@ def test_twenty_bars_lock_no_worker(name: str, tmp_path: Path, gate: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["runserver-daphne"])
-def test_a_stream_tells_that_its_task_is_lost(name: str, tmp_path: Path, gate: str) -> None:
-    """The stream lives as long as its task may; Daphne sends nothing more when it ends."""
+def test_stream_reports_lost_task(name: str, tmp_path: Path, gate: str) -> None:
+    """The stream ends after its task may run; Daphne sends nothing more once it exits."""
     backend = "django_tasks_local.ThreadPoolBackend"
     options = {"default": {"BACKEND": backend, "OPTIONS": {"SHUTDOWN_TIMEOUT": 0.5}}}
     with serve(name, tmp_path, settings={"TASKS": options}) as server:
@@ -100,7 +100,7 @@ def two_workers(tmp_path: Path) -> Iterator[Server]:
 
 
 def tasks_of_both(server: Server, *args: Any) -> list[dict[str, Any]]:
-    """Return the same number of tasks of each worker: each request is a connection of its own."""
+    """Return eight tasks of each worker. Each request opens its own connection."""
     started: dict[int, list[dict[str, Any]]] = {}
     while len(started) < 2 or min(map(len, started.values())) < 8:
         task = server.start_task(*args)
@@ -109,33 +109,30 @@ def tasks_of_both(server: Server, *args: Any) -> list[dict[str, Any]]:
     return [task for of_worker in started.values() for task in of_worker[:8]]
 
 
-async def test_a_stream_that_lands_on_the_wrong_worker(
-    page: Page, two_workers: Server, gate: str
-) -> None:
-    """It says `unknown` and ends; a plain EventSource does not come back again and again."""
+async def test_stream_of_task_in_another_worker(page: Page, two_workers: Server, gate: str) -> None:
+    """The stream sends `unknown` and ends, and a plain EventSource does not reconnect again."""
     mixed = tasks_of_both(two_workers, "noop")
     requests: list[int] = []
     page.on("response", lambda r: requests.append(r.status) if "/events/" in r.url else None)
     await page.goto(two_workers.url)
     kinds = set()
     for task in mixed:
-        seen = await asyncio.wait_for(page.evaluate(LISTEN, task["events"]), LIMIT)
+        seen = await asyncio.wait_for(page.evaluate(RECEIVE_EVENTS, task["events"]), LIMIT)
         assert [kind for kind, _ in seen] in (["finished"], ["unknown"])
         kinds.add(seen[0][0])
-    # A connection is kept alive, so all requests may come to one worker: half are unknown to it.
+    # Chromium reuses its connection, so all requests may reach one worker, which knows half of
+    # the tasks.
     assert kinds == {"finished", "unknown"}
     assert requests == [200, 204] * len(mixed)
 
 
-async def test_one_stream_of_tasks_of_both_workers(
-    page: Page, two_workers: Server, gate: str
-) -> None:
-    """Those it does not know are `unknown` at once, and the others live on."""
+async def test_stream_of_tasks_in_both_workers(page: Page, two_workers: Server, gate: str) -> None:
+    """Tasks that the worker does not know are `unknown` immediately; the others continue."""
     first, second = tasks_of_both(two_workers, "gated", gate)[::8]
     token = second["events"].partition("?")[2]
     await page.goto(two_workers.url)
-    watching = asyncio.create_task(page.evaluate(LISTEN, f"{first['events']}&{token}"))
-    # Two tasks have been told of, and one of them still runs.
+    watching = asyncio.create_task(page.evaluate(RECEIVE_EVENTS, f"{first['events']}&{token}"))
+    # Wait until the stream has sent events of both tasks, of which one still runs.
     await page.wait_for_function(
         "window.seen && new Set(window.seen.map(([kind]) => kind === 'unknown')).size === 2",
         timeout=LIMIT * 1000,
@@ -150,11 +147,11 @@ async def test_one_stream_of_tasks_of_both_workers(
 # A restart
 
 
-async def test_a_bar_over_a_restart(page: Page, tmp_path: Path, gate: str) -> None:
+async def test_widget_after_server_restart(page: Page, tmp_path: Path, gate: str) -> None:
     """
-    It says that it is reconnecting, and then the truth: the new process knows no such task.
+    The widget shows `reconnecting`, then `unknown`, because the new process has no such task.
 
-    The old process is killed, or else its stream would have told that the task is lost.
+    The old process is killed, because a normal exit would send the end of the lost task.
     """
     requests: list[float] = []
     page.on("request", lambda r: requests.append(time.monotonic()) if "/events/" in r.url else None)
@@ -167,5 +164,5 @@ async def test_a_bar_over_a_restart(page: Page, tmp_path: Path, gate: str) -> No
     await expect(bar).to_have_attribute("data-state", "reconnecting")
     with serve("uvicorn", tmp_path, port=server.port):
         await expect(bar).to_have_attribute("data-state", "unknown")
-    # One a second, as `retry:` says, until the new process is there.
+    # The browser retries once per second, as `retry:` demands, until the new process answers.
     assert len(requests) <= 3 + (requests[-1] - requests[0])

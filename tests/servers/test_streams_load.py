@@ -1,4 +1,4 @@
-"""Many readers at once, and readers that behave badly, at a uvicorn in a process of its own."""
+"""Many concurrent clients, and clients that misbehave, at a uvicorn in its own process."""
 
 import resource
 import signal
@@ -19,7 +19,7 @@ from tests.support.servers import Server, serve
 from tests.support.sse_client import read_all
 from tests.support.waiting import LIMIT, wait_until
 
-RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST, as when a client has crashed.
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST, like a client that crashed.
 
 CLIENT = """
 import socket, sys, time
@@ -33,8 +33,8 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as client:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def descriptors() -> Iterator[None]:
-    """Have as many descriptors as the system allows, in the server too."""
+def raise_file_limit() -> Iterator[None]:
+    """Raise the limit of open files, also for the servers, to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     yield
@@ -49,20 +49,20 @@ BACKEND = {
 
 @pytest.fixture(scope="module")
 def uvicorn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all but the test that ends it."""
-    # What keeps a connection alive would also find out that nobody is there.
+    """A server for all tests but the one that stops it."""
+    # Without keep-alive comments, because writing one would reveal a lost client.
     settings = {"TASKS": {"default": BACKEND}, "TASKS_SSE": {"KEEPALIVE": 10 * LIMIT}}
     with serve("uvicorn", tmp_path_factory.mktemp("uvicorn"), settings=settings) as server:
         yield server
 
 
 def request(path: str) -> bytes:
-    # HTTP/1.0, so that the response comes as it is and not in chunks.
+    # HTTP/1.0, so that the server does not use chunked encoding.
     return f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode()
 
 
 def connect(server: Server, path: str, receive_buffer: int | None = None) -> socket.socket:
-    """Ask for a stream, and read nothing of it."""
+    """Request a stream without reading the response."""
     client = socket.socket()
     client.settimeout(LIMIT)
     if receive_buffer is not None:
@@ -84,13 +84,13 @@ def read_to_end(client: socket.socket) -> bytes:
     return b"".join(iter(lambda: client.recv(65536), b""))
 
 
-def readers(server: Server) -> int:
-    """The number of streams that the server knows of."""
+def open_streams(server: Server) -> int:
+    """Return the number of streams that the server has open."""
     count: int = httpx.get(f"{server.url}/readers/", timeout=LIMIT).json()["readers"]
     return count
 
 
-def threads(server: Server) -> int:
+def count_threads(server: Server) -> int:
     return len(list(Path(f"/proc/{server.process.pid}/task").iterdir()))
 
 
@@ -99,8 +99,8 @@ def resident_mebibytes(server: Server) -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def test_readers_that_stall_and_readers_that_come_and_go() -> None:
-    """A small run of stress/stream_churn.py: each reader has the final state in the end."""
+def test_stalled_and_reconnecting_clients() -> None:
+    """A short run of stress/stream_churn.py: every client receives the final state."""
     script = ROOT / "stress" / "stream_churn.py"
     done = subprocess.run(
         [sys.executable, str(script), "--readers", "300", "--seconds", "3"],
@@ -114,7 +114,7 @@ def test_readers_that_stall_and_readers_that_come_and_go() -> None:
 
 
 def drop_connections(server: Server, path: str, count: int) -> None:
-    """Open connections, and drop them when a quarter has begun: every other one with RST."""
+    """Open connections, read from a quarter of them, then close all, every other one with RST."""
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(server, path)) for _ in range(count)]
         for client in clients[: count // 4]:
@@ -123,49 +123,49 @@ def drop_connections(server: Server, path: str, count: int) -> None:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
 
 
-def reset(server: Server, path: str) -> None:
+def close_with_rst(server: Server, path: str) -> None:
     """Open a stream, and close it with RST."""
     with connect(server, path) as client:
         read_until(client, b"event: ")
-        assert readers(server) == 1
+        assert open_streams(server) == 1
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
 
 
 def kill_while_stopped(server: Server, path: str) -> None:
-    """Open a stream in a process that is stopped, neither reading nor closing, and then killed."""
+    """Kill a process with an open stream while SIGSTOP keeps it from reading or closing it."""
     command = [sys.executable, "-c", CLIENT, str(server.port), request(path).decode()]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"begun\n"
             process.send_signal(signal.SIGSTOP)
-            assert readers(server) == 1
+            assert open_streams(server) == 1
         finally:
             process.kill()
 
 
-def test_connections_that_are_dropped_at_once(uvicorn: Server, gate: str) -> None:
+def test_thousand_dropped_connections(uvicorn: Server, gate: str) -> None:
     path = uvicorn.start_task("gated", gate)["events"]
-    assert readers(uvicorn) == 0
-    before = threads(uvicorn)
+    assert open_streams(uvicorn) == 0
+    before = count_threads(uvicorn)
     drop_connections(uvicorn, path, 1000)
-    # While the task still runs: it is not its end that closes them.
-    wait_until(lambda: readers(uvicorn) == 0, "streams stay")
-    wait_until(lambda: threads(uvicorn) <= before + 1, "threads stay")
+    # The task still runs, so its end cannot be the cause.
+    wait_until(lambda: open_streams(uvicorn) == 0, "streams stay open")
+    wait_until(lambda: count_threads(uvicorn) <= before + 1, "threads stay alive")
     tasks.gates[gate].set()
     assert read_all(uvicorn.url + path)[-1].event == "finished"
     assert "Traceback" not in uvicorn.log.read_text()
 
 
-def test_a_client_that_never_reads(uvicorn: Server) -> None:
-    """It costs a bounded amount of memory, and has the latest state when it reads again."""
+def test_client_that_never_reads(uvicorn: Server) -> None:
+    """The server's memory stays bounded, and the client receives the latest state when it reads."""
     count, size = 400, 250_000
     read_all(uvicorn.url + uvicorn.start_task("large", 3, size, 0.002)["events"])
     before = resident_mebibytes(uvicorn)
     path = uvicorn.start_task("large", count, size, 0.002)["events"]
     with connect(uvicorn, path, receive_buffer=4096) as lazy:
         received = read_all(uvicorn.url + path)
-        assert received[-1].event == "finished", "somebody else's stream is held up"
+        assert received[-1].event == "finished", "the lazy client delays another stream"
         grown = resident_mebibytes(uvicorn) - before
         content = read_to_end(lazy)
     assert grown < 0.4 * count * size / 2**20
@@ -175,20 +175,20 @@ def test_a_client_that_never_reads(uvicorn: Server) -> None:
     assert content.count(b"event: ") < 20
 
 
-@pytest.mark.parametrize("vanish", [reset, kill_while_stopped])
-def test_a_client_that_vanishes(
+@pytest.mark.parametrize("vanish", [close_with_rst, kill_while_stopped])
+def test_client_that_vanishes(
     uvicorn: Server, gate: str, vanish: Callable[[Server, str], None]
 ) -> None:
-    """It is forgotten while its task still runs, though nothing was sent to it."""
+    """The server closes the stream while the task runs, although it sends nothing to the client."""
     path = uvicorn.start_task("gated", gate)["events"]
     vanish(uvicorn, path)
-    wait_until(lambda: readers(uvicorn) == 0, "the stream stays")
+    wait_until(lambda: open_streams(uvicorn) == 0, "the stream stays open")
     tasks.gates[gate].set()
     assert read_all(uvicorn.url + path)[-1].event == "finished"
 
 
-def test_an_exit_with_500_open_streams(tmp_path: Path) -> None:
-    """No task runs that could be waited for, so the server ends at once."""
+def test_exit_with_500_open_streams(tmp_path: Path) -> None:
+    """The server ends immediately, because no running task keeps it waiting."""
     with serve("uvicorn", tmp_path) as server, ExitStack() as stack:
         path = server.start_task("noop", backend="dummy")["events"]
         clients = [stack.enter_context(connect(server, path)) for _ in range(500)]

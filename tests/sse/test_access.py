@@ -1,4 +1,4 @@
-"""Signed links: who sees what, through a real server and real sessions."""
+"""Signed links: which user may watch or cancel which task, through a server and sessions."""
 
 import re
 from collections.abc import Iterator
@@ -38,17 +38,17 @@ from tests.support.waiting import LIMIT, AnyResult, finished, running
 type User = Any
 
 
-def request_of(user: User = None) -> Any:
+def request_from(user: User = None) -> Any:
     request = RequestFactory().get("/")
     request.user = user or AnonymousUser()
     return request
 
 
-def tokens_of(url: str) -> list[str]:
+def tokens_in(url: str) -> list[str]:
     return parse_qs(urlsplit(url).query)["task"]
 
 
-def path_of(*tokens: str) -> str:
+def events_path(*tokens: str) -> str:
     return "/tasks/events/?" + urlencode([("task", token) for token in tokens])
 
 
@@ -59,7 +59,7 @@ def users(transactional_db: None) -> list[User]:
 
 @pytest.fixture
 def browsers(server: str, users: list[User]) -> Iterator[list[httpx.Client]]:
-    """The browsers of both users, logged in, and one of nobody."""
+    """HTTP clients: one logged in as each user, and one without a login."""
     clients = [httpx.Client(base_url=server, timeout=LIMIT) for _ in range(3)]
     for client, user in zip(clients, users, strict=False):
         assert client.get(f"/login/{user.get_username()}/").text == "logged in"
@@ -69,7 +69,7 @@ def browsers(server: str, users: list[User]) -> Iterator[list[httpx.Client]]:
 
 
 def kinds(client: httpx.Client, path: str) -> list[str] | int:
-    """Return the kinds of events a browser is told, or the status it is refused with."""
+    """Return the kinds of the events received, or the status of a refusal."""
     with client.stream("GET", path) as response:
         if response.status_code != 200:
             return response.status_code
@@ -81,47 +81,47 @@ def result() -> AnyResult:
     return finished(tasks.add.enqueue(1))
 
 
-def test_two_users(users: list[User], browsers: list[httpx.Client], result: AnyResult) -> None:
-    path = events_url(request_of(users[0]), result)
-    anna, berta, nobody = browsers
-    assert kinds(anna, path) == ["finished"]
-    assert kinds(berta, path) == 403
-    assert kinds(nobody, path) == 403
-    status = path.replace("/events/", "/status/")
-    assert anna.get(status).json()[0]["status"] == "SUCCESSFUL"
-    assert [client.get(status).status_code for client in (berta, nobody)] == [403, 403]
-
-
-def test_logging_out_closes_the_link(
+def test_link_is_valid_for_its_user_only(
     users: list[User], browsers: list[httpx.Client], result: AnyResult
 ) -> None:
-    path = events_url(request_of(users[0]), result)
+    path = events_url(request_from(users[0]), result)
+    anna, berta, anonymous = browsers
+    assert kinds(anna, path) == ["finished"]
+    assert kinds(berta, path) == 403
+    assert kinds(anonymous, path) == 403
+    status = path.replace("/events/", "/status/")
+    assert anna.get(status).json()[0]["status"] == "SUCCESSFUL"
+    assert [client.get(status).status_code for client in (berta, anonymous)] == [403, 403]
+
+
+def test_link_is_invalid_after_logout(
+    users: list[User], browsers: list[httpx.Client], result: AnyResult
+) -> None:
+    path = events_url(request_from(users[0]), result)
     assert kinds(browsers[0], path) == ["finished"]
     browsers[0].cookies.clear()
     assert kinds(browsers[0], path) == 403
 
 
-def test_an_anonymous_link_is_a_bearer_link(
-    browsers: list[httpx.Client], result: AnyResult
-) -> None:
-    path = events_url(request_of(), result)
+def test_anonymous_link_is_a_bearer_link(browsers: list[httpx.Client], result: AnyResult) -> None:
+    path = events_url(request_from(), result)
     assert [kinds(browser, path) for browser in browsers] == [["finished"]] * 3
 
 
-def test_a_link_made_without_authentication(server: str, result: AnyResult) -> None:
+def test_link_made_without_authentication_middleware(server: str, result: AnyResult) -> None:
     request = RequestFactory().get("/")
     assert not hasattr(request, "user")
     with httpx.Client(base_url=server, timeout=LIMIT) as client:
         assert kinds(client, events_url(request, result)) == ["finished"]
 
 
-def test_one_bad_token_among_good_ones(
+def test_invalid_tokens_beside_a_valid_one(
     users: list[User], browsers: list[httpx.Client], result: AnyResult
 ) -> None:
     other = finished(tasks.add.enqueue(2))
-    [mine] = tokens_of(events_url(request_of(users[0]), result))
-    [hers] = tokens_of(events_url(request_of(users[1]), other))
-    response = browsers[0].get(path_of(mine, hers, "garbage"))
+    [mine] = tokens_in(events_url(request_from(users[0]), result))
+    [hers] = tokens_in(events_url(request_from(users[1]), other))
+    response = browsers[0].get(events_path(mine, hers, "garbage"))
     received = [m.payload for m in messages(iter(response.text.split("\n"))) if m.data]
     assert {(payload["id"], payload["kind"]) for payload in received} == {
         (result.id, "finished"),
@@ -130,11 +130,11 @@ def test_one_bad_token_among_good_ones(
     }
     assert all(payload["status"] is None for payload in received if payload["kind"] == "unknown")
     assert response.text.count("id: end-") == 1
-    status = browsers[0].get(path_of(hers, mine).replace("events", "status")).json()
+    status = browsers[0].get(events_path(hers, mine).replace("events", "status")).json()
     assert [payload["kind"] for payload in status] == ["unknown", "finished"]
 
 
-def forgeries(token: str) -> list[str]:
+def forged_tokens(token: str) -> list[str]:
     result_id, alias, time, signature = token.split(".")
     return [
         "",
@@ -165,71 +165,71 @@ def forgeries(token: str) -> list[str]:
     ]
 
 
-def test_forged_tokens(result: AnyResult) -> None:
-    [token] = tokens_of(events_url(request_of(), result))
+def test_forged_tokens_are_refused(result: AnyResult) -> None:
+    [token] = tokens_in(events_url(request_from(), result))
     client = Client()
-    assert client.get(path_of(token)).status_code == 200
-    for forged in forgeries(token):
-        assert client.get(path_of(forged)).status_code == 403, forged[:200]
-        content = b"".join(client.get(path_of(token, forged)).streaming_content)
+    assert client.get(events_path(token)).status_code == 200
+    for forged in forged_tokens(token):
+        assert client.get(events_path(forged)).status_code == 403, forged[:200]
+        content = b"".join(client.get(events_path(token, forged)).streaming_content)
         assert content.count(b"event: finished") == 1
         assert client.post("/tasks/cancel/", {"task": forged}).status_code == 403
     assert client.get("/tasks/events/").status_code == 403
     assert b"link is missing" in client.get("/tasks/events/").content
 
 
-def test_a_token_repeated_a_thousand_times(result: AnyResult) -> None:
-    [token] = tokens_of(events_url(request_of(), result))
-    content = b"".join(Client().get(path_of(*[token] * 1000)).streaming_content)
+def test_repeated_token_is_one_task(result: AnyResult) -> None:
+    [token] = tokens_in(events_url(request_from(), result))
+    content = b"".join(Client().get(events_path(*[token] * 1000)).streaming_content)
     assert content.count(b"event: ") == 1
 
 
-def test_an_old_token(result: AnyResult) -> None:
-    path = events_url(request_of(), result)
+def test_expired_token(result: AnyResult) -> None:
+    path = events_url(request_from(), result)
     with override_settings(TASKS_SSE={"TOKEN_MAX_AGE": 0.000001}):
         assert Client().get(path).status_code == 403
     assert Client().get(path).status_code == 200
 
 
 @pytest.mark.parametrize("name", ["an.id", "with/slash ü", "50%", "a:b", "..", "~"])
-def test_ids_and_aliases_with_strange_characters(result: AnyResult, name: str) -> None:
+def test_ids_and_aliases_with_special_characters(result: AnyResult, name: str) -> None:
     object.__setattr__(result, "id", name)
     object.__setattr__(result, "backend", name)
-    [token] = tokens_of(events_url(request_of(), result))
+    [token] = tokens_in(events_url(request_from(), result))
     assert unquote(token.split(".")[0]) == name
     assert access._read_token(access.WATCH, None, token) == access.TaskRef(name, name)
-    # It needs no escaping in a URL but for the percent sign.
+    # Only the percent sign of a token must be escaped in a URL.
     assert quote(token, safe="%~") == token
 
 
-def test_what_is_not_a_result() -> None:
+def test_links_require_results() -> None:
     for wrong in (None, "", "some id", 5, tasks.noop):
         with pytest.raises(TypeError, match="needs the TaskResult"):
-            events_url(request_of(), wrong)  # type: ignore[arg-type]
+            events_url(request_from(), wrong)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="needs the TaskResult"):
-            cancel_token(request_of(), wrong)  # type: ignore[arg-type]
+            cancel_token(request_from(), wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least one"):
-        events_url(request_of())
+        events_url(request_from())
 
 
-async def test_async_twins(result: AnyResult, gate: str) -> None:
-    request = request_of()
-    assert tokens_of(await aevents_url(request, result))
+async def test_async_functions(result: AnyResult, gate: str) -> None:
+    request = request_from()
+    assert tokens_in(await aevents_url(request, result))
     assert (await acancel_token(request, result)).startswith(result.id)
 
 
-def test_async_twins_know_the_user(users: list[User], result: AnyResult) -> None:
-    request = request_of(users[0])
+def test_async_functions_use_the_user(users: list[User], result: AnyResult) -> None:
+    request = request_from(users[0])
     assert access._read_token(
-        access.WATCH, users[0], tokens_of(async_to_sync(aevents_url)(request, result))[0]
+        access.WATCH, users[0], tokens_in(async_to_sync(aevents_url)(request, result))[0]
     ).allowed
     token = async_to_sync(acancel_token)(request, result)
     assert access._read_token(access.CANCEL, users[0], token).allowed
     assert not access._read_token(access.CANCEL, None, token).allowed
 
 
-async def async_page(request: Any, way: str) -> HttpResponse:
-    """Make links as an async view does, in one of several ways."""
+async def page_with_link(request: Any, way: str) -> HttpResponse:
+    """Create a link as async views do, in one of several ways."""
     result = await tasks.noop.using(backend="dummy").aenqueue()
     template = engines["django"].from_string(
         "{% load django_tasks_local_sse %}{% task_progress result %}"
@@ -250,13 +250,13 @@ async def async_page(request: Any, way: str) -> HttpResponse:
 
 
 urlpatterns = [
-    path("async/<str:way>/", async_page),
+    path("async/<str:way>/", page_with_link),
     path("tasks/", include("django_tasks_local_sse.urls")),
 ]
 
 
 @override_settings(ROOT_URLCONF=__name__)
-def test_async_views(users: list[User]) -> None:
+def test_links_of_async_views(users: list[User]) -> None:
     client = AsyncClient()
     client.force_login(users[0])
     for way in ("thread", "auser-assigned", "aevents_url"):
@@ -269,19 +269,21 @@ def test_async_views(users: list[User]) -> None:
 
 @override_settings(ROOT_URLCONF=__name__)
 @pytest.mark.parametrize("way", ["render", "auser-awaited", "cancel_token"])
-def test_async_views_that_do_not_know_the_user(users: list[User], way: str) -> None:
+def test_async_views_with_unresolved_user(users: list[User], way: str) -> None:
     client = AsyncClient()
-    assert async_to_sync(client.get)(f"/async/{way}/").status_code == 200, "nobody is nobody"
+    assert async_to_sync(client.get)(f"/async/{way}/").status_code == 200, (
+        "without a login no query is needed"
+    )
     client.force_login(users[0])
     with pytest.raises(SynchronousOnlyOperation, match=r"request\.user = await request\.auser"):
         async_to_sync(client.get)(f"/async/{way}/")
 
 
-# The application's own rules
+# Channel managers
 
 
-class OnlyAnna(DefaultChannelManager):
-    """A rule that looks into the database."""
+class AnnasChannelManager(DefaultChannelManager):
+    """A channel manager that queries the database."""
 
     def can_read_channel(self, user: User, channel: str) -> bool:
         assert channel.startswith("task-")
@@ -289,31 +291,31 @@ class OnlyAnna(DefaultChannelManager):
         return user is not None and user == found
 
 
-def test_the_channel_manager_is_asked(browsers: list[httpx.Client], gate: str) -> None:
+def test_channel_manager_restricts_access(browsers: list[httpx.Client], gate: str) -> None:
     result = running(tasks.until_cancelled.enqueue(gate))
-    path, token = events_url(request_of(), result), cancel_token(request_of(), result)
-    rule = f"{__name__}.{OnlyAnna.__qualname__}"
+    path, token = events_url(request_from(), result), cancel_token(request_from(), result)
+    rule = f"{__name__}.{AnnasChannelManager.__qualname__}"
     client = Client()
-    anna, berta, nobody = browsers
+    anna, berta, anonymous = browsers
     with override_settings(EVENTSTREAM_CHANNELMANAGER_CLASS=rule):
         assert anna.get(path.replace("events", "status")).status_code == 200
         assert kinds(berta, path) == 403
-        assert kinds(nobody, path) == 403
+        assert kinds(anonymous, path) == 403
         assert client.post("/tasks/cancel/", {"task": token}).status_code == 403
     assert client.post("/tasks/cancel/", {"task": token}).json() == {"cancelled": True}
     finished(result)
 
 
-# Cancelling
+# Cancel tokens
 
 
-def test_a_watching_link_cannot_cancel(gate: str) -> None:
+def test_watch_and_cancel_tokens_are_distinct(gate: str) -> None:
     result = running(tasks.until_cancelled.enqueue(gate))
-    client, request = Client(), request_of()
-    [watching] = tokens_of(events_url(request, result))
+    client, request = Client(), request_from()
+    [watching] = tokens_in(events_url(request, result))
     assert client.post("/tasks/cancel/", {"task": watching}).status_code == 403
     cancelling = cancel_token(request, result)
-    assert client.get(path_of(cancelling)).status_code == 403
+    assert client.get(events_path(cancelling)).status_code == 403
     assert client.get("/tasks/cancel/", {"task": cancelling}).status_code == 405
     response = client.post("/tasks/cancel/", {"task": cancelling})
     assert response.json() == {"cancelled": True}
@@ -321,9 +323,9 @@ def test_a_watching_link_cannot_cancel(gate: str) -> None:
     assert client.post("/tasks/cancel/", {"task": cancelling}).json() == {"cancelled": False}
 
 
-def test_nobody_cancels_for_somebody_else(users: list[User], gate: str) -> None:
+def test_cancel_token_is_valid_for_its_user_only(users: list[User], gate: str) -> None:
     result = running(tasks.until_cancelled.enqueue(gate))
-    token = cancel_token(request_of(users[0]), result)
+    token = cancel_token(request_from(users[0]), result)
     berta = Client()
     berta.force_login(users[1])
     assert berta.post("/tasks/cancel/", {"task": token}).status_code == 403
@@ -334,13 +336,13 @@ def test_nobody_cancels_for_somebody_else(users: list[User], gate: str) -> None:
     finished(result)
 
 
-def test_cancelling_needs_a_csrf_token(gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancel_requires_csrf_token(gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cancelled: list[str] = []
     monkeypatch.setattr(
         views, "cancel_task", lambda result_id, backend: cancelled.append(result_id)
     )
     result = running(tasks.gated.enqueue(gate))
-    token = cancel_token(request_of(), result)
+    token = cancel_token(request_from(), result)
     client = Client(enforce_csrf_checks=True)
     assert client.post("/tasks/cancel/", {"task": token}).status_code == 403
     assert cancelled == []
@@ -348,16 +350,16 @@ def test_cancelling_needs_a_csrf_token(gate: str, monkeypatch: pytest.MonkeyPatc
     assert cancelled == [result.id]
 
 
-def test_cancelling_what_cannot_be(result: AnyResult) -> None:
+def test_cancel_of_unsupported_or_unknown_task(result: AnyResult) -> None:
     client = Client()
     immediate = tasks.noop.using(backend="immediate").enqueue()
-    response = client.post("/tasks/cancel/", {"task": cancel_token(request_of(), immediate)})
+    response = client.post("/tasks/cancel/", {"task": cancel_token(request_from(), immediate)})
     assert response.status_code == 501
     object.__setattr__(result, "id", "gone")
-    response = client.post("/tasks/cancel/", {"task": cancel_token(request_of(), result)})
+    response = client.post("/tasks/cancel/", {"task": cancel_token(request_from(), result)})
     assert response.status_code == 404
     object.__setattr__(result, "backend", "no longer in TASKS")
-    response = client.post("/tasks/cancel/", {"task": cancel_token(request_of(), result)})
+    response = client.post("/tasks/cancel/", {"task": cancel_token(request_from(), result)})
     assert response.status_code == 404
     assert b"TASKS" not in response.content
 
@@ -367,20 +369,20 @@ def test_cancelling_what_cannot_be(result: AnyResult) -> None:
 
 @pytest.mark.parametrize("path", ["/tasks/events/", "/tasks/status/"])
 @pytest.mark.parametrize("method", ["post", "put", "delete", "options", "patch"])
-def test_other_methods(path: str, method: str) -> None:
+def test_unsupported_methods(path: str, method: str) -> None:
     assert getattr(Client(), method)(path).status_code == 405
 
 
-def test_head(server: str, result: AnyResult) -> None:
-    path = events_url(request_of(), result)
+def test_head_request(server: str, result: AnyResult) -> None:
+    path = events_url(request_from(), result)
     response = httpx.head(server + path, timeout=LIMIT)
     assert (response.status_code, response.content) == (200, b"")
     assert response.headers["Content-Type"] == "text/event-stream"
 
 
-async def test_head_is_answered_without_a_warning(result: AnyResult) -> None:
-    """Django's ASGI handler iterates through the content of this answer, too."""
-    # Not AsyncClient, which takes the content out of such an answer.
-    request = AsyncRequestFactory().head(events_url(request_of(), result))
+async def test_head_response_is_async(result: AnyResult) -> None:
+    """Django's ASGI handler iterates over the content of a HEAD response as well."""
+    # AsyncClient would remove the content of a HEAD response.
+    request = AsyncRequestFactory().head(events_url(request_from(), result))
     response = await views.events(request)
     assert [part async for part in response] == []

@@ -1,4 +1,4 @@
-"""Task events on the channels of an application that uses django-eventstream already."""
+"""Task events on django-eventstream channels of an application."""
 
 import json
 import os
@@ -36,15 +36,15 @@ User.objects.create_user("ada")
 
 @pytest.fixture
 def notes(tmp_path: Path) -> Path:
-    """What the application's store was given."""
+    """The file to which the application's store writes its events."""
     path = tmp_path / "notes"
     path.touch()
     return path
 
 
 @pytest.fixture
-def server(tmp_path: Path, notes: Path) -> Iterator[Server]:
-    """An application with a user `ada`, whose channel manager lets only users see tasks."""
+def bridge_server(tmp_path: Path, notes: Path) -> Iterator[Server]:
+    """An application with a user `ada`, whose channel manager shows tasks to users only."""
     database = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "db.sqlite3")}
     settings = {
         **SETTINGS,
@@ -65,37 +65,37 @@ def server(tmp_path: Path, notes: Path) -> Iterator[Server]:
 
 
 @pytest.mark.servers
-def test_beside_the_applications_own_events(server: Server, gate: str, notes: Path) -> None:
-    with httpx.Client(base_url=server.url, timeout=LIMIT) as ada:
+def test_channels_of_application_and_tasks(bridge_server: Server, gate: str, notes: Path) -> None:
+    with httpx.Client(base_url=bridge_server.url, timeout=LIMIT) as ada:
         ada.get("/login/ada/")
         task = ada.get("/start/gated/", params={"args": json.dumps([gate])}).json()
         ada.get("/publish/news/hello/")
         tasks.gates[gate].set()
-        own = read_all(server.url + task["events"], cookies=dict(ada.cookies))
+        own = read_all(bridge_server.url + task["events"], cookies=dict(ada.cookies))
     channel = f"task-{task['id']}"
-    wait_until(lambda: '"finished"' in notes.read_text(), "the channel is not told the end")
+    wait_until(lambda: '"finished"' in notes.read_text(), "the channel does not receive the end")
     sent = [json.loads(line) for line in notes.read_text().splitlines()]
     assert ["news", {"text": "hello"}] in sent
     payloads = [payload for name, payload in sent if name == channel]
     assert payloads[-1]["result"] == gate
-    # Our own stream says the same.
+    # The task's own stream sends the same payload.
     assert own[-1].payload == payloads[-1]
 
-    # Who has not logged in may read neither.
-    url = f"{server.url}/stream/?channel=news&channel={channel}"
+    # A client without a login may read neither the channel nor the stream.
+    url = f"{bridge_server.url}/stream/?channel=news&channel={channel}"
     assert "forbidden" in httpx.get(url, timeout=LIMIT).text
-    events = server.url + server.start_task("noop")["events"]
+    events = bridge_server.url + bridge_server.start_task("noop")["events"]
     assert httpx.get(events, timeout=LIMIT).status_code == 403
 
 
 @pytest.mark.servers
-def test_nobody_waits_for_a_slow_store(tmp_path: Path, gate: str) -> None:
-    """Tasks and streams go on; the store is given the latest when it is back."""
+def test_slow_store_delays_no_task(tmp_path: Path, gate: str) -> None:
+    """Tasks and streams continue; the store receives the latest events once it is ready."""
     notes = tmp_path / "notes"
     notes.touch()
     settings = {
         **SETTINGS,
-        "EVENTSTREAM_CHANNELMANAGER_CLASS": "tests.project.channels.EverybodysChannelManager",
+        "EVENTSTREAM_CHANNELMANAGER_CLASS": "tests.project.channels.PublicChannelManager",
         "EVENTSTREAM_STORAGE_CLASS": "tests.project.channels.Store",
         "STORE_GATE": gate,
         "STORE_NOTES": str(notes),
@@ -110,7 +110,7 @@ def test_nobody_waits_for_a_slow_store(tmp_path: Path, gate: str) -> None:
         tasks.gates[gate].set()
         wait_until(lambda: notes.read_text().count('"finished"') == 21, "the store misses events")
     sent = [json.loads(line) for line in notes.read_text().splitlines()]
-    # One event waited for the store; of the rest it is given only the latest of each task.
+    # One event waited in the store; of the others it receives the latest of each task.
     rest = [(channel, payload["kind"]) for channel, payload in sent[1:]]
     ids = started["ids"]
     if sent[0][1]["kind"] != "finished":
@@ -119,12 +119,12 @@ def test_nobody_waits_for_a_slow_store(tmp_path: Path, gate: str) -> None:
 
 
 @pytest.mark.servers
-def test_a_store_that_is_down(tmp_path: Path) -> None:
-    """What cannot be sent is tried again, and in the end dropped; both are logged with the id."""
+def test_store_that_fails_is_retried(tmp_path: Path) -> None:
+    """The bridge retries an event that the store rejects, and logs it with the task's id."""
     notes, up = tmp_path / "notes", tmp_path / "up"
     settings = {
         **SETTINGS,
-        "EVENTSTREAM_CHANNELMANAGER_CLASS": "tests.project.channels.EverybodysChannelManager",
+        "EVENTSTREAM_CHANNELMANAGER_CLASS": "tests.project.channels.PublicChannelManager",
         "EVENTSTREAM_STORAGE_CLASS": "tests.project.channels.BrokenStore",
         "STORE_GATE": os.devnull,
         "STORE_NOTES": str(notes),
@@ -135,15 +135,15 @@ def test_a_store_that_is_down(tmp_path: Path) -> None:
         message = f"of task id={first['id']} could not be sent to its channel; "
         wait_until(lambda: message + "trying again" in server.log.read_text(), "nothing is logged")
         up.touch()
-        wait_until(notes.exists, "it is not tried again")
+        wait_until(notes.exists, "the bridge does not retry")
         assert "the store is down" in server.log.read_text()
 
 
-def test_in_the_end_an_event_is_dropped(
+def test_event_is_dropped_after_all_retries(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(bridge, "RETRY_DELAYS", (0.0, 0.0))
-    event = _event()
+    event = last_event()
     with override_settings(
         EVENTSTREAM_STORAGE_CLASS="tests.project.channels.BrokenStore", STORE_IS_UP="/no/such/file"
     ):
@@ -157,16 +157,16 @@ def test_in_the_end_an_event_is_dropped(
     assert all(event.id in message for message in logged)
 
 
-def _event() -> TaskEvent:
+def last_event() -> TaskEvent:
     event = hub.snapshot(finished(tasks.noop.enqueue()).id)
     assert event is not None
     return event
 
 
-def test_it_is_refused_while_anyone_may_read(caplog: pytest.LogCaptureFixture) -> None:
-    """Under a server too, which runs no system checks."""
+def test_bridge_requires_channel_manager(caplog: pytest.LogCaptureFixture) -> None:
+    """The bridge checks this itself, because servers run no system checks."""
     with override_settings(TASKS_SSE={"BRIDGE": True}):
         bridge.install()
     assert "is not acted on" in caplog.text
-    _event()
+    last_event()
     assert not bridge._state.started

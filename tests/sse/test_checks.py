@@ -1,4 +1,4 @@
-"""System checks."""
+"""System checks of django_tasks_local_sse."""
 
 import sys
 from typing import Any
@@ -14,11 +14,11 @@ from django_tasks_local_sse import bridge as bridge_module
 from django_tasks_local_sse.conf import SSESettings, sse_settings
 
 
-def test_no_complaint_about_the_tests_settings() -> None:
+def test_valid_settings_report_nothing() -> None:
     assert run_checks() == []
 
 
-def test_defaults() -> None:
+def test_default_settings() -> None:
     assert sse_settings() == SSESettings(
         token_max_age=86_400,
         expose_results=False,
@@ -45,32 +45,30 @@ def test_defaults() -> None:
         (None, "TASKS_SSE must be a dict"),
     ],
 )
-def test_wrong_settings(value: Any, message: str) -> None:
+def test_invalid_settings_are_reported(value: Any, message: str) -> None:
     with override_settings(TASKS_SSE=value):
         [problem] = run_checks()
         assert message in problem.msg
         assert problem.id.startswith("django_tasks_local_sse.E")
-        # What cannot be meant is not acted on: nothing is exposed by mistake.
+        # Invalid settings fall back to the defaults, which expose nothing.
         assert sse_settings() == SSESettings()
 
 
 @pytest.mark.parametrize("bridge", [False, True])
-def test_a_channel_manager_that_is_not_there(
-    bridge: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_missing_channel_manager(bridge: bool, caplog: pytest.LogCaptureFixture) -> None:
     with override_settings(
         EVENTSTREAM_CHANNELMANAGER_CLASS="nowhere.Manager", TASKS_SSE={"BRIDGE": bridge}
     ):
         [problem] = run_checks()
         assert problem.id == "django_tasks_local_sse.E005"
         assert "No module named 'nowhere'" in problem.msg
-        bridge_module.install()  # as AppConfig.ready() does: `check` must get as far as this
+        bridge_module.install()  # AppConfig.ready() must not raise, or `check` would not run
         assert "not acted on" in caplog.text
 
 
 @override_settings(TASKS={"default": {"BACKEND": "django_tasks_local.ThreadPoolBackend",
                                       "OPTIONS": {"MAX_WORKER": 2}}})  # fmt: skip
-def test_wrong_options_are_found_by_check() -> None:
+def test_invalid_options_are_reported() -> None:
     with pytest.raises(Exception, match="unknown key 'MAX_WORKER'"):
         run_checks()
 
@@ -84,7 +82,7 @@ def without(app: str) -> list[str]:
     return [name for name in settings.INSTALLED_APPS if name != app]
 
 
-def test_a_bridge_to_channels_that_anyone_may_read() -> None:
+def test_bridge_to_public_channels() -> None:
     [problem] = problems(TASKS_SSE={"BRIDGE": True})
     assert "E003" in problem
     assert "EVENTSTREAM_CHANNELMANAGER_CLASS" in problem
@@ -94,7 +92,7 @@ def test_a_bridge_to_channels_that_anyone_may_read() -> None:
     )
 
 
-def test_django_eventstream_is_not_installed() -> None:
+def test_django_eventstream_missing_in_installed_apps() -> None:
     [problem] = problems(INSTALLED_APPS=without("django_eventstream"))
     assert "E004" in problem
     assert "Add 'django_eventstream' to INSTALLED_APPS" in problem
@@ -107,13 +105,13 @@ def test_django_eventstream_is_not_installed() -> None:
         ({"STATICFILES_FINDERS": []}, "no finder of STATICFILES_FINDERS finds"),
     ],
 )
-def test_static_files_that_nobody_finds(changed: dict[str, Any], reason: str) -> None:
+def test_static_files_without_finder(changed: dict[str, Any], reason: str) -> None:
     [problem] = problems(**changed)
     assert "W001" in problem
     assert reason in problem
 
 
-def test_static_files_have_no_url() -> None:
+def test_static_files_without_url() -> None:
     found = [problem for problem in problems(STATIC_URL=None) if "django_tasks_local" in problem]
     assert ["W001" in problem and "STATIC_URL" in problem for problem in found] == [True]
 
@@ -128,8 +126,8 @@ def test_several_web_workers(monkeypatch: pytest.MonkeyPatch, workers: str) -> N
     assert problems(TASKS={"default": immediate}) == []
 
 
-def test_without_the_package_django_eventstream(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The extra [sse] was forgotten."""
+def test_django_eventstream_package_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the extra that installs the package."""
     monkeypatch.setitem(sys.modules, "django_eventstream", None)
     with pytest.raises(ImproperlyConfigured, match=r"pip install .django-tasks-local\[sse\]"):
         apps.get_app_config("django_tasks_local_sse").ready()

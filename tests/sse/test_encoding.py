@@ -1,4 +1,4 @@
-"""Payloads and their bytes."""
+"""Payloads of events, and their encoding."""
 
 import gc
 
@@ -9,10 +9,11 @@ from django_tasks_local.hub import hub
 from django_tasks_local_sse import encoding
 from django_tasks_local_sse.conf import SSESettings
 from tests.project import tasks
-from tests.support.waiting import finished
+from tests.support.backends import settings_with
+from tests.support.waiting import finished, wait_until
 
 
-def test_an_event_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_event_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     encode = encoding._encode
     monkeypatch.setattr(encoding, "_encode", lambda *args: calls.append(args) or encode(*args))
@@ -25,31 +26,33 @@ def test_an_event_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert b"bad value" not in hidden[0]
 
 
-def test_an_encoding_lives_as_long_as_its_event() -> None:
-    result = finished(tasks.noop.enqueue())
-    encoding.encode(hub.snapshot(result.id), SSESettings())
-    before = len(encoding._encoded)
-    hub.release(result.id)
-    gc.collect()
-    assert len(encoding._encoded) < before
+def test_encoding_is_discarded_with_its_event() -> None:
+    with settings_with(MAX_RESULTS=1):
+        result = finished(tasks.noop.enqueue())
+        encoding.encode(hub.snapshot(result.id), SSESettings())
+        before = len(encoding._encoded)
+        finished(tasks.noop.enqueue())  # the first result is evicted
+        wait_until(lambda: hub.snapshot(result.id) is None, "the result is not evicted")
+        gc.collect()
+        assert len(encoding._encoded) < before
 
 
 @pytest.mark.parametrize("use_tz", [True, False])
-def test_times_say_their_zone(use_tz: bool) -> None:
+def test_times_include_their_zone(use_tz: bool) -> None:
     with override_settings(USE_TZ=use_tz, TIME_ZONE="America/New_York"):
         event = hub.snapshot(finished(tasks.noop.enqueue()).id)
         payload = encoding.payload(event, SSESettings())
     assert payload["finished_at"].endswith("+00:00" if use_tz else ("-05:00", "-04:00"))
 
 
-def test_digests_depend_on_the_state_and_not_on_the_order() -> None:
+def test_digest_ignores_order() -> None:
     one = encoding.state_digest({"a": 1, "b": 2})
     assert one == encoding.state_digest({"b": 2, "a": 1})
     assert one != encoding.state_digest({"a": 2, "b": 1})
     assert encoding.end_id(["a", "b"]) == encoding.end_id(["b", "a"]) != encoding.end_id(["a"])
 
 
-def test_half_a_character_is_replaced_in_all_that_leaves_the_server() -> None:
-    """In what the bridge sends to channels, too."""
+def test_lone_surrogate_is_replaced() -> None:
+    """to_json() also encodes the events that the bridge sends to channels."""
     text = encoding.to_json({"message": "a\ud800b"})
     assert text == '{"message":"a?b"}'

@@ -1,4 +1,4 @@
-"""One connection from its first byte to its last, through a real server."""
+"""Streams of events, from their first byte to their last, through a server."""
 
 import asyncio
 import dataclasses
@@ -33,22 +33,22 @@ from django_tasks_local_sse import encoding, streams
 from django_tasks_local_sse.access import TaskRef, events_url
 from django_tasks_local_sse.conf import sse_settings
 from tests.project import tasks
-from tests.support.factories import anonymous
+from tests.support.factories import anonymous_request
 from tests.support.sse_client import Message, messages, read_all, stream
 from tests.support.waiting import LIMIT, AnyResult, finished, running, wait_until
 
 
-def url_of(server: str, *results: AnyResult) -> str:
-    return server + events_url(anonymous(), *results)
+def stream_url(server: str, *results: AnyResult) -> str:
+    return server + events_url(anonymous_request(), *results)
 
 
 def kinds(received: list[Message]) -> list[str]:
     return [message.event for message in received]
 
 
-def test_from_the_first_event_to_the_last(server: str, gate: str) -> None:
+def test_stream_from_first_to_last_event(server: str, gate: str) -> None:
     result = running(tasks.gated.enqueue(gate))
-    with stream(url_of(server, result)) as received:
+    with stream(stream_url(server, result)) as received:
         opening = next(received)
         assert opening.retry == 1000
         first = next(received)
@@ -73,13 +73,13 @@ def test_from_the_first_event_to_the_last(server: str, gate: str) -> None:
     }  # fmt: skip
     assert payload["sequence"] > first.payload["sequence"] > 2
     assert payload["enqueued_at"] <= payload["started_at"] <= payload["finished_at"]
-    assert payload["result"] is None, "return values stay on the server"
+    assert payload["result"] is None, "the return value is exposed"
     assert rest[-1].last_event_id.startswith("end-")
 
 
-def test_a_client_sees_a_subsequence_that_ends_with_finished(server: str) -> None:
+def test_events_are_ordered_and_end_with_finished(server: str) -> None:
     result = tasks.steps.enqueue(100, 0.002)
-    received = read_all(url_of(server, result))
+    received = read_all(stream_url(server, result))
     order = ["enqueued", "started", "progress", "finished"]
     positions = [order.index(kind) for kind in kinds(received)]
     assert positions == sorted(positions)
@@ -89,16 +89,16 @@ def test_a_client_sees_a_subsequence_that_ends_with_finished(server: str) -> Non
     assert sequences == sorted(set(sequences))
 
 
-def test_a_finished_task_is_told_at_once(server: str) -> None:
+def test_finished_task_is_sent_immediately(server: str) -> None:
     result = finished(tasks.add.enqueue(1))
-    [message] = read_all(url_of(server, result))
+    [message] = read_all(stream_url(server, result))
     assert message.payload["status"] == "SUCCESSFUL"
 
 
-def test_many_tasks_on_one_stream(server: str, gate: str) -> None:
+def test_stream_of_four_tasks(server: str, gate: str) -> None:
     done = finished(tasks.add.enqueue(1))
     busy = [running(tasks.gated.enqueue(gate)) for _ in range(3)]
-    with stream(url_of(server, done, *busy)) as received:
+    with stream(stream_url(server, done, *busy)) as received:
         states = {}
         while len(states) < 4:
             message = next(received)
@@ -112,19 +112,19 @@ def test_many_tasks_on_one_stream(server: str, gate: str) -> None:
     assert [m.last_event_id.startswith("end-") for m in rest][-1]
 
 
-def test_two_hundred_tasks_on_one_stream(server: str) -> None:
+def test_stream_of_200_tasks(server: str) -> None:
     results = [tasks.noop.enqueue() for _ in range(200)]
-    received = read_all(url_of(server, *results))
+    received = read_all(stream_url(server, *results))
     ended = {m.payload["id"] for m in received if m.event == "finished"}
     assert ended == {result.id for result in results}
 
 
-# Coming back
+# Reconnecting
 
 
-def test_coming_back_with_the_present_state(server: str, gate: str) -> None:
+def test_reconnecting_while_the_task_runs(server: str, gate: str) -> None:
     result = running(tasks.gated.enqueue(gate))
-    url = url_of(server, result)
+    url = stream_url(server, result)
     with stream(url) as received:
         last_event_id = [next(received) for _ in range(2)][-1].last_event_id
     assert last_event_id
@@ -134,52 +134,52 @@ def test_coming_back_with_the_present_state(server: str, gate: str) -> None:
         assert kinds([message for message in received if message.data]) == ["finished"]
 
 
-def test_coming_back_after_the_end(server: str) -> None:
+def test_reconnecting_after_the_end(server: str) -> None:
     results = [finished(tasks.noop.enqueue()) for _ in range(2)]
-    url = url_of(server, *results)
+    url = stream_url(server, *results)
     last_event_id = read_all(url)[-1].last_event_id
-    for same in (url, url_of(server, *reversed(results))):
+    for same in (url, stream_url(server, *reversed(results))):
         response = httpx.get(same, headers={"Last-Event-ID": last_event_id}, timeout=LIMIT)
         assert (response.status_code, response.content) == (204, b"")
-    # From the request alone, whatever the server knows.
+    # The request alone decides, even if the server no longer knows the tasks.
     for result in results:
-        hub.release(result.id)
+        hub.release(hub.find(result.id))
     headers = {"Last-Event-ID": last_event_id}
     assert httpx.get(url, headers=headers, timeout=LIMIT).status_code == 204
-    other = url_of(server, results[0])
+    other = stream_url(server, results[0])
     assert httpx.get(other, headers=headers, timeout=LIMIT).status_code == 200
 
 
 @pytest.mark.parametrize("last_event_id", ["x" * 30_000, "-1", "end-", "1e400", "a:b,c:d", "\xff"])
-def test_strange_last_event_ids(server: str, last_event_id: str) -> None:
+def test_invalid_last_event_id(server: str, last_event_id: str) -> None:
     result = finished(tasks.noop.enqueue())
     headers = {"Last-Event-ID": last_event_id.encode("latin-1")}
-    assert kinds(read_all(url_of(server, result), headers=headers)) == ["finished"]
+    assert kinds(read_all(stream_url(server, result), headers=headers)) == ["finished"]
 
 
-def test_a_last_event_id_of_a_megabyte(server: str) -> None:
-    """The server itself refuses it, perhaps before it has read all; the view could read it."""
+def test_last_event_id_of_a_megabyte(server: str) -> None:
+    """uvicorn refuses the header, perhaps before it has read all of it; the view accepts it."""
     result = finished(tasks.noop.enqueue())
     headers = {"Last-Event-ID": "x" * 1_000_000}
     with suppress(httpx.NetworkError, httpx.RemoteProtocolError):
-        response = httpx.get(url_of(server, result), headers=headers, timeout=LIMIT)
+        response = httpx.get(stream_url(server, result), headers=headers, timeout=LIMIT)
         assert response.status_code in {400, 431}
-    assert kinds(read_all(url_of(server, result))) == ["finished"]
-    response = Client().get(events_url(anonymous(), result), headers=headers)
+    assert kinds(read_all(stream_url(server, result))) == ["finished"]
+    response = Client().get(events_url(anonymous_request(), result), headers=headers)
     assert b"event: finished" in b"".join(response.streaming_content)
 
 
-def test_five_hundred_tasks_on_one_stream(server: str) -> None:
+def test_stream_of_500_tasks(server: str) -> None:
     results = [tasks.noop.enqueue() for _ in range(500)]
-    received = read_all(url_of(server, *results))
+    received = read_all(stream_url(server, *results))
     ended = [message.payload["id"] for message in received if message.event == "finished"]
     assert sorted(ended) == sorted(result.id for result in results)
 
 
-def test_the_clock_is_set_back(server: str, gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Links stay good, the stream goes on, and what is later is told later."""
+def test_clock_set_back(server: str, gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links stay valid, the stream continues, and events keep their order."""
     result = running(tasks.gated.enqueue(gate))
-    url = url_of(server, result)
+    url = stream_url(server, result)
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() - 7200)
     with stream(url) as received:
@@ -191,47 +191,47 @@ def test_the_clock_is_set_back(server: str, gate: str, monkeypatch: pytest.Monke
             rest = [message for message in received if message.data]
     assert kinds(rest) == ["finished"]
     assert rest[-1].payload["finished_at"] < rest[-1].payload["started_at"]
-    assert kinds(read_all(url_of(server, result))) == ["finished"]
+    assert kinds(read_all(stream_url(server, result))) == ["finished"]
 
 
-# What is unknown
+# Unknown tasks
 
 
-def test_an_evicted_task_is_unknown(server: str, gate: str) -> None:
+def test_evicted_task_is_unknown(server: str, gate: str) -> None:
     busy = running(tasks.gated.enqueue(gate))
     with override_settings(TASKS={"default": {"BACKEND": "django_tasks_local.ThreadPoolBackend"}}):
-        [message] = read_all(url_of(server, busy))
+        [message] = read_all(stream_url(server, busy))
     assert message.event == "unknown"
     assert message.payload == encoding.unknown_payload(busy.id)
     assert message.last_event_id.startswith("end-")
 
 
-def test_a_task_that_disappears_while_it_is_watched(server: str, gate: str) -> None:
+def test_task_released_during_stream(server: str, gate: str) -> None:
     result = running(tasks.gated.enqueue(gate))
     with (
         override_settings(TASKS_SSE={"KEEPALIVE": 0.05}),
-        stream(url_of(server, result)) as received,
+        stream(stream_url(server, result)) as received,
     ):
         assert [next(received) for _ in range(2)][-1].event == "progress"
-        hub.release(result.id)
+        hub.release(hub.find(result.id))
         received_rest = [message for message in received if message.data]
     assert kinds(received_rest) == ["unknown"]
 
 
-def test_the_end_that_comes_while_it_is_looked_for() -> None:
-    """A task that finishes and is evicted in this moment is not unknown to who watches it."""
-    known, done, gone = (hub.snapshot(finished(tasks.noop.enqueue()).id) for _ in range(3))
-    started = {event.id: encoding_ready(event) for event in (known, done, gone)}
-    refs = [TaskRef(event.id, "default") for event in (known, done, gone)]
+def test_task_evicted_during_recheck() -> None:
+    """A task that finishes and is evicted between snapshot and recheck is not unknown."""
+    known, done, missing = (hub.snapshot(finished(tasks.noop.enqueue()).id) for _ in range(3))
+    started = {event.key: as_enqueued(event) for event in (known, done, missing)}
+    refs = [TaskRef(event.id, "default") for event in (known, done, missing)]
     conversation = streams.Conversation(refs, started, "", sse_settings())
-    conversation.opening()
-    content = conversation.after_silence({known.id: started[known.id]}, [done]).decode()
-    told = {m.payload["id"]: m.event for m in messages(iter(content.splitlines())) if m.data}
-    assert told == {done.id: "finished", gone.id: "unknown"}
+    conversation.initial()
+    content = conversation.recheck({known.key: started[known.key]}, [done]).decode()
+    sent = {m.payload["id"]: m.event for m in messages(iter(content.splitlines())) if m.data}
+    assert sent == {done.id: "finished", missing.id: "unknown"}
 
 
 class StoringBackend(BaseTaskBackend):
-    """A backend that keeps its results where every process can read them."""
+    """A backend whose results every process can read."""
 
     supports_get_result = True
     results: dict[str, AnyResult] = {}  # noqa: RUF012
@@ -246,7 +246,7 @@ class StoringBackend(BaseTaskBackend):
             raise TaskResultDoesNotExist(result_id) from None
 
 
-def test_a_task_that_runs_in_another_process(server: str) -> None:
+def test_task_of_another_process(server: str) -> None:
     path = f"{__name__}.{StoringBackend.__qualname__}"
     with override_settings(
         TASKS={"default": {"BACKEND": path}}, TASKS_SSE={"KEEPALIVE": 0.02, "EXPOSE_RESULTS": True}
@@ -261,25 +261,25 @@ def test_a_task_that_runs_in_another_process(server: str) -> None:
             object.__setattr__(ready, name, getattr(done, name))
         object.__setattr__(ready, "status", "READY")
         StoringBackend.results = {done.id: ready}
-        with stream(url_of(server, done)) as received:
+        with stream(stream_url(server, done)) as received:
             seen = [next(message for message in received if message.data)]
             StoringBackend.results = {done.id: done}
             seen += [message for message in received if message.data]
         assert kinds(seen) == ["enqueued", "finished"]
         assert seen[-1].payload["result"] == 42
         StoringBackend.results = {}
-        assert kinds(read_all(url_of(server, done))) == ["unknown"]
+        assert kinds(read_all(stream_url(server, done))) == ["unknown"]
 
 
-# What leaves the server
+# Exposed values
 
 
 @pytest.mark.parametrize("exposed", [True, False])
-def test_errors_and_results(server: str, exposed: bool) -> None:
+def test_exposed_errors_and_results(server: str, exposed: bool) -> None:
     results = [finished(task) for task in (tasks.fail.enqueue(), tasks.echo.enqueue(float("nan")))]
     sse = {"EXPOSE_ERRORS": exposed, "EXPOSE_RESULTS": exposed}
     with override_settings(TASKS_SSE=sse):
-        received = read_all(url_of(server, *results))
+        received = read_all(stream_url(server, *results))
         failed, echoed = (message.payload for message in received)
     assert failed["error"] == {
         "reason": "failed",
@@ -293,14 +293,14 @@ def test_errors_and_results(server: str, exposed: bool) -> None:
 def test_errors_are_exposed_with_debug(server: str) -> None:
     result = finished(tasks.fail.enqueue())
     with override_settings(DEBUG=True):
-        [message] = read_all(url_of(server, result))
+        [message] = read_all(stream_url(server, result))
     assert message.payload["error"]["type"] == "builtins.ValueError"
 
 
-def test_a_cancelled_task_says_so(server: str, gate: str) -> None:
+def test_error_of_cancelled_task(server: str, gate: str) -> None:
     result = running(tasks.until_cancelled.enqueue(gate))
     assert cancel(result.id)
-    error = read_all(url_of(server, result))[-1].payload["error"]
+    error = read_all(stream_url(server, result))[-1].payload["error"]
     assert error == {"reason": "cancelled", "type": None, "message": None}
 
 
@@ -308,27 +308,27 @@ def test_a_cancelled_task_says_so(server: str, gate: str) -> None:
     "message",
     ["two\nlines\r\nand\rmore", "data: x\n\nevent: finished", "<b>\u2028🙂\x00", "é" * 1_000_000],
 )
-def test_messages_arrive_as_they_are(server: str, gate: str, message: str) -> None:
+def test_messages_arrive_unchanged(server: str, gate: str, message: str) -> None:
     result = running(tasks.report.enqueue([1, 2, message], {"key": message[:50]}, gate))
     tasks.gates[gate].set()
-    payload = read_all(url_of(server, result))[-1].payload
+    payload = read_all(stream_url(server, result))[-1].payload
     assert payload["progress"]["message"] == message
     assert payload["progress"]["data"] == {"key": message[:50]}
 
 
-def test_half_a_character_does_not_end_the_stream(server: str, gate: str) -> None:
+def test_lone_surrogate_does_not_end_stream(server: str, gate: str) -> None:
     result = running(tasks.report.enqueue([1, 2, "a\ud800b"], {}, gate))
     tasks.gates[gate].set()
-    assert read_all(url_of(server, result))[-1].payload["progress"]["message"] == "a?b"
+    assert read_all(stream_url(server, result))[-1].payload["progress"]["message"] == "a?b"
 
 
 # The connection
 
 
-def test_a_burst_is_few_events_on_the_wire(server: str, gate: str) -> None:
+def test_burst_is_coalesced(server: str, gate: str) -> None:
     result = tasks.burst.enqueue(20_000, gate)
     seen = []
-    with stream(url_of(server, result)) as received:
+    with stream(stream_url(server, result)) as received:
         for message in received:
             if message.data:
                 seen.append(message.payload)
@@ -339,46 +339,46 @@ def test_a_burst_is_few_events_on_the_wire(server: str, gate: str) -> None:
     assert seen[-1]["kind"] == "finished"
 
 
-def test_comments_keep_the_connection_alive(server: str, gate: str) -> None:
+def test_keepalive_comments(server: str, gate: str) -> None:
     result = running(tasks.gated.enqueue(gate))
     with (
         override_settings(TASKS_SSE={"KEEPALIVE": 0.02}),
-        stream(url_of(server, result)) as received,
+        stream(stream_url(server, result)) as received,
     ):
         assert sum(next(received).comments for _ in range(5)) >= 3
         tasks.gates[gate].set()
         assert [m.event for m in received if m.data] == ["finished"]
 
 
-def test_headers(server: str, gate: str) -> None:
+def test_response_headers(server: str, gate: str) -> None:
     result = running(tasks.gated.enqueue(gate))
     headers = {"Accept-Encoding": "gzip"}
     with (
         override_settings(EVENTSTREAM_ALLOW_ORIGIN="https://other.example"),
-        httpx.stream("GET", url_of(server, result), headers=headers, timeout=LIMIT) as response,
+        httpx.stream("GET", stream_url(server, result), headers=headers, timeout=LIMIT) as response,
     ):
         assert response.headers["Cache-Control"] == "no-cache, no-transform"
         assert response.headers["X-Accel-Buffering"] == "no"
         assert response.headers["Access-Control-Allow-Origin"] == "https://other.example"
-        # GZipMiddleware is on, and would collect events before it lets one go.
+        # GZipMiddleware is active, and compression would delay events in its buffer.
         assert "Content-Encoding" not in response.headers
         lines = response.iter_lines()
         assert next(message for message in messages(lines) if message.data).event == "progress"
         tasks.gates[gate].set()
 
 
-def test_a_reader_that_goes_away_is_forgotten(server: str, gate: str) -> None:
+def test_disconnect_closes_subscription(server: str, gate: str) -> None:
     result = running(tasks.gated.enqueue(gate))
-    with stream(url_of(server, result)) as received:
+    with stream(stream_url(server, result)) as received:
         next(received)
-        assert hub._channels
-    wait_until(lambda: not hub._channels, "the subscription stays open")
+        assert hub.statistics().event_loops == 1
+    wait_until(lambda: hub.statistics().event_loops == 0, "the subscription stays open")
 
 
-def test_a_reader_that_does_not_read(server: str, gate: str) -> None:
-    """It holds up nobody, and finds the latest state when it reads again."""
+def test_client_that_does_not_read(server: str, gate: str) -> None:
+    """The client delays no other stream, and receives the latest state when it reads again."""
     result = running(tasks.report.enqueue([1, 2, "x" * 1_000_000], {}, gate))
-    path = events_url(anonymous(), result)
+    path = events_url(anonymous_request(), result)
     host, port = server.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as lazy:
         lazy.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
@@ -389,7 +389,7 @@ def test_a_reader_that_does_not_read(server: str, gate: str) -> None:
     assert b"event: finished" in content
 
 
-def test_a_stream_holds_no_thread_and_no_connection(
+def test_streams_hold_no_thread_and_no_connection(
     server: str, gate: str, transactional_db: None
 ) -> None:
     get_user_model().objects.create_user("anna")
@@ -397,14 +397,14 @@ def test_a_stream_holds_no_thread_and_no_connection(
         assert browser.get(f"{server}/login/anna/").text == "logged in"
         cookies = dict(browser.cookies)
     result = running(tasks.gated.enqueue(gate))
-    url = url_of(server, result)
-    # Who is logged in costs each request a query.
+    url = stream_url(server, result)
+    # Each request of a logged-in user makes a query.
     used: list[BaseDatabaseWrapper] = []
 
     def note(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
         used.append(connection)
 
-    def is_settled() -> bool:
+    def resources_are_released() -> bool:
         threads = threading.active_count() - before
         return threads <= 6 and not any(connection.connection for connection in used)
 
@@ -428,13 +428,15 @@ def test_a_stream_holds_no_thread_and_no_connection(
             readers = [group.create_task(read()) for _ in range(50)]
             for _ in readers:
                 await asyncio.wait_for(ready.acquire(), LIMIT)
-            # One thread is the client's own, and one that was just released takes a moment to end.
-            await asyncio.to_thread(wait_until, is_settled, "they hold threads or connections")
+            # One thread runs the client, and a released thread ends after a delay.
+            await asyncio.to_thread(
+                wait_until, resources_are_released, "streams hold threads or connections"
+            )
             tasks.gates[gate].set()
-        told_the_end.extend("event: finished" in reader.result() for reader in readers)
+        has_end.extend("event: finished" in reader.result() for reader in readers)
 
     before = threading.active_count()
-    told_the_end: list[bool] = []
+    has_end: list[bool] = []
     client = threading.Thread(target=lambda: asyncio.run(open_many()))
     connection_created.connect(note)
     try:
@@ -442,13 +444,15 @@ def test_a_stream_holds_no_thread_and_no_connection(
         client.join(2 * LIMIT)
     finally:
         connection_created.disconnect(note)
-    assert told_the_end == [True] * 50
+    assert has_end == [True] * 50
     assert len(used) == 50
-    wait_until(lambda: threading.active_count() <= before, "threads stay")
+    wait_until(lambda: threading.active_count() <= before, "threads stay alive")
 
 
-async def test_nothing_is_released_outside_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under Django's AsyncClient in a TestCase the connections are the test's."""
+async def test_request_thread_is_released_only_within_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a TestCase with AsyncClient the connections belong to the test."""
     closed_in: list[threading.Thread] = []
     monkeypatch.setattr(
         streams.connections, "close_all", lambda: closed_in.append(threading.current_thread())
@@ -466,8 +470,8 @@ async def test_nothing_is_released_outside_of_a_request(monkeypatch: pytest.Monk
         assert await sync_to_async(threading.current_thread)() is not first
 
 
-async def test_a_stream_is_closed_when_the_client_goes_away() -> None:
-    """Not by the garbage collector, some time later."""
+async def test_content_is_closed_on_disconnect() -> None:
+    """The content is closed immediately, not when it is garbage collected."""
     closed = []
 
     async def content() -> AsyncIterator[bytes]:
@@ -491,12 +495,12 @@ async def test_a_stream_is_closed_when_the_client_goes_away() -> None:
     assert [part async for part in response] == [b"STATE", b"NEWS"]
 
 
-async def test_with_djangos_async_client() -> None:
+async def test_async_client() -> None:
     result = await tasks.add.aenqueue(1)
     async with hub.subscribe(result.id) as subscription:
         async for _ in subscription:
             pass
-    response = await AsyncClient().get(events_url(anonymous(), result))
+    response = await AsyncClient().get(events_url(anonymous_request(), result))
     content = b"".join([chunk async for chunk in response.streaming_content])
     assert b"event: finished" in content
 
@@ -504,10 +508,10 @@ async def test_with_djangos_async_client() -> None:
 # WSGI
 
 
-def test_under_wsgi_a_stream_is_short(gate: str) -> None:
-    """The states, then the end; EventSource comes again."""
+def test_wsgi_stream_ends_after_states(gate: str) -> None:
+    """A WSGI stream ends after the current states; EventSource reconnects."""
     result = running(tasks.gated.enqueue(gate))
-    client, url = Client(), events_url(anonymous(), result)
+    client, url = Client(), events_url(anonymous_request(), result)
     content = b"".join(client.get(url).streaming_content).decode()
     received = list(messages(iter(content.splitlines())))
     assert received[0].retry == 1000
@@ -521,8 +525,8 @@ def test_under_wsgi_a_stream_is_short(gate: str) -> None:
     assert "event: finished" in content
 
 
-def test_a_task_that_moves_up(server: str, gate: str) -> None:
-    """A stream says so; a browser that polls hears of it once, and of nothing twice."""
+def test_position_on_streams(server: str, gate: str) -> None:
+    """A stream sends a new position; a polling client receives it once, and no event twice."""
     with override_settings(
         TASKS={
             "default": {
@@ -533,7 +537,7 @@ def test_a_task_that_moves_up(server: str, gate: str) -> None:
     ):
         running(tasks.gated.enqueue(gate))
         before, result = (tasks.noop.enqueue() for _ in range(2))
-        url = events_url(anonymous(), result)
+        url = events_url(anonymous_request(), result)
 
         def poll(last_event_id: str) -> list[Message]:
             headers = {"Last-Event-ID": last_event_id}
@@ -558,24 +562,24 @@ def test_a_task_that_moves_up(server: str, gate: str) -> None:
             assert [m.payload["position"] for m in received if m.data][-1] is None
 
 
-def test_under_wsgi_a_stream_can_be_held(gate: str) -> None:
+def test_wsgi_stream_with_hold(gate: str) -> None:
     result = running(tasks.gated.enqueue(gate))
     with override_settings(TASKS_SSE={"WSGI_HOLD": LIMIT, "KEEPALIVE": 0.01}):
-        content = iter(Client().get(events_url(anonymous(), result)).streaming_content)
+        content = iter(Client().get(events_url(anonymous_request(), result)).streaming_content)
         assert b"event: progress" in next(content)
         assert next(content) == encoding.KEEPALIVE
         tasks.gates[gate].set()
         assert b"event: finished" in b"".join(content)
 
 
-def test_a_stream_ends_in_time_for_another_look(
+def test_long_stream_ends_to_check_access_again(
     server: str, gate: str, transactional_db: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever watched a task and has logged out since watches it no longer, nor is told the end."""
-    monkeypatch.setattr(streams, "LONGEST_STREAM", 0.2)
+    """After a logout the user receives no further event, not even the end."""
+    monkeypatch.setattr(streams, "MAX_STREAM_SECONDS", 0.2)
     user = get_user_model().objects.create_user("anna")
     result = running(tasks.gated.enqueue(gate))
-    request = anonymous()
+    request = anonymous_request()
     request.user = user
     url = events_url(request, result)
     with httpx.Client(base_url=server, timeout=LIMIT) as browser:
@@ -589,7 +593,7 @@ def test_a_stream_ends_in_time_for_another_look(
         browser.cookies.clear()
         assert browser.get(url).status_code == 403
     with override_settings(TASKS_SSE={"WSGI_HOLD": LIMIT}):
-        held = Client().get(events_url(anonymous(), result))
+        held = Client().get(events_url(anonymous_request(), result))
         assert b"id: end-" not in b"".join(held.streaming_content)
     tasks.gates[gate].set()
 
@@ -598,13 +602,13 @@ LOGIN_REQUIRED = "django.contrib.auth.middleware.LoginRequiredMiddleware"
 
 
 @pytest.mark.parametrize("client_class", [Client, AsyncClient])
-async def test_a_site_of_transactions_and_logins(
+async def test_atomic_requests_and_login_required(
     client_class: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No transaction is begun, which would fail here for want of a database; the link is enough."""
+    """The views begin no transaction (this test has no database) and require no login."""
     monkeypatch.setitem(connections["default"].settings_dict, "ATOMIC_REQUESTS", True)
     result = await sync_to_async(finished)(tasks.noop.enqueue())
-    url = events_url(anonymous(), result)
+    url = events_url(anonymous_request(), result)
     with override_settings(MIDDLEWARE=[*settings.MIDDLEWARE, LOGIN_REQUIRED]):
         client = client_class()
         for path in (url, url.replace("events", "status"), "/tasks/events/?task=forged"):
@@ -615,21 +619,23 @@ async def test_a_site_of_transactions_and_logins(
         assert (await post("/tasks/cancel/", {"task": "forged"})).status_code == 403
 
 
-def test_the_threaded_development_server_holds(gate: str) -> None:
+def test_wsgi_stream_of_threaded_development_server(gate: str) -> None:
     result = running(tasks.gated.enqueue(gate))
     environ = {"SERVER_SOFTWARE": "WSGIServer/0.2", "wsgi.multithread": True}
-    content = iter(Client().get(events_url(anonymous(), result), **environ).streaming_content)
+    content = iter(
+        Client().get(events_url(anonymous_request(), result), **environ).streaming_content
+    )
     assert b"event: progress" in next(content)
     tasks.gates[gate].set()
     assert b"event: finished" in b"".join(content)
 
 
-def test_the_end_of_the_process_ends_the_stream(gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_ends_with_the_process(gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "ended", True)
     result = running_without_hub(gate)
-    # Or it would end soon anyway.
+    # Without a hold the stream would end soon in any case.
     with override_settings(TASKS_SSE={"WSGI_HOLD": LIMIT, "KEEPALIVE": 0.01}):
-        content = b"".join(Client().get(events_url(anonymous(), result)).streaming_content)
+        content = b"".join(Client().get(events_url(anonymous_request(), result)).streaming_content)
     assert encoding.KEEPALIVE not in content
     assert b"id: end-" not in content
     assert b"event: started" in content or b"event: progress" in content
@@ -637,7 +643,9 @@ def test_the_end_of_the_process_ends_the_stream(gate: str, monkeypatch: pytest.M
 
 def running_without_hub(gate: str) -> AnyResult:
     result = tasks.gated.enqueue(gate)
-    wait_until(lambda: (hub.snapshot(result.id) or result).status == "RUNNING", "it does not run")
+    wait_until(
+        lambda: (hub.snapshot(result.id) or result).status == "RUNNING", "the task does not start"
+    )
     return result
 
 
@@ -648,33 +656,33 @@ def test_unserializable_results_are_logged(caplog: pytest.LogCaptureFixture) -> 
     assert json.dumps(encoding._json_value("x", [float("inf"), 1])) == "[null, 1]"
 
 
-def test_stores_of_backends_that_keep_nothing() -> None:
+def test_immediate_backend_keeps_no_results() -> None:
     assert not task_backends["immediate"].supports_get_result
 
 
-def test_what_the_store_knows_is_later_than_what_the_hub_has_heard() -> None:
-    """A web process hears `enqueued` of a task that runs elsewhere, and nothing more."""
+def test_state_of_store_is_newer_than_that_of_hub() -> None:
+    """The hub of this process only has `enqueued` of a task that runs in another process."""
     done = finished(tasks.add.enqueue(1))
     event = hub.snapshot(done.id)
-    hub.release(done.id)
-    ready = encoding_ready(event)
+    hub.release(hub.find(done.id))
+    ready = as_enqueued(event)
     hub.publish(ready)
     conversation = streams.Conversation(
-        [TaskRef(done.id, "default")], {done.id: event}, "", sse_settings()
+        [TaskRef(done.id, "default")], {event.key: event}, "", sse_settings()
     )
-    assert b"event: finished" in conversation.opening([ready])
+    assert b"event: finished" in conversation.initial([ready])
     assert conversation.ended
-    hub.release(done.id)
+    hub.release(hub.find(done.id))
 
 
-def encoding_ready(event: TaskEvent) -> TaskEvent:
-    return dataclasses.replace(event, sequence=1, kind=EventKind.ENQUEUED)
+def as_enqueued(event: TaskEvent) -> TaskEvent:
+    return dataclasses.replace(event, run=0, sequence=1, kind=EventKind.ENQUEUED)
 
 
-def test_a_held_stream_under_wsgi_looks_into_the_store(gate: str) -> None:
+def test_wsgi_stream_with_hold_checks_the_store(gate: str) -> None:
     result = running(tasks.gated.enqueue(gate))
     with override_settings(TASKS_SSE={"WSGI_HOLD": LIMIT, "KEEPALIVE": 0.01}):
-        content = iter(Client().get(events_url(anonymous(), result)).streaming_content)
+        content = iter(Client().get(events_url(anonymous_request(), result)).streaming_content)
         assert b"event: progress" in next(content)
-        hub.release(result.id)
+        hub.release(hub.find(result.id))
         assert b"event: unknown" in b"".join(content)

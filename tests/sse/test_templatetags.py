@@ -1,4 +1,4 @@
-"""`{% task_progress %}` and `{% task_progress_media %}`, as the server renders them."""
+"""The HTML of `{% task_progress %}` and `{% task_progress_media %}`."""
 
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -45,7 +45,7 @@ def engine(**options: Any) -> DjangoTemplates:
 
 
 class Page(HTMLParser):
-    """The elements of a page, by name, and its text."""
+    """The text of a page, and the attributes of its last element of each name."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def state(result: AnyResult) -> tuple[str | None, str | None, Page]:
         ("FAILED", "timeout", "Timed out"),
     ],
 )
-def test_the_words_are_those_of_the_widget(status: str, fields: Any, expected: str) -> None:
+def test_details_match_those_of_the_widget(status: str, fields: Any, expected: str) -> None:
     error = position = None
     if isinstance(fields, int):
         position, fields = fields, {}
@@ -109,7 +109,7 @@ def test_the_words_are_those_of_the_widget(status: str, fields: Any, expected: s
     assert rendering.message(event, expose_errors=True) == ("Error: because" if error else "")
 
 
-def test_a_running_task(gate: str) -> None:
+def test_running_task(gate: str) -> None:
     result = running(tasks.gated.enqueue(gate))
     data_state, value, page = state(result)
     assert (data_state, value) == ("running", "10.0")
@@ -122,7 +122,7 @@ def test_a_running_task(gate: str) -> None:
         assert text in page.text
 
 
-def test_every_other_state(gate: str) -> None:
+def test_states_of_other_tasks(gate: str) -> None:
     waiting = tasks.noop.using(backend="dummy").enqueue()
     data_state, value, page = state(waiting)
     assert (data_state, value) == ("waiting", "0")
@@ -132,13 +132,13 @@ def test_every_other_state(gate: str) -> None:
     assert state(done)[:2] == ("done", "100")
     failed = finished(tasks.fail.enqueue())
     assert state(failed)[0] == "failed"
-    assert "bad value" not in render(failed), "the text of an error stays on the server"
+    assert "bad value" not in render(failed), "the error message is exposed"
     cancelled = running(tasks.until_cancelled.enqueue(gate))
     cancel(cancelled.id)
     assert state(finished(cancelled))[0] == "cancelled"
 
 
-def test_of_unknown_length(gate: str) -> None:
+def test_unknown_total(gate: str) -> None:
     result = running(tasks.report.enqueue([1234567, None], {}, gate))
     data_state, value, page = state(result)
     assert (data_state, value) == ("running", None)
@@ -146,7 +146,7 @@ def test_of_unknown_length(gate: str) -> None:
     assert page.elements["progress"]["aria-valuetext"] == "1,234,567"
 
 
-def test_a_fraction_keeps_its_point_in_every_language(gate: str) -> None:
+def test_value_is_not_localized(gate: str) -> None:
     result = running(tasks.report.enqueue([1, 3], {}, gate))
     with translation.override("de"):
         _, value, page = state(result)
@@ -154,7 +154,7 @@ def test_a_fraction_keeps_its_point_in_every_language(gate: str) -> None:
     assert "33 %" in page.text
 
 
-def test_markup_in_a_message_is_text(gate: str) -> None:
+def test_message_is_escaped(gate: str) -> None:
     result = running(tasks.report.enqueue([1, 2, "<script>alert(1)</script>"], {}, gate))
     html = render(result, "label=result.args.0.2")
     assert "<script>" not in html
@@ -168,9 +168,7 @@ TAGS = MEDIA + BAR
     ("autoescape", "source"),
     [(True, "{% autoescape off %}" + TAGS + "{% endautoescape %}"), (False, TAGS)],
 )
-def test_markup_in_a_message_is_text_also_where_a_page_escapes_nothing(
-    autoescape: bool, source: str, gate: str
-) -> None:
+def test_message_is_escaped_without_autoescape(autoescape: bool, source: str, gate: str) -> None:
     markup = '<img src="x" onerror=alert(1)>'
     result = running(tasks.report.enqueue([1, None, markup], {}, gate))
     template = engine(autoescape=autoescape).from_string(source)
@@ -179,7 +177,7 @@ def test_markup_in_a_message_is_text_also_where_a_page_escapes_nothing(
     assert markup in Page(html).text
 
 
-def test_arguments() -> None:
+def test_href_and_label() -> None:
     html = render(finished(tasks.noop.enqueue()), 'href="/done/?a=1&b=2" label="Import"')
     elements = Page(html).elements
     assert elements["task-progress"]["href"] == "/done/?a=1&b=2"
@@ -187,23 +185,23 @@ def test_arguments() -> None:
     assert "href" not in Page(render(finished(tasks.noop.enqueue()))).elements["task-progress"]
 
 
-def test_a_result_that_the_hub_has_forgotten() -> None:
+def test_result_that_the_hub_has_released() -> None:
     result = finished(tasks.noop.enqueue())
-    hub.release(result.id)
+    hub.release(hub.find(result.id))
     assert state(result)[0] == "done"
 
 
 @pytest.mark.parametrize(
     ("status", "expected"), [("RUNNING", "running"), ("SUCCESSFUL", "done"), ("FAILED", "failed")]
 )
-def test_a_task_that_runs_in_another_process(status: str, expected: str) -> None:
-    enqueued = tasks.noop.using(backend="dummy").enqueue()  # all that the hub hears of it
+def test_status_from_store_of_another_process(status: str, expected: str) -> None:
+    enqueued = tasks.noop.using(backend="dummy").enqueue()  # the hub has only this state
     read_from_a_store = replace(enqueued, status=TaskResultStatus(status))
     assert state(read_from_a_store)[0] == expected
     assert state(enqueued)[0] == "waiting"
 
 
-def test_the_widget_knows_how_late_the_rendered_state_is() -> None:
+def test_sequence_of_rendered_state() -> None:
     enqueued = tasks.noop.using(backend="dummy").enqueue()
     done = replace(enqueued, status=TaskResultStatus.SUCCESSFUL)
     with override_settings(USE_THOUSAND_SEPARATOR=True):
@@ -215,12 +213,12 @@ def test_the_widget_knows_how_late_the_rendered_state_is() -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, "", "an id", 7, [1]])
-def test_what_is_not_a_result(wrong: Any) -> None:
+def test_tag_requires_a_result(wrong: Any) -> None:
     with pytest.raises(TypeError, match="TaskResult that enqueue"):
         render(wrong)
 
 
-def test_without_a_request() -> None:
+def test_tag_requires_a_request() -> None:
     template = Template(BAR)
     with pytest.raises(ImproperlyConfigured, match=r"render\(request, "):
         template.render(Context({"result": finished(tasks.noop.enqueue())}))
@@ -230,7 +228,7 @@ def test_without_a_request() -> None:
 @pytest.mark.parametrize(
     "include", ["{% include bar %}", "{% include bar with result=result only %}"]
 )
-def test_where_the_request_comes_from(include: str, processors: list[str]) -> None:
+def test_request_in_included_template(include: str, processors: list[str]) -> None:
     names = [f"django.template.context_processors.{name}" for name in processors]
     templates = engine(context_processors=names)
     context = {"result": finished(tasks.noop.enqueue()), "bar": templates.from_string(BAR)}
@@ -243,7 +241,7 @@ SCRIPT = {"type": "module", "src": "/static/django_tasks_local_sse/task-progress
 
 
 @pytest.mark.parametrize("without", [{}, {"csp_nonce": None}])
-def test_media(without: dict[str, Any]) -> None:
+def test_media_without_nonce(without: dict[str, Any]) -> None:
     elements = Page(Template(MEDIA).render(Context(without))).elements
     assert elements == {"link": LINK, "script": SCRIPT}
 
@@ -251,12 +249,12 @@ def test_media(without: dict[str, Any]) -> None:
 def test_media_with_a_nonce() -> None:
     nonce = LazyNonce()
     elements = Page(Template(MEDIA).render(Context({"csp_nonce": nonce}))).elements
-    assert nonce, "Django sends only a nonce that has been looked at"
+    assert nonce, "Django sends a nonce only if it was read"
     assert elements["link"] == {**LINK, "nonce": str(nonce)}
     assert elements["script"] == {**SCRIPT, "nonce": str(nonce)}
 
 
-async def test_a_strict_content_security_policy(page: BrowserPage, server: str, gate: str) -> None:
+async def test_strict_content_security_policy(page: BrowserPage, server: str, gate: str) -> None:
     policy = {
         "default-src": [CSP.NONE],
         "script-src": [CSP.NONCE, CSP.STRICT_DYNAMIC],
@@ -276,12 +274,12 @@ async def test_a_strict_content_security_policy(page: BrowserPage, server: str, 
     await expect(bar).to_have_attribute("data-state", "done")
 
 
-def test_progress_moves_on_between_two_renderings(gate: str) -> None:
+def test_rendering_samples_tracked_loop(gate: str) -> None:
     result = tasks.tracked.enqueue(10, gate)
     wait_for_event(result.id, lambda event: event.progress and event.progress.message == "half-way")
     assert state(result)[1] == "50.0"
 
 
-def test_half_a_character_does_not_break_the_page(gate: str) -> None:
+def test_lone_surrogate_is_replaced(gate: str) -> None:
     result = running(tasks.report.enqueue([1, 2, "caf\udce9.txt"], {}, gate))
     assert "caf?.txt" in render(result).encode().decode()

@@ -1,4 +1,4 @@
-"""The checker of stress/chaos.py finds what is wrong, and a short run of it finds nothing."""
+"""The checker of stress/chaos.py reports violations, and a short run has none."""
 
 import re
 import subprocess
@@ -67,8 +67,8 @@ ROUNDS: list[Entry] = [("end_round",)] * 3
 
 def violations(log: list[Entry]) -> str:
     checker = Checker({"noop": {"successful"}}, timeout=1.0)
-    for what, *values in log:
-        getattr(checker, what)(*values)
+    for entry, *values in log:
+        getattr(checker, entry)(*values)
     checker.end()
     return "\n".join(map(str, checker.violations))
 
@@ -91,7 +91,7 @@ def violations(log: list[Entry]) -> str:
         [("read", "r", ID, (1, 0), False), ("left", "r", True), *HEALTHY],
     ],
 )
-def test_what_is_right(log: list[Entry]) -> None:
+def test_checker_accepts_valid_logs(log: list[Entry]) -> None:
     assert violations(log) == ""
 
 
@@ -138,24 +138,24 @@ def test_what_is_right(log: list[Entry]) -> None:
         ),
     ],
 )
-def test_what_is_wrong(log: list[Entry], found: str) -> None:
+def test_checker_reports_violations(log: list[Entry], found: str) -> None:
     assert found in violations(log)
 
 
-def test_a_timeout_may_not_come_early() -> None:
+def test_timeout_after_its_time_is_valid() -> None:
     now = timezone.now()
     late = failed_result(started_at=now, finished_at=now + timedelta(seconds=1.1))
     log = [*ENQUEUED, *STARTED, *finish(3, of=late, **failed("timeout"))]
     assert violations(log) == ""
 
 
-def test_a_violation_names_the_task_and_its_events() -> None:
+def test_violation_names_task_and_events() -> None:
     lines = violations(ENQUEUED).splitlines()
     assert lines == [f"task {ID}: it was finished 0 times", "    1 enqueued READY noop"]
 
 
-def test_a_short_chaos() -> None:
-    """The long one is stress/chaos.py itself."""
+def test_short_run() -> None:
+    """Run stress/chaos.py for three seconds."""
     done = subprocess.run(
         [sys.executable, "stress/chaos.py", "--minutes", "0.05", "--seed", "20"],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Settings with a backend of each kind."""
+"""Settings with each kind of backend."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ PROCESSES = "django_tasks_local.ProcessPoolBackend"
 
 
 def settings_with(**options: Any) -> Any:
-    """Both kinds of backends, and one of threads as the default, with these OPTIONS."""
+    """Return settings with both kinds of backends with these OPTIONS; threads are the default."""
     return override_settings(
         TASKS={
             "default": {"BACKEND": THREADS, "OPTIONS": options},

@@ -1,6 +1,7 @@
-"""A real Chromium for tests, driven through Playwright.
+"""
+Chromium for tests, driven through Playwright.
 
-``tests/conftest.py`` imports the fixtures ``browser`` and ``page`` from here.
+`tests/conftest.py` imports the fixtures `browser` and `page` from this module.
 """
 
 import re
@@ -26,11 +27,11 @@ ARGUMENTS = (
     "--disable-sync",
 )
 
-# A test may stop its server before its page, in whatever order the fixtures go.
+# A test may stop its server before its page is closed, depending on the order of fixtures.
 ALWAYS_ALLOWED = re.compile("net::ERR_(CONNECTION|EMPTY|INCOMPLETE|SOCKET)_")
 
-# Resolves when the browser has given up the source by itself.
-LISTEN = """(url) => new Promise((resolve) => {
+# Resolves with the events received when the browser stops reconnecting.
+RECEIVE_EVENTS = """(url) => new Promise((resolve) => {
   const seen = (window.seen = []);
   const source = new EventSource(url);
   const note = (event) => seen.push([event.type, JSON.parse(event.data).sequence]);
@@ -44,7 +45,7 @@ _allowed: WeakKeyDictionary[Page, list[re.Pattern[str]]] = WeakKeyDictionary()
 
 
 def allow_errors(page: Page, pattern: str) -> None:
-    """Expect errors in this page's console, or thrown by its scripts, that match ``pattern``."""
+    """Allow console errors and exceptions in this page that match `pattern`."""
     _allowed.setdefault(page, []).append(re.compile(pattern))
 
 
@@ -67,7 +68,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest.fixture
 async def page(browser: Browser) -> AsyncIterator[Page]:
-    """A page with cookies and storage of its own; an unexpected error in it fails the test."""
+    """A page with its own cookies and storage; an unexpected error in it fails the test."""
     context = await browser.new_context()
     page = await context.new_page()
     errors: list[str] = []

@@ -1,4 +1,4 @@
-"""Results, events and requests that no backend and no server has made."""
+"""Results, events and requests made without a backend or a server."""
 
 import uuid
 from typing import Any
@@ -9,6 +9,7 @@ from django.test import RequestFactory
 from django.utils import timezone
 
 from django_tasks_local.events import EventKind, TaskEvent
+from django_tasks_local.record import TaskRecord
 from tests.project import tasks
 from tests.support.waiting import AnyResult
 
@@ -19,7 +20,7 @@ STATUSES = {
 
 
 def event(id: str, sequence: int, kind: str = "progress", **values: Any) -> TaskEvent:
-    """Return an event; without `status`, that of a task that succeeds."""
+    """Return an event; the default `status` fits its kind, for a task that succeeds."""
     fields = {
         "kind": EventKind(kind),
         "status": STATUSES.get(EventKind(kind), TaskResultStatus.RUNNING),
@@ -30,6 +31,7 @@ def event(id: str, sequence: int, kind: str = "progress", **values: Any) -> Task
 
 
 def task_result() -> AnyResult:
+    """Return the result of a task that has just been enqueued."""
     return TaskResult(
         task=tasks.noop,
         id=uuid.uuid4().hex,
@@ -46,6 +48,11 @@ def task_result() -> AnyResult:
     )
 
 
-def anonymous() -> HttpRequest:
-    """A request of nobody, for whom links are bearer links."""
+def task_record(interval: float = 0.0) -> TaskRecord:
+    """Return the record of a waiting task that no pool has and the hub does not know."""
+    return TaskRecord(tasks.noop, uuid.uuid4().hex, [], {}, "default", timezone.now(), interval)
+
+
+def anonymous_request() -> HttpRequest:
+    """Return a request without a user, for which links are bearer links."""
     return RequestFactory().get("/")

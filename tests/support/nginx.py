@@ -1,4 +1,4 @@
-"""A real nginx in front of a server, as a package installs it: buffering, and gzip, are on."""
+"""nginx in front of a server, with proxy buffering and gzip on, as packages configure it."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ import trustme
 
 from tests.support.paths import ROOT
 from tests.support.programs import require
-from tests.support.servers import accepts, free_port
+from tests.support.servers import free_port, is_listening
 from tests.support.waiting import LIMIT, wait_until
 
 CONFIGURATION = """
@@ -49,14 +49,14 @@ http {{
 
 
 class Nginx:
-    """A proxy that passes everything to the port `upstream`, under `/` and under `/app/`."""
+    """A proxy that forwards `/` and `/app/` to the port `upstream`."""
 
     def __init__(self, directory: Path, upstream: int) -> None:
         self._directory = directory
         self.port, self.tls_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.tls_url = f"https://127.0.0.1:{self.tls_port}"
-        path = f"{os.environ['PATH']}:/usr/sbin"  # where Debian has it
+        path = f"{os.environ['PATH']}:/usr/sbin"  # where Debian installs nginx
         self._program = require(shutil.which("nginx", path=path), "nginx")
         self._process: subprocess.Popen[bytes] | None = None
         certificate = trustme.CA().issue_cert("127.0.0.1")
@@ -68,19 +68,20 @@ class Nginx:
             tls_port=self.tls_port,
             upstream=upstream,
             static=ROOT / "static",
-            user="user root;" if os.geteuid() == 0 else "",  # who may read the directory
+            # As root nginx would switch to a user that cannot read the directory.
+            user="user root;" if os.geteuid() == 0 else "",
         )
         (directory / "nginx.conf").write_text(configuration)
 
     @property
     def answers(self) -> list[int]:
-        """How the requests for streams that have ended were answered."""
+        """The statuses of all completed requests for streams."""
         lines = (self._directory / "access.log").read_text().splitlines()
         return [int(line.partition(" ")[0]) for line in lines if "/tasks/events/" in line]
 
     @property
     def unavailable(self) -> bool:
-        """Whether everything is answered with 503."""
+        """Whether nginx answers every request with 503."""
         return self._flag.exists()
 
     @unavailable.setter
@@ -94,10 +95,10 @@ class Nginx:
     def start(self) -> None:
         command = [self._program, "-p", self._directory, "-c", self._directory / "nginx.conf"]
         self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        wait_until(lambda: accepts(self.port), "nginx does not start")
+        wait_until(lambda: is_listening(self.port), "nginx does not start")
 
     def stop(self) -> None:
-        """Cut every connection."""
+        """Stop nginx, which cuts every connection."""
         assert self._process is not None
         self._process.terminate()
         self._process.wait(LIMIT)
@@ -105,7 +106,7 @@ class Nginx:
 
 @contextmanager
 def nginx(directory: Path, upstream: int) -> Iterator[Nginx]:
-    """Run nginx with its files in a directory."""
+    """Run nginx with its files in `directory`."""
     directory.mkdir()
     proxy = Nginx(directory, upstream)
     proxy.start()

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own: a private cluster, in a temporary directory."""
+"""A private PostgreSQL cluster in a temporary directory."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ import pytest
 from tests.project.tasks import LIMIT
 from tests.support.programs import require
 
-# Where Debian's package has what it does not put on the PATH.
+# Debian's package installs the server programs here, outside the PATH.
 PROGRAMS = Path("/usr/lib/postgresql")
 SETTINGS = "-c listen_addresses= -c fsync=off -c max_connections=200"
 
@@ -24,14 +24,14 @@ def _program(name: str) -> str:
 
 
 class Postgres:
-    """A running server; `host` is the directory of its socket, and nobody else can reach it."""
+    """A running server, reachable only through its socket in the directory `host`."""
 
     user = "postgres"
 
     def __init__(self, directory: Path) -> None:
         self.host = str(directory)
         self._data = str(directory / "data")
-        # The server refuses to run as root, as which tests run in a container.
+        # The server refuses to run as root, and in a container tests run as root.
         self._owner = self.user if os.geteuid() == 0 else None
         if self._owner is not None:
             shutil.chown(directory, self._owner)
@@ -39,15 +39,15 @@ class Postgres:
         self._control("start", f"--options=-k {self.host} {SETTINGS}", f"--log={directory}/log")
 
     def restart(self) -> None:
-        """Kill it, as a crash would, and start it again."""
+        """Restart the server without a clean shutdown, as after a crash."""
         self._control("restart", "--mode=immediate", f"--log={self.host}/log")
 
     def stop(self) -> None:
-        """Stop it for good."""
+        """Stop the server."""
         self._control("stop", "--mode=immediate")
 
     def connect(self) -> psycopg.Connection:
-        """Return a connection that Django knows nothing of."""
+        """Return a connection made without Django."""
         return psycopg.connect(host=self.host, user=self.user, dbname="postgres", autocommit=True)
 
     def _control(self, *args: str) -> None:
@@ -59,7 +59,7 @@ class Postgres:
             cwd=self.host,
             user=self._owner,
             group=self._owner,
-            # The server would keep a pipe open.
+            # The server inherits these, and would keep a pipe open.
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             timeout=2 * LIMIT,
@@ -69,7 +69,7 @@ class Postgres:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A PostgreSQL server. Tests may restart it."""
+    """A PostgreSQL server, which tests may restart."""
     _program("initdb")
     with tempfile.TemporaryDirectory(prefix="postgres-") as directory:
         server = Postgres(Path(directory))

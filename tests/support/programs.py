@@ -1,4 +1,4 @@
-"""Programs that tests need and that may be absent."""
+"""Programs that some tests need."""
 
 import os
 
@@ -6,7 +6,7 @@ import pytest
 
 
 def require(program: str | None, name: str) -> str:
-    """Skip a test that needs an absent program; in CI, where it must be there, fail."""
+    """Skip the test if the program is absent; fail it in CI, which installs all programs."""
     if program is None:
         message = f"{name} is not installed"
         if os.environ.get("CI") == "true":

@@ -1,4 +1,4 @@
-"""A web server that does what a test tells it: pages, files, and event streams held by hand."""
+"""A web server whose pages, files and event streams a test controls."""
 
 import asyncio
 import json
@@ -13,13 +13,13 @@ from tests.support.paths import ROOT
 
 STATIC = ROOT / "static"
 TIMEOUT = 20.0  # seconds
-SLOW = "<!-- slow -->"  # what comes after it in a page is sent when the test releases it
+SLOW = "<!-- slow -->"  # the server sends the rest of a page after `released` is set
 
 type Payload = Mapping[str, Any]
 
 
 class Stream:
-    """One request for events, answered with 200 and held open until one side ends it."""
+    """A request for events, answered with 200 and kept open until either side closes it."""
 
     def __init__(self, target: str, headers: Mapping[str, str], writer: asyncio.StreamWriter):
         self.target = target
@@ -46,17 +46,18 @@ class Stream:
 
 
 class ScriptedServer:
-    """Streams requested under ``/events/`` wait in a queue for ``next_stream()``.
+    """
+    Streams requested under `/events/` wait in a queue for `next_stream()`.
 
-    With ``answers`` (statuses, used up one by one) or ``status`` a request gets a plain answer
-    instead.
+    A status other than 200, from the queue `answers` or else from `status`, ends the request with
+    that status instead.
     """
 
     def __init__(self) -> None:
         self.url = ""
         self.pages: dict[str, str] = {}
         self.page_headers: dict[str, str] = {}
-        self.requests: list[str] = []  # targets of all requests for events
+        self.requests: list[str] = []  # targets of all requests for streams
         self.open = 0  # streams
         self.status = 200
         self.answers: deque[int] = deque()
@@ -95,7 +96,7 @@ class ScriptedServer:
             headers = {name.lower(): value for name, value in pairs}
             await self._answer(request.split()[1], headers, reader, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # browsers open connections ahead, and drop them
+            pass  # browsers open connections in advance, and drop them
         finally:
             self._writers.discard(writer)
             writer.close()

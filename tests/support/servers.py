@@ -1,4 +1,4 @@
-"""Real servers: each in processes of its own, or uvicorn in a thread of the tests' process."""
+"""Web servers in their own processes, or uvicorn in a thread of this process."""
 
 import contextlib
 import json
@@ -45,7 +45,7 @@ WSGI = ["gunicorn-sync", "gunicorn-gthread", "runserver"]
 
 @dataclass
 class Server:
-    """A running server: its first process, where it answers, and where it logs."""
+    """A running server: its first process, its port and its log."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -56,14 +56,14 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start_task(self, name: str, *args: Any, **options: Any) -> Any:
-        """Enqueue a task in the server; see `tests.project.views.start`."""
+        """Enqueue a task in the server with the view `start` of the tests' project."""
         query = {"args": json.dumps(args), **options}
         response = httpx.get(f"{self.url}/start/{name}/", params=query, timeout=LIMIT)
         assert response.status_code == 200, response.text
         return response.json()
 
     def stop(self, number: signal.Signals = signal.SIGTERM, *, group: bool = False) -> float:
-        """Send a signal, as a process manager does, or as a terminal to the whole group; wait."""
+        """Send a signal, with `group` to the whole process group; return the seconds taken."""
         began = time.monotonic()
         if group:
             os.killpg(self.process.pid, number)
@@ -74,7 +74,7 @@ class Server:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on just now."""
+    """Return a port on which no socket listens."""
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -82,13 +82,13 @@ def free_port() -> int:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a program that knows this package and nothing of these tests."""
+    """Return an environment without Django settings, in which the project is importable."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith("DJANGO_")}
     return {**environ, "PYTHONPATH": str(ROOT)}
 
 
-def group_is_gone(pid: int) -> bool:
-    """Whether no process is left of those that began with this one, in a session of their own."""
+def group_has_ended(pid: int) -> bool:
+    """Whether all processes of the group `pid` have ended."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
@@ -109,9 +109,9 @@ def serve(
     environ: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """
-    Start one of COMMANDS in a session of its own, and wait until it answers.
+    Start a server of COMMANDS in its own session, and wait until it accepts connections.
 
-    `settings` come on top of those of the tests' project; its log is in `directory`.
+    `settings` override those of the tests' project; the log is written to `directory`.
     """
     port = port or free_port()
     values = {
@@ -134,7 +134,9 @@ def serve(
             start_new_session=True,
         )
     try:
-        wait_until(lambda: process.poll() is not None or accepts(port), f"{name} does not start")
+        wait_until(
+            lambda: process.poll() is not None or is_listening(port), f"{name} does not start"
+        )
         assert process.poll() is None, log.read_text()
         yield Server(process, port, log)
     finally:
@@ -143,17 +145,17 @@ def serve(
         process.wait(LIMIT)
 
 
-def accepts(port: int) -> bool:
-    """Whether somebody listens on a port."""
+def is_listening(port: int) -> bool:
+    """Whether a socket listens on a port."""
     with closing(socket.socket()) as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 class ServerThread:
-    """A real uvicorn in a thread of this process, so that a test shares its hub and its tasks."""
+    """uvicorn in a thread of this process, so that a test shares its hub and its tasks."""
 
     def __init__(self) -> None:
-        from tests.project.asgi import application  # needs django.setup()
+        from tests.project.asgi import application  # requires django.setup()
 
         config = uvicorn.Config(application, port=0, log_level="error", lifespan="off")
         self.server = uvicorn.Server(config)

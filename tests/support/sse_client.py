@@ -1,4 +1,4 @@
-"""A client of server-sent events that reads bytes, as the WHATWG HTML standard says to."""
+"""A client of server-sent events that follows the WHATWG HTML standard."""
 
 import json
 import time
@@ -14,7 +14,7 @@ from tests.project.tasks import LIMIT
 
 @dataclass
 class Message:
-    """One dispatched event, or the comments and fields of a block that dispatches none."""
+    """One dispatched event, or a block without data: its comments and fields."""
 
     event: str = "message"
     data: list[str] = field(default_factory=list)
@@ -53,7 +53,7 @@ def messages(lines: Iterator[str]) -> Iterator[Message]:
 
 @contextmanager
 def stream(url: str, **kwargs: Any) -> Iterator[Iterator[Message]]:
-    """Open a stream and check that it is one."""
+    """Open a stream, and check its status and content type."""
     with httpx.Client(timeout=LIMIT) as client, client.stream("GET", url, **kwargs) as response:
         assert response.status_code == 200, response.read()
         assert response.headers["Content-Type"] == "text/event-stream"
@@ -62,10 +62,10 @@ def stream(url: str, **kwargs: Any) -> Iterator[Iterator[Message]]:
 
 def event_source(url: str) -> Iterator[Message]:
     """
-    Do what a browser's EventSource does: connect again, until the server says 204.
+    Reconnect as an EventSource does, until the server answers 204.
 
-    Yields what has data, and the blocks that begin a connection (with `retry`). Raises
-    httpx.HTTPStatusError for an answer that is neither.
+    Yields each message with data, and the first block of each connection (with `retry`). Raises
+    httpx.HTTPStatusError for any other status.
     Source: HTML, section 9.2.3, "Processing model".
     """
     retry, last_event_id = 1000, ""
@@ -85,6 +85,6 @@ def event_source(url: str) -> Iterator[Message]:
 
 
 def read_all(url: str, **kwargs: Any) -> list[Message]:
-    """Read a stream to its end and return what has data."""
+    """Read a stream to its end and return the messages with data."""
     with stream(url, **kwargs) as received:
         return [message for message in received if message.data]

@@ -1,8 +1,8 @@
 """
-How the tests in `properties` run: any interleaving of the steps of a machine.
+Settings and runner of the state machines in `tests/properties`.
 
-Each machine does generated steps with the real thing and with a tiny model, and compares them.
-Under CI the steps are the same in every run; elsewhere a failure prints those that lead to it.
+A machine applies generated steps to the product and to a small model, and compares both. In CI
+all runs generate the same steps; elsewhere a failure prints the steps that lead to it.
 """
 
 import os
@@ -14,15 +14,15 @@ from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 EXAMPLES = settings(
     max_examples=60,
     stateful_step_count=40,
-    deadline=None,  # The machine that tests run on may be busy.
+    deadline=None,  # A busy computer makes steps slow.
     database=None,
     derandomize=os.environ.get("CI") == "true",
 )
 
-# Hypothesis takes up to five minutes to simplify what has failed.
-SIMPLIFYING = pytest.mark.timeout(360)
+# Hypothesis shrinks a failing sequence of steps for up to five minutes.
+SHRINK_TIMEOUT = pytest.mark.timeout(360)
 
 
 def run_machine(machine: type[RuleBasedStateMachine]) -> None:
-    """Run a machine's steps."""
+    """Run a machine with EXAMPLES."""
     run_state_machine_as_test(machine, settings=EXAMPLES)

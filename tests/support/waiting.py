@@ -1,4 +1,4 @@
-"""Waits for what a test expects, none longer than LIMIT."""
+"""Waits for a condition or an event; none takes longer than LIMIT."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ LIMIT = tasks.LIMIT
 
 
 def wait_until(condition: Callable[[], object], failure: str) -> None:
-    """Wait for what has no event of its own to wait for; never longer than LIMIT."""
+    """Poll a condition that has no event to wait for; fail after LIMIT."""
     deadline = time.monotonic() + LIMIT
     while not condition():
         assert time.monotonic() < deadline, failure
@@ -24,7 +24,7 @@ def wait_until(condition: Callable[[], object], failure: str) -> None:
 
 
 def wait_for_event(result_id: str, condition: Callable[[TaskEvent], object]) -> TaskEvent:
-    """Return the first event that fits; fail when the task ends before, or after LIMIT."""
+    """Return the first matching event; fail if the task ends before, or after LIMIT."""
     deadline = time.monotonic() + LIMIT
     with hub.subscribe(result_id) as subscription:
         while events := subscription.take(timeout=deadline - time.monotonic()):
@@ -35,14 +35,14 @@ def wait_for_event(result_id: str, condition: Callable[[TaskEvent], object]) -> 
 
 
 def finished(result: AnyResult) -> AnyResult:
-    """Wait for a task's end and return its result, brought up to date."""
+    """Wait until the task has ended; return its refreshed result."""
     wait_for_event(result.id, lambda event: event.is_last)
     result.refresh()
     return result
 
 
 def running(result: AnyResult) -> AnyResult:
-    """Wait until a task has begun to report, and return its result, brought up to date."""
+    """Wait until the task has reported progress; return its refreshed result."""
     wait_for_event(result.id, lambda event: event.progress is not None)
     result.refresh()
     return result

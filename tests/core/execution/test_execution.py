@@ -1,4 +1,4 @@
-"""What surrounds a task: its context, its database connections."""
+"""The context, the database connections and the caches around a task."""
 
 import sqlite3
 import threading
@@ -12,7 +12,7 @@ from django.db import connection, connections
 from django.tasks.signals import task_finished, task_started
 from django.test import override_settings
 
-from django_tasks_local import execution
+from django_tasks_local.execution import connections as resources
 from tests.project import tasks
 from tests.support.waiting import finished, wait_until
 
@@ -21,7 +21,7 @@ ONE_WORKER = {
 }
 
 
-def test_nothing_leaks_from_one_task_into_the_next(gate: str) -> None:
+def test_context_does_not_leak_into_next_task(gate: str) -> None:
     tasks.marker.set("from the request")
     with override_settings(TASKS=ONE_WORKER, LANGUAGE_CODE="en", TIME_ZONE="UTC"):
         for _ in range(3):
@@ -31,11 +31,11 @@ def test_nothing_leaks_from_one_task_into_the_next(gate: str) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_no_connection_stays_open(gate: str) -> None:
+def test_connection_of_task_is_closed(gate: str) -> None:
     with override_settings(TASKS=ONE_WORKER):
         for _ in range(3):
             assert finished(tasks.query.enqueue(gate)).return_value == 0
-            # It is closed before anybody can see that the task has finished.
+            # The connection is closed before `finished` is published.
             assert all(is_closed(opened) for opened in tasks.notes[gate])
     assert len(tasks.notes[gate]) == 3
 
@@ -49,7 +49,7 @@ def is_closed(opened: object) -> bool:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_connection_of_a_receiver_is_closed(gate: str) -> None:
+def test_connection_of_receiver_is_closed(gate: str) -> None:
     seen = []
 
     def receive(**kwargs: object) -> None:
@@ -71,24 +71,24 @@ def test_the_connection_of_a_receiver_is_closed(gate: str) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_coroutine_may_use_the_orm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_of_coroutine_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    leave_thread = execution.leave_thread
+    close_thread_resources = resources.close_thread_resources
 
-    def note_and_leave() -> None:
+    def note_and_close() -> None:
         if connections["default"].connection is not None:
             opened.append(connections["default"].connection)
-        leave_thread()
+        close_thread_resources()
 
-    monkeypatch.setattr(execution, "leave_thread", note_and_leave)
+    monkeypatch.setattr(resources, "close_thread_resources", note_and_close)
     assert finished(tasks.query_async.enqueue()).return_value == 0
-    # Its thread was another one, and its connection was closed there.
+    # Another thread ran the query, and closed its own connection.
     assert len(opened) == 1
     assert is_closed(opened[0])
 
 
-class NotedCache(LocMemCache):
-    """A cache that notes when it is closed."""
+class RecordedCache(LocMemCache):
+    """A cache that records the threads in which it is closed."""
 
     closed: ClassVar[list[str]] = []
     fails = False
@@ -96,41 +96,41 @@ class NotedCache(LocMemCache):
     def close(self, **kwargs: object) -> None:
         self.closed.append(threading.current_thread().name)
         if self.fails:
-            raise OSError("the cache is gone")
+            raise OSError("the cache is unreachable")
 
 
 @pytest.fixture
-def noted_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(NotedCache, "closed", [])
-    path = f"{__name__}.{NotedCache.__qualname__}"
+def recorded_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(RecordedCache, "closed", [])
+    path = f"{__name__}.{RecordedCache.__qualname__}"
     with override_settings(CACHES={"default": {"BACKEND": path}}):
         yield
 
 
 @pytest.mark.parametrize("task", [tasks.use_cache, tasks.use_cache_async])
-def test_a_cache_that_a_task_opens_is_closed(noted_cache: None, task: Any) -> None:
-    """Whether one is open is seen in the task's context, which is how asgiref keeps them."""
+def test_cache_of_task_is_closed(recorded_cache: None, task: Any) -> None:
+    """Caches are found in the task's context, where asgiref stores them."""
     with override_settings(TASKS=ONE_WORKER):
         assert finished(task.enqueue()).return_value == "value"
-        assert NotedCache.closed
-        # The worker closes it again after the receivers of task_finished: before its next task.
+        assert RecordedCache.closed
+        # The worker closes caches again after the receivers of task_finished, before the next task.
         finished(tasks.noop.enqueue())
-        before = len(NotedCache.closed)
+        before = len(RecordedCache.closed)
         finished(tasks.noop.enqueue())
-        assert len(NotedCache.closed) == before
+        assert len(RecordedCache.closed) == before
 
 
-def test_tidying_that_fails_is_logged(
-    noted_cache: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_error_in_cleanup_is_logged(
+    recorded_cache: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(NotedCache, "fails", True)
+    monkeypatch.setattr(RecordedCache, "fails", True)
     assert finished(tasks.use_cache.enqueue()).return_value == "value"
     assert "close_caches() failed around a task." in caplog.text
-    assert "the cache is gone" in caplog.text
+    assert "the cache is unreachable" in caplog.text
 
 
 @pytest.mark.parametrize("alias", ["default", "processes"])
-def test_a_cache_that_a_receiver_opens_is_closed(noted_cache: None, alias: str) -> None:
+def test_cache_of_receiver_is_closed(recorded_cache: None, alias: str) -> None:
     def receive(**kwargs: object) -> None:
         cache.get("key")
 
@@ -145,27 +145,27 @@ def test_a_cache_that_a_receiver_opens_is_closed(noted_cache: None, alias: str) 
     try:
         with override_settings(TASKS=backends):
             finished(tasks.noop.using(backend=alias).enqueue())
-            wait_until(lambda: NotedCache.closed, "the cache stays open")
+            wait_until(lambda: RecordedCache.closed, "the cache stays open")
     finally:
         for signal in (task_started, task_finished):
             signal.disconnect(receive)
 
 
-def test_what_a_coroutine_leaves_tidies_up_in_its_thread() -> None:
-    """Any other thread would hold up the end of the process."""
+def test_cleanup_of_remaining_child_runs_in_daemon_thread() -> None:
+    """A thread that is no daemon would delay the end of the process."""
     assert finished(tasks.leave_a_child.enqueue()).status == "SUCCESSFUL"
     tasks.children.clear()
     assert tasks.notes["child"] == ["django-tasks-sync"]
 
 
-def test_threads_that_cannot_be_started(
+def test_tasks_fail_if_no_thread_starts(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     results = []
     others = [tasks.add]
 
     def fail(thread: threading.Thread) -> None:
-        if others:  # As if it were in another thread, which sees that a worker is on its way.
+        if others:  # Simulates another thread, which relies on the worker that is being started.
             results.append(others.pop().enqueue(2))
         raise RuntimeError("can't start new thread")
 
@@ -181,13 +181,13 @@ def test_threads_that_cannot_be_started(
         assert finished(tasks.add.enqueue(1)).return_value == 2
         for result in results:
             result.refresh()
-            assert result.attempts == 0, "it does not run later"
+            assert result.attempts == 0, "the failed task has run later"
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_callers_connection_is_left_alone() -> None:
+def test_connection_of_caller_stays_open() -> None:
     connection.ensure_connection()
-    mine = connection.connection
+    opened = connection.connection
     finished(tasks.noop.enqueue())
-    assert connection.connection is mine
-    assert not is_closed(mine)
+    assert connection.connection is opened
+    assert not is_closed(opened)

@@ -1,162 +1,170 @@
-"""Positions of waiting tasks: when the queue is looked at, what is told, what it may cost."""
+"""Positions of waiting tasks: when the queue is scanned, what is published, and its cost."""
 
 import itertools
-import uuid
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
-from django_tasks_local import positions
 from django_tasks_local.hub import hub
-from django_tasks_local.positions import INTERVAL, SHARE, SLICE, Positions
-from tests.support.factories import event
-from tests.support.stage import FakeSampler
-
-
-@dataclass
-class Waiting:
-    """A job as Positions sees it."""
-
-    position: int
-    result_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+from django_tasks_local.pools.positions import (
+    INTERVAL_SECONDS,
+    MAX_CPU_SHARE,
+    TASKS_PER_SLICE,
+    Positions,
+)
+from django_tasks_local.record import TaskRecord
+from tests.support.factories import task_record
+from tests.support.stage import FakeTicker
 
 
 class Stage:
-    """A queue of `count` tasks, known to the hub, whose clock and sampler the test moves."""
+    """A queue of `count` tasks, known to the hub, whose clock and ticker the test moves."""
 
     def __init__(self, count: int) -> None:
         self.now = 100.0
-        self.step = 0.0  # seconds from one look at the clock to the next
-        self.queue = deque(Waiting(place) for place in range(count))
-        self.all = list(self.queue)
-        self.unfinished = {job.result_id for job in self.queue}
-        self.sampler = FakeSampler()
+        self.step = 0.0  # seconds from one reading of the clock to the next
+        self.all = [task_record() for _ in range(count)]
+        self.queue = deque(self.all)
+        self.unfinished = {record.id for record in self.queue}
+        self.ahead = 0
+        self.ticker = FakeTicker()
         self.positions = Positions(
-            self.queue, self.unfinished, clock=self.clock, sampler=self.sampler
+            self.queue,
+            self.unfinished,
+            count_ahead=lambda: self.ahead,
+            clock=self.clock,
+            ticker=self.ticker,
         )
-        for job in self.queue:
-            hub.publish(event(job.result_id, 1, "enqueued", position=job.position), hold=True)
+        for place, record in enumerate(self.queue):
+            record.enqueue(place)
 
     def clock(self) -> float:
         self.now += self.step
         return self.now
 
     def tick(self) -> float | None:
-        """Let the sampler look, and say when it is to look again."""
-        [(due_at, sampled)] = self.sampler.due
-        self.sampler.due.clear()
+        """Let the ticker call, and return when it must call again."""
+        [(due_at, ticking)] = self.ticker.due
+        self.ticker.due.clear()
         self.now = max(self.now, due_at)
-        again_at = sampled.sample()
+        again_at = ticking.tick()
         if again_at is not None:
-            self.sampler.add(sampled, again_at)
+            self.ticker.add(ticking, again_at)
         return again_at
 
-    def told(self) -> list[int | None]:
-        return [hub.snapshot(job.result_id).position for job in self.all]
+    def published(self) -> list[int | None]:
+        """The positions that the hub's events have."""
+        return [hub.snapshot(record.id).position for record in self.all]
 
 
 @pytest.fixture
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     stage = Stage(getattr(request, "param", 4))
     yield stage
-    for job in stage.all:
-        hub.release(job.result_id)
+    for record in stage.all:
+        hub.release(record)
 
 
-def test_what_moves_up_is_told(stage: Stage) -> None:
+def test_a_task_that_moves_up_is_published(stage: Stage) -> None:
     stage.queue.popleft()
-    stage.positions.look()
-    assert stage.told() == [0, 1, 2, 3], "nothing is told in the thread that changes the queue"
+    stage.positions.schedule()
+    assert stage.published() == [0, 1, 2, 3], "not in the thread that changes the queue"
     assert stage.tick() is None
-    assert stage.told() == [0, 0, 1, 2]
+    assert stage.published() == [0, 0, 1, 2]
 
 
-def test_one_look_for_many_moves_and_none_without(stage: Stage) -> None:
+def test_one_scan_for_many_changes_and_none_without(stage: Stage) -> None:
     for _ in range(1000):
-        stage.positions.look()
-    assert len(stage.sampler.due) == 1
+        stage.positions.schedule()
+    assert len(stage.ticker.due) == 1
     assert stage.tick() is None
-    assert stage.sampler.due == []
+    assert stage.ticker.due == []
     first = stage.now
-    stage.positions.look()
-    [(due_at, _)] = stage.sampler.due
-    assert due_at == first + INTERVAL
+    stage.positions.schedule()
+    [(due_at, _)] = stage.ticker.due
+    assert due_at == first + INTERVAL_SECONDS
 
 
 def test_a_cancelled_task_does_not_count(stage: Stage) -> None:
-    stage.unfinished.remove(stage.all[1].result_id)
-    stage.positions.look()
+    stage.unfinished.remove(stage.all[1].id)
+    stage.positions.schedule()
     stage.tick()
-    assert stage.told() == [0, 1, 1, 2]
+    assert stage.published() == [0, 1, 1, 2]
+
+
+def test_tasks_that_wait_outside_of_the_queue_count(stage: Stage) -> None:
+    stage.queue.popleft()
+    stage.queue.popleft()
+    stage.ahead = 1
+    stage.positions.schedule()
+    stage.tick()
+    assert stage.published() == [0, 1, 1, 2]
 
 
 def test_a_position_never_rises(stage: Stage) -> None:
     stage.queue.rotate(1)
-    stage.positions.look()
+    stage.positions.schedule()
     stage.tick()
-    assert stage.told() == [0, 1, 2, 0]
+    assert stage.published() == [0, 1, 2, 0]
 
 
-def test_a_task_that_has_begun_is_left_alone(stage: Stage) -> None:
+def test_a_started_task_has_no_position(stage: Stage) -> None:
+    """Also if it is still in the queue, because it was put back before it started."""
     stage.queue.popleft()
-    hub.publish(event(stage.all[1].result_id, 2, "started"))
-    hub.release(stage.all[2].result_id)
-    stage.positions.look()
+    assert stage.all[1].start("worker")
+    stage.positions.schedule()
     stage.tick()
-    assert hub.snapshot(stage.all[1].result_id).kind == "started"
-    assert hub.snapshot(stage.all[2].result_id) is None, "the hub has forgotten it"
-    assert hub.snapshot(stage.all[3].result_id).position == 2
+    assert hub.snapshot(stage.all[1].id).kind == "started"
+    assert hub.snapshot(stage.all[3].id).position == 2
 
 
-@pytest.mark.parametrize("stage", [SLICE * 3 + 7], indirect=True)
+@pytest.mark.parametrize("stage", [TASKS_PER_SLICE * 3 + 7], indirect=True)
 def test_many_tasks_take_a_small_share_of_the_time(stage: Stage) -> None:
-    """Also when the queue moves all the time, and in slices, for others use the sampler too."""
-    stage.step = 0.2  # a slice takes so long
+    """Also if the queue changes all the time; in slices, because the ticker has other duties."""
+    stage.step = 0.2  # the seconds that a slice takes
     began = stage.now
-    stage.positions.look()
-    for looks in itertools.count(1):
+    stage.positions.schedule()
+    for scans in itertools.count(1):
         stage.queue.popleft()
-        stage.positions.look()
-        if looks == 40:
+        stage.positions.schedule()
+        if scans == 40:
             break
         assert stage.tick() is not None
-    assert looks * stage.step <= (stage.now - began) * SHARE + 2 * stage.step
+    assert scans * stage.step <= (stage.now - began) * MAX_CPU_SHARE + 2 * stage.step
     stage.step = 0.0
     while stage.tick() is not None:
         pass
-    assert stage.told()[40:] == list(range(SLICE * 3 + 7 - 40))
+    assert stage.published()[40:] == list(range(TASKS_PER_SLICE * 3 + 7 - 40))
 
 
-def test_a_move_in_the_midst_of_a_look_is_not_lost(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    amend = hub.amend
+def test_a_change_during_a_scan_is_not_lost(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    move_up = TaskRecord.move_up
 
-    def move(*args: Any) -> bool:
-        stage.queue.popleft()
-        stage.positions.look()
-        return amend(*args)
+    def move_up_while_the_queue_changes(record: TaskRecord, position: int) -> None:
+        if stage.queue:
+            stage.queue.popleft()
+        stage.positions.schedule()
+        move_up(record, position)
 
     stage.queue.popleft()
-    stage.positions.look()
+    stage.positions.schedule()
     with monkeypatch.context() as patch:
-        patch.setattr(positions.hub, "amend", move)
-        assert stage.tick() == stage.now + INTERVAL
+        patch.setattr(TaskRecord, "move_up", move_up_while_the_queue_changes)
+        assert stage.tick() == stage.now + INTERVAL_SECONDS
     assert stage.tick() is None
     assert list(stage.queue) == []
 
 
-def test_it_begins_anew_after_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = Stage(3)
+def test_a_scan_that_raises_is_followed_by_a_new_one(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stage.queue.popleft()
-    stage.positions.look()
+    stage.positions.schedule()
     with monkeypatch.context() as patch:
-        patch.setattr(stage.positions, "_tell", lambda *args: 1 / 0)
+        patch.setattr(TaskRecord, "move_up", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             stage.tick()
-    stage.positions.look()
+    stage.positions.schedule()
     stage.tick()
-    assert stage.told()[1:] == [0, 1]
+    assert stage.published()[1:] == [0, 1, 2]

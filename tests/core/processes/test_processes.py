@@ -1,4 +1,4 @@
-"""Worker processes: the same lifecycle as in threads, and what happens when they die."""
+"""Tasks in worker processes: their lifecycle, and the death of workers."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ from django.tasks.signals import task_enqueued, task_finished, task_started
 from django.test import TransactionTestCase, override_settings
 
 from django_tasks_local import cancel
-from django_tasks_local.events import EventKind
+from django_tasks_local.events import NO_VERSION, EventKind, Version
 from django_tasks_local.hub import hub
 from django_tasks_local.processes import starting, worker_process
 from django_tasks_local.processes.pool import ProcessPool
@@ -44,20 +44,20 @@ def processes(**options: Any) -> Any:
 
 @pytest.fixture(scope="module", autouse=True)
 def two_workers() -> Iterator[None]:
-    """One pool for all tests that need no other."""
+    """A pool for all tests that need no other."""
     with processes(MAX_WORKERS=2):
         yield
 
 
 @pytest.fixture
 def fifo(tmp_path: Path) -> Path:
-    """A gate at which a task waits until something is written to it."""
+    """The path of a FIFO that a task reads until the test writes to it."""
     path = tmp_path / "gate"
     os.mkfifo(path)
     return path
 
 
-def run(task: Any, *args: Any, **kwargs: Any) -> AnyResult:
+def run_task(task: Any, *args: Any, **kwargs: Any) -> AnyResult:
     return finished(task.enqueue(*args, **kwargs))
 
 
@@ -93,7 +93,7 @@ def is_alive(pid: int) -> bool:
 
 
 def error_of(result: AnyResult) -> tuple[str, str]:
-    """The reason and the message of a failure, as a stream tells them."""
+    """Return the reason and the message of a failure, as streams send them."""
     event = hub.snapshot(result.id)
     assert result.status == FAILED
     assert event is not None
@@ -105,8 +105,8 @@ def error_of(result: AnyResult) -> tuple[str, str]:
 # The lifecycle
 
 
-def test_a_task_runs_in_another_process() -> None:
-    result = run(tasks.whoami)
+def test_task_runs_in_another_process() -> None:
+    result = run_task(tasks.whoami)
     pid, result_id, label = result.return_value
     assert result_id == result.id
     assert label == "auth.User"
@@ -116,18 +116,18 @@ def test_a_task_runs_in_another_process() -> None:
     assert result.attempts == 1
 
 
-def test_a_coroutine() -> None:
-    result = run(tasks.async_whoami)
+def test_coroutine() -> None:
+    result = run_task(tasks.async_whoami)
     assert result.return_value == [pid_of(result), result.id]
 
 
-def test_the_context_is_what_the_parent_knows() -> None:
-    result = run(tasks.with_context, 7)
+def test_task_context() -> None:
+    result = run_task(tasks.with_context, 7)
     times = [str(result.enqueued_at), str(result.started_at)]
     assert result.return_value == [result.id, "RUNNING", result.worker_ids, 1, *times, 7]
 
 
-def test_it_is_running_only_when_it_runs(fifo: Path) -> None:
+def test_status_is_running_only_in_a_worker(fifo: Path) -> None:
     first, second = tasks.gated.enqueue(str(fifo)), tasks.gated.enqueue(str(fifo))
     third = tasks.noop.enqueue()
     running(first)
@@ -143,7 +143,7 @@ def test_it_is_running_only_when_it_runs(fifo: Path) -> None:
     assert finished(first).return_value == pid_of(first)
 
 
-def test_signals_are_sent_here_and_in_order() -> None:
+def test_signals_are_sent_in_this_process_in_order() -> None:
     seen: list[tuple[str, int, str]] = []
 
     def note(name: str) -> Any:
@@ -156,8 +156,8 @@ def test_signals_are_sent_here_and_in_order() -> None:
     for name, django_signal in receivers.items():
         django_signal.connect(notes[name])
     try:
-        run(tasks.noop)
-        wait_until(lambda: len(seen) == 3, "three signals")
+        run_task(tasks.noop)
+        wait_until(lambda: len(seen) == 3, "not all signals were sent")
     finally:
         for name, django_signal in receivers.items():
             django_signal.disconnect(notes[name])
@@ -180,8 +180,8 @@ def test_progress_is_throttled_and_the_last_value_arrives(fifo: Path) -> None:
     assert finished(result).status == SUCCESSFUL
 
 
-def test_track() -> None:
-    result = run(tasks.tracked, 200_000)
+def test_tracked_loop() -> None:
+    result = run_task(tasks.tracked, 200_000)
     event = hub.snapshot(result.id)
     assert result.return_value == 200_000
     assert event is not None
@@ -189,7 +189,7 @@ def test_track() -> None:
     assert (event.progress.current, event.progress.message) == (200_000, "counting")
 
 
-def test_events_come_in_order() -> None:
+def test_events_are_ordered() -> None:
     kinds = []
     with hub.subscribe() as subscription:
         result = tasks.storm.enqueue(20_000)
@@ -206,10 +206,10 @@ def test_events_come_in_order() -> None:
 # Errors
 
 
-def test_an_error_keeps_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+def test_error_keeps_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, "django.tasks"):
-        result = run(tasks.fail, "value")
-        # The handler keeps a record before it writes its text.
+        result = run_task(tasks.fail, "value")
+        # The handler of caplog adds a record before it writes the text.
         wait_until(lambda: "process_tasks.py" in caplog.text, "the child's traceback is not logged")
     error = result.errors[0]
     assert error.exception_class_path == "builtins.ValueError"
@@ -228,17 +228,17 @@ def test_an_error_keeps_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
         ("unpickleable", "builtins.RuntimeError"),
     ],
 )
-def test_errors_that_cannot_be_sent(kind: str, path: str) -> None:
-    result = run(tasks.fail, kind)
+def test_unpickleable_errors(kind: str, path: str) -> None:
+    result = run_task(tasks.fail, kind)
     assert result.errors[0].exception_class_path == path
     assert "in fail" in result.errors[0].traceback
-    assert run(tasks.noop).worker_ids, "the worker lives on"
+    assert run_task(tasks.noop).worker_ids, "the worker has died"
 
 
-def test_return_values_that_cannot_be_sent() -> None:
-    result = run(tasks.unpickleable_value)
+def test_unpickleable_return_values() -> None:
+    result = run_task(tasks.unpickleable_value)
     assert "pickle" in result.errors[0].traceback
-    assert run(tasks.not_json).errors[0].exception_class_path == "builtins.TypeError"
+    assert run_task(tasks.not_json).errors[0].exception_class_path == "builtins.TypeError"
 
 
 @pytest.mark.parametrize("argument", [lambda: None, threading.Lock()])
@@ -255,12 +255,12 @@ def test_arguments_must_be_json() -> None:
 
 
 class Text(str):
-    """A string that pickle cannot send."""
+    """A string that cannot be pickled."""
 
     __slots__ = ()
 
     def __reduce__(self) -> Any:
-        raise pickle.PicklingError("not me")
+        raise pickle.PicklingError("cannot be pickled")
 
 
 def test_json_that_cannot_be_pickled() -> None:
@@ -268,8 +268,8 @@ def test_json_that_cannot_be_pickled() -> None:
         tasks.length.enqueue(Text("text"))
 
 
-def test_a_worker_enqueues_nothing_here() -> None:
-    result = run(tasks.enqueue_another)
+def test_worker_cannot_enqueue() -> None:
+    result = run_task(tasks.enqueue_another)
     assert error_of(result)[1].startswith("Task tests.project.process_tasks.noop was not enqueued")
 
 
@@ -277,13 +277,13 @@ def test_a_worker_enqueues_nothing_here() -> None:
 
 
 @pytest.fixture
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a task that was cancelled have its time, which on a busy machine is not half a second."""
+def long_kill_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give a cancelled task time to clean up: on a busy machine 0.5 s may be too short."""
     monkeypatch.setattr(worker_process, "KILL_AFTER", LIMIT)
 
 
-@pytest.mark.usefixtures("patience")
-def test_cancelling_lets_a_task_tidy_up(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("long_kill_after")
+def test_cancelled_task_cleans_up(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     for task in (tasks.until_cancelled, tasks.async_until_cancelled):
         marker.write_text("")
@@ -291,46 +291,46 @@ def test_cancelling_lets_a_task_tidy_up(tmp_path: Path) -> None:
         assert cancel(result.id)
         finished(result)
         assert error_of(result) == ("cancelled", "The task was cancelled.")
-        assert marker.read_text() == "tidied"
+        assert marker.read_text() == "cleaned up"
         assert not cancel(result.id)
 
 
-@pytest.mark.usefixtures("patience")
-def test_a_task_may_swallow_its_cancellation(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("long_kill_after")
+def test_task_may_swallow_its_cancellation(tmp_path: Path) -> None:
     result = running(tasks.until_cancelled.enqueue(str(tmp_path / "marker"), swallow=True))
     cancel(result.id)
     assert finished(result).return_value == "swallowed"
 
 
-def test_c_code_that_holds_the_gil_is_cancelled() -> None:
-    result = running(tasks.hold_the_gil.enqueue())
+def test_cancelled_c_code_is_killed() -> None:
+    result = running(tasks.run_c_code.enqueue())
     cancel(result.id)
     assert error_of(finished(result))[0] == "cancelled"
-    wait_until(lambda: not is_alive(pid_of(result)), "the process lives on")
+    wait_until(lambda: not is_alive(pid_of(result)), "the process does not end")
 
 
 @pytest.mark.parametrize("task", [tasks.fork, tasks.fork_async])
-def test_a_child_of_a_worker_dies_of_sigterm(task: Any) -> None:
-    """As multiprocessing.Pool wants it: our handler is not its business."""
-    assert run(task).return_value == signal.SIGTERM
+def test_child_of_worker_dies_of_sigterm(task: Any) -> None:
+    """multiprocessing.Pool relies on it, so the worker's handler must not apply to its children."""
+    assert run_task(task).return_value == signal.SIGTERM
 
 
 def test_timeout(tmp_path: Path) -> None:
-    # A worker imports the task in this time, too.
+    # TIMEOUT includes the time in which the worker imports the task.
     with processes(MAX_WORKERS=1, TIMEOUT=2):
-        result = run(tasks.until_cancelled, str(tmp_path / "marker"), swallow=True)
+        result = run_task(tasks.until_cancelled, str(tmp_path / "marker"), swallow=True)
         assert error_of(result) == ("timeout", "The task took longer than 2 seconds.")
         assert result.errors[0].exception_class_path == "django_tasks_local.exceptions.TaskTimeout"
-        assert run(tasks.noop).status == SUCCESSFUL
+        assert run_task(tasks.noop).status == SUCCESSFUL
 
 
-def test_a_worker_is_replaced_after_so_many_tasks() -> None:
+def test_max_tasks_per_worker() -> None:
     with processes(MAX_WORKERS=1, MAX_TASKS_PER_WORKER=2):
-        pids = [run(tasks.whoami).return_value[0] for _ in range(5)]
+        pids = [run_task(tasks.whoami).return_value[0] for _ in range(5)]
     assert pids[0] == pids[1] != pids[2] == pids[3] != pids[4] != pids[0]
 
 
-def test_close(fifo: Path, tmp_path: Path) -> None:
+def test_close_loses_unfinished_tasks(fifo: Path, tmp_path: Path) -> None:
     with processes(MAX_WORKERS=1):
         result = running(tasks.until_cancelled.enqueue(str(tmp_path / "marker")))
         waiting = tasks.noop.enqueue()
@@ -342,12 +342,12 @@ def test_close(fifo: Path, tmp_path: Path) -> None:
             tasks.noop.enqueue()
 
 
-def test_close_lets_a_task_finish(fifo: Path) -> None:
+def test_close_waits_for_running_task(fifo: Path) -> None:
     with processes(MAX_WORKERS=1):
         result = running(tasks.gated.enqueue(str(fifo)))
         closing = threading.Thread(target=task_backends["default"].close)  # type: ignore[attr-defined]
         closing.start()
-        wait_until(lambda: pool()._waiters, "it does not wait for the task")
+        wait_until(lambda: pool()._waiters, "close() does not wait for the task")
         fifo.write_text("go")
         assert finished(result).status == SUCCESSFUL
         closing.join(LIMIT)
@@ -372,9 +372,9 @@ def test_options_are_checked(options: dict[str, Any]) -> None:
         ("terminated", "SIGTERM"),
     ],
 )
-def test_a_dead_worker_fails_its_own_task_only(fifo: Path, how: str, message: str) -> None:
+def test_dead_worker_fails_its_own_task_only(fifo: Path, how: str, message: str) -> None:
     other = running(tasks.gated.enqueue(str(fifo)))
-    result = run(tasks.die, how)
+    result = run_task(tasks.die, how)
     reason, text = error_of(result)
     assert reason == "died"
     assert message in text
@@ -382,22 +382,20 @@ def test_a_dead_worker_fails_its_own_task_only(fifo: Path, how: str, message: st
     event = hub.snapshot(result.id)
     assert event is not None
     assert event.progress is not None
-    assert event.progress.current == 50, "what it said last is kept"
-    assert run(tasks.noop).status == SUCCESSFUL
+    assert event.progress.current == 50, "the last progress is lost"
+    assert run_task(tasks.noop).status == SUCCESSFUL
     fifo.write_text("go")
     assert finished(other).status == SUCCESSFUL
 
 
-def test_a_busy_worker_is_killed(fifo: Path) -> None:
+def test_kill_busy_worker(fifo: Path) -> None:
     result = running(tasks.gated.enqueue(str(fifo)))
     os.kill(pid_of(result), signal.SIGKILL)
     assert "SIGKILL" in error_of(finished(result))[1]
 
 
-def test_stopping_the_task_of_a_worker_that_has_died(
-    fifo: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As when cancel() comes in the moment of the death."""
+def test_stop_task_of_dead_worker(fifo: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """cancel() may be called just as the worker dies."""
     result = running(tasks.gated.enqueue(str(fifo)))
     record, dispatcher = pool().results.get(result.id), pool().dispatcher
     assert dispatcher is not None
@@ -405,19 +403,19 @@ def test_stopping_the_task_of_a_worker_that_has_died(
     os.kill(pid_of(result), signal.SIGKILL)
     assert error_of(finished(result))[0] == "died"
     dispatcher.stop(record)
-    assert run(tasks.noop).status == SUCCESSFUL
+    assert run_task(tasks.noop).status == SUCCESSFUL
     assert "An error in the dispatcher" not in caplog.text
 
 
-def test_killing_idle_workers_costs_nothing() -> None:
+def test_killed_idle_workers_fail_no_task() -> None:
     for _ in range(3):
-        pid = pid_of(run(tasks.noop))
+        pid = pid_of(run_task(tasks.noop))
         os.kill(pid, signal.SIGKILL)
-        # At once: the task may be on its way before anybody knows of the death.
-        assert [run(tasks.noop).status for _ in range(5)] == [SUCCESSFUL] * 5
+        # Without a wait: the dispatcher may assign the task before it notices the death.
+        assert [run_task(tasks.noop).status for _ in range(5)] == [SUCCESSFUL] * 5
 
 
-def test_all_workers_are_killed_at_once(tmp_path: Path) -> None:
+def test_kill_all_workers(tmp_path: Path) -> None:
     results = [running(tasks.until_cancelled.enqueue(str(tmp_path / "m"))) for _ in range(2)]
     waiting = [tasks.noop.enqueue() for _ in range(10)]
     for result in results:
@@ -426,7 +424,7 @@ def test_all_workers_are_killed_at_once(tmp_path: Path) -> None:
     assert {finished(result).status for result in waiting} == {SUCCESSFUL}
 
 
-def test_death_in_the_midst_of_a_long_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_dies_during_long_result(monkeypatch: pytest.MonkeyPatch) -> None:
     receive = WorkerProcess.receive
     killed = []
 
@@ -442,17 +440,20 @@ def test_death_in_the_midst_of_a_long_result(monkeypatch: pytest.MonkeyPatch) ->
     result = running(tasks.text.enqueue(100_000_000))
     assert error_of(finished(result))[0] == "died"
     assert finished(other).status == SUCCESSFUL
-    assert run(tasks.noop).status == SUCCESSFUL
+    assert run_task(tasks.noop).status == SUCCESSFUL
 
 
-def test_a_worker_that_does_not_read_stalls_nobody() -> None:
-    pids = [pid_of(result) for result in (run(tasks.noop), run(tasks.noop))]
+def test_stopped_worker_delays_no_other() -> None:
+    pids = [pid_of(result) for result in (run_task(tasks.noop), run_task(tasks.noop))]
     os.kill(pids[0], signal.SIGSTOP)
     try:
         results = [tasks.length.enqueue("x" * 20_000_000)]  # does not wait for the worker
-        # Whichever worker gets it, the other one goes on.
+        # One of the workers is blocked by it, and the other runs these tasks.
         results += [tasks.noop.enqueue() for _ in range(20)]
-        wait_until(lambda: sum(r.is_finished for r in refreshed(results)) >= 20, "the others go on")
+        wait_until(
+            lambda: sum(r.is_finished for r in refreshed(results)) >= 20,
+            "the other worker is stalled",
+        )
     finally:
         os.kill(pids[0], signal.SIGCONT)
     assert {finished(result).status for result in results} == {SUCCESSFUL}
@@ -465,7 +466,7 @@ def refreshed(results: list[AnyResult]) -> list[AnyResult]:
     return results
 
 
-def test_a_worker_killed_in_a_progress_storm_silences_nobody() -> None:
+def test_worker_killed_during_progress_storm() -> None:
     for _ in range(3):
         victim = running(tasks.storm.enqueue(10_000_000))
         other = running(tasks.storm.enqueue(20_000))
@@ -475,8 +476,8 @@ def test_a_worker_killed_in_a_progress_storm_silences_nobody() -> None:
 
 
 @contextmanager
-def every_event() -> Iterator[list[Any]]:
-    """Collect all events that are published, in a thread of its own."""
+def recorded_events() -> Iterator[list[Any]]:
+    """Record all events that are published in the block, in a separate thread."""
     events: list[Any] = []
     done = threading.Event()
 
@@ -508,7 +509,7 @@ def test_random_kills_under_load() -> None:
 
     task_finished.connect(count)
     try:
-        with processes(MAX_WORKERS=3), every_event() as events:
+        with processes(MAX_WORKERS=3), recorded_events() as events:
             results = []
             deadline = time.monotonic() + 8
             for _ in range(12):
@@ -517,20 +518,20 @@ def test_random_kills_under_load() -> None:
                 results += [tasks.storm.enqueue(rng.randrange(2000)) for _ in range(15)]
                 ready = [w for w in workers() if w.was_ready]
                 if ready:
-                    with suppress(ProcessLookupError):  # It has just died.
+                    with suppress(ProcessLookupError):  # It has already died.
                         os.kill(pid_in(rng.choice(ready).worker_id), signal.SIGKILL)
                 finished(rng.choice(results))
             for result in results:
                 finished(result)
-            wait_until(lambda: len(finishes) >= len(results), "signals")
+            wait_until(lambda: len(finishes) >= len(results), "signals are missing")
     finally:
         task_finished.disconnect(count)
     assert sorted(finishes) == sorted(result.id for result in results), "each finished once"
     for result in results:
         assert result.status == SUCCESSFUL or error_of_path(result).endswith("WorkerDied")
-    last: dict[str, Any] = {}
+    last: dict[str, Version] = {}
     for event in events:
-        assert event.id not in last or event.version > last[event.id], "an event comes too late"
+        assert event.version > last.get(event.id, NO_VERSION), "an event comes too late"
         last[event.id] = event.version
 
 
@@ -538,22 +539,22 @@ def error_of_path(result: AnyResult) -> str:
     return result.errors[0].exception_class_path
 
 
-def test_nothing_leaks() -> None:
+def test_no_files_threads_or_jobs_leak() -> None:
     with processes(MAX_WORKERS=2):
         for result in [tasks.noop.enqueue() for _ in range(100)]:
             finished(result)
-        wait_until(lambda: sum(w.was_ready for w in workers()) == 2, "two workers")
+        wait_until(lambda: sum(w.was_ready for w in workers()) == 2, "two workers are not ready")
         before = open_files(), threading.active_count()
         for _ in range(2):
             died = [tasks.die.enqueue("exit") for _ in range(2)]
             for result in [*died, *[tasks.noop.enqueue() for _ in range(300)]]:
                 finished(result)
-        wait_until(lambda: sum(w.was_ready for w in workers()) == 2, "new workers")
-        # What earlier tests have left may still be on its way out.
+        wait_until(lambda: sum(w.was_ready for w in workers()) == 2, "new workers are not ready")
+        # Files and threads of earlier tests may still be closing.
         files, threads = before
         wait_until(lambda: open_files() <= files, "files stay open")
-        wait_until(lambda: threading.active_count() <= threads, "threads stay")
-        wait_until(lambda: not pool()._unfinished, "jobs are left")
+        wait_until(lambda: threading.active_count() <= threads, "threads stay alive")
+        wait_until(lambda: not pool()._unfinished, "tasks are left")
         assert not pool().queue
 
 
@@ -564,10 +565,10 @@ def open_files() -> int:
 # Start
 
 
-def test_a_worker_that_cannot_start(caplog: pytest.LogCaptureFixture) -> None:
+def test_worker_that_cannot_start(caplog: pytest.LogCaptureFixture) -> None:
     broken = [*settings.INSTALLED_APPS, "tests.project.broken"]
     with override_settings(INSTALLED_APPS=broken), processes(MAX_WORKERS=2):
-        result = run(tasks.noop)
+        result = run_task(tasks.noop)
         reason, message = error_of(result)
         assert reason == "died"
         assert "this app has no luck today" in message
@@ -575,12 +576,12 @@ def test_a_worker_that_cannot_start(caplog: pytest.LogCaptureFixture) -> None:
             tasks.noop.enqueue()
         wait_until(lambda: not workers(), "workers are started again and again")
     errors = [record for record in caplog.records if "cannot start" in record.getMessage()]
-    assert len(errors) == 1, "it is said once"
+    assert len(errors) == 1, "the error is not logged exactly once"
 
 
 @contextmanager
 def no_descriptors(but: int = 0) -> Iterator[None]:
-    """Let this process open no file any more, or only so many, as when it has too many streams."""
+    """Let this process open at most `but` more files, as if it had too many streams."""
     limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = [os.dup(0) for _ in range(but + 1)]
     for descriptor in free:
@@ -603,7 +604,7 @@ def no_threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("shortage", [no_descriptors, no_threads])
-def test_nothing_is_enqueued_without_a_dispatcher(shortage: Any) -> None:
+def test_enqueue_fails_without_dispatcher(shortage: Any) -> None:
     before = open_files()
     with processes(MAX_WORKERS=1):
         for _ in range(2):
@@ -612,28 +613,28 @@ def test_nothing_is_enqueued_without_a_dispatcher(shortage: Any) -> None:
         assert pool().results.records() == []
         assert not pool().queue
         assert open_files() == before
-        assert run(tasks.noop).status == SUCCESSFUL
+        assert run_task(tasks.noop).status == SUCCESSFUL
 
 
-def lose_the_worker() -> None:
+def kill_only_worker() -> None:
     """Kill the only worker, and wait until the start of another one was refused."""
     [lost] = workers()
     os.kill(lost.process.pid, signal.SIGKILL)
-    wait_until(lambda: not workers(), "it is not missed")
+    wait_until(lambda: not workers(), "the dispatcher does not notice the death")
     wait_until(lambda: starter().failures, "no start was tried")
 
 
-def test_a_start_that_the_system_refuses_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_start_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(starting, "START_ERRORS", 1_000_000)
     monkeypatch.setattr(starting, "START_PAUSE", 0.02)
     with processes(MAX_WORKERS=1):
-        first = run(tasks.noop)
+        first = run_task(tasks.noop)
         before = open_files()
         with no_descriptors():
-            lose_the_worker()
+            kill_only_worker()
             waiting = tasks.noop.enqueue()
             tried = starter().failures
-            wait_until(lambda: starter().failures > tried + 2, "it is given up")
+            wait_until(lambda: starter().failures > tried + 2, "the dispatcher gives up")
         assert finished(waiting).status == SUCCESSFUL
         assert pid_of(waiting) != pid_of(first)
         assert open_files() == before
@@ -648,33 +649,35 @@ def end_broken_time() -> None:
 
 
 @pytest.mark.parametrize("free", [0, 4])
-def test_starts_that_the_system_refuses_are_given_up(
+def test_refused_starts_are_given_up(
     free: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also in the midst of one: multiprocessing loses descriptors then, or its fork server."""
+    """Also halfway through a start, when multiprocessing leaks descriptors or its fork server."""
     monkeypatch.setattr(starting, "START_PAUSE", 0.02)
     with processes(MAX_WORKERS=1):
-        run(tasks.noop)
+        run_task(tasks.noop)
         before = open_files()
         with no_descriptors(but=free):
-            lose_the_worker()
-            reason, message = error_of(run(tasks.noop))
+            kill_only_worker()
+            reason, message = error_of(run_task(tasks.noop))
             assert reason == "died"
             assert "Too many open files" in message
             with pytest.raises(RuntimeError, match="Too many open files"):
                 tasks.noop.enqueue()
-        assert caplog.text.count("cannot start worker processes") == 1, "it is said once"
+        assert caplog.text.count("cannot start worker processes") == 1, (
+            "the error is not logged exactly once"
+        )
         end_broken_time()
-        assert run(tasks.noop).status == SUCCESSFUL
+        assert run_task(tasks.noop).status == SUCCESSFUL
         assert open_files() == before
 
 
-def test_a_worker_has_the_settings_that_a_test_has_changed() -> None:
+def test_overridden_settings_in_worker() -> None:
     with override_settings(MEDIA_ROOT="/somewhere/else"), processes(MAX_WORKERS=1):
-        assert run(tasks.media_root).return_value == "/somewhere/else"
+        assert run_task(tasks.media_root).return_value == "/somewhere/else"
 
 
-def test_a_database_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_database_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(connection.settings_dict, "NAME", ":memory:")
     with processes(MAX_WORKERS=1), pytest.raises(ImproperlyConfigured, match="in memory"):
         tasks.noop.enqueue()
@@ -683,35 +686,35 @@ def test_a_database_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 class TestDatabase(TransactionTestCase):
     """A task in a worker process must not touch the configured database."""
 
-    def test_a_task_uses_the_test_database(self) -> None:
-        result = run(tasks.make_user, "somebody")
+    def test_task_uses_the_test_database(self) -> None:
+        result = run_task(tasks.make_user, "ada")
         name, users = result.return_value
         assert name == str(connection.settings_dict["NAME"])
         assert users == 1
 
         from django.contrib.auth import get_user_model
 
-        assert get_user_model().objects.get().username == "somebody"
+        assert get_user_model().objects.get().username == "ada"
 
 
-def test_workers_that_knew_another_database_are_replaced(
+def test_workers_with_another_database_are_replaced(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with processes(MAX_WORKERS=1):
-        before = pid_of(run(tasks.noop))
+        before = pid_of(run_task(tasks.noop))
         monkeypatch.setitem(settings.DATABASES["default"], "NAME", str(tmp_path / "other.sqlite3"))
-        assert pid_of(run(tasks.noop)) != before
+        assert pid_of(run_task(tasks.noop)) != before
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-def test_tasks_compute_at_the_same_time() -> None:
-    """Both workers use CPU time at once; wall-clock time on a shared machine proves nothing."""
+def test_tasks_compute_concurrently() -> None:
+    """Both workers use CPU time; wall-clock time on a shared machine would prove nothing."""
     for result in [tasks.noop.enqueue() for _ in range(10)]:
         finished(result)
-    wait_until(lambda: sum(w.was_ready for w in workers()) == 2, "two workers")
+    wait_until(lambda: sum(w.was_ready for w in workers()) == 2, "two workers are not ready")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
     results = [tasks.burn.enqueue(500_000) for _ in range(4)]
     assert len({pid_of(finished(result)) for result in results}) == 2
     spans = [(result.started_at, result.finished_at) for result in results]
-    assert any(a[0] < b[0] < a[1] for a in spans for b in spans), "two run at the same time"
+    assert any(a[0] < b[0] < a[1] for a in spans for b in spans), "no two tasks run concurrently"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - before < 2

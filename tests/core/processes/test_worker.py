@@ -1,4 +1,4 @@
-"""How a worker process begins and ends, under every way to run Django."""
+"""Start and end of worker processes in scripts, management commands and servers."""
 
 import json
 import signal
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.servers import MANAGE, Server, environment, group_is_gone, serve
+from tests.support.servers import MANAGE, Server, environment, group_has_ended, serve
 from tests.support.waiting import LIMIT, wait_until
 
 METHODS = ["forkserver", "spawn"]
@@ -74,8 +74,8 @@ def write(directory: Path, *parts: str) -> str:
     return str(path)
 
 
-def run(*command: str, **environ: str) -> str:
-    """Run a command to its end; it must say nothing on stderr."""
+def run_python(*command: str, **environ: str) -> str:
+    """Run Python to its end; it must write nothing to stderr."""
     done = subprocess.run(
         [sys.executable, *command],
         env=WARNINGS_ARE_ERRORS | environ,
@@ -93,31 +93,31 @@ def run(*command: str, **environ: str) -> str:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_script_that_configures_settings(tmp_path: Path, method: str) -> None:
+def test_script_that_configures_settings(tmp_path: Path, method: str) -> None:
     main = "\nif __name__ == '__main__':\n    print(wait(here.enqueue(1)).return_value)\n"
     script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, TASK, main)
-    assert ", 1, '__mp_main__']" in run(script, method)
+    assert ", 1, '__mp_main__']" in run_python(script, method)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_script_that_configures_settings_in_its_guard(tmp_path: Path, method: str) -> None:
+def test_script_that_configures_settings_in_its_guard(tmp_path: Path, method: str) -> None:
     main = CONFIGURE + HELPERS + "from tests.project.process_tasks import whoami\n"
     main += "print(wait(whoami.enqueue()).return_value)\n"
     script = write(tmp_path, IMPORTS, "if __name__ == '__main__':\n", indented(main))
-    assert "'auth.User'" in run(script, method)
+    assert "'auth.User'" in run_python(script, method)
 
 
-def test_settings_that_cannot_be_sent_are_named(tmp_path: Path) -> None:
+def test_error_names_unpickleable_settings(tmp_path: Path) -> None:
     main = CONFIGURE.replace("USE_TZ", "ODD=lambda: 1, USE_TZ") + HELPERS
     main += "from tests.project.process_tasks import noop\n"
     main += "import logging; logging.disable()\n"
     main += "print(hub.snapshot(wait(noop.enqueue()).id).error.message)\n"
     script = write(tmp_path, IMPORTS, "if __name__ == '__main__':\n", indented(main))
-    output = run(script, "forkserver")
+    output = run_python(script, "forkserver")
     assert "cannot be sent to a worker process: ODD." in output
 
 
-def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
+def test_error_of_script_without_guard(tmp_path: Path) -> None:
     main = "import logging; logging.disable()\n"
     main += "print(hub.snapshot(wait(here.enqueue(1)).id).error.message)\n"
     script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, TASK, main)
@@ -132,15 +132,15 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     assert "No worker process could be started" in done.stdout
 
 
-def test_a_management_command() -> None:
-    answer = json.loads(run(str(MANAGE), "run_task", TEST_SETTINGS=json.dumps(SETTINGS)))
+def test_management_command() -> None:
+    answer = json.loads(run_python(str(MANAGE), "run_task", TEST_SETTINGS=json.dumps(SETTINGS)))
     assert answer["task"][0] != answer["server"]
 
 
 # Servers
 
 
-# With several web workers; the others are in test_exit.
+# Servers with several web workers; test_exit covers the others.
 SERVERS = ["uvicorn-workers", "gunicorn-workers", "gunicorn-preload"]
 
 
@@ -153,14 +153,14 @@ def ask(server: Server) -> dict[str, Any]:
 @pytest.mark.servers
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("name", SERVERS)
-def test_under_a_server(tmp_path: Path, name: str, end: signal.Signals) -> None:
+def test_workers_of_servers(tmp_path: Path, name: str, end: signal.Signals) -> None:
     with serve(name, tmp_path, settings=SETTINGS) as server:
         for _ in range(3):
             answer = ask(server)
             assert answer["task"][0] != answer["server"]
             assert answer["task"][2] == "auth.User"
         server.stop(end, group=end == signal.SIGINT)
-        wait_until(lambda: group_is_gone(server.process.pid), "something is left")
+        wait_until(lambda: group_has_ended(server.process.pid), "a process of the group is left")
 
 
 # The end
@@ -168,7 +168,7 @@ def test_under_a_server(tmp_path: Path, name: str, end: signal.Signals) -> None:
 
 @pytest.mark.parametrize("in_c", [False, True])
 @pytest.mark.parametrize("method", METHODS)
-def test_no_worker_outlives_a_killed_parent(tmp_path: Path, method: str, in_c: bool) -> None:
+def test_worker_ends_with_its_killed_parent(tmp_path: Path, method: str, in_c: bool) -> None:
     main = f"\nif __name__ == '__main__':\n    r = wait(busy.enqueue({in_c}), 'progress')\n"
     main += "    print(r.worker_ids[0], flush=True)\n    time.sleep(3600)\n"
     script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, BUSY, main)
@@ -184,11 +184,11 @@ def test_no_worker_outlives_a_killed_parent(tmp_path: Path, method: str, in_c: b
     parent.kill()
     parent.wait(LIMIT)
     parent.stdout.close()
-    wait_until(lambda: group_is_gone(parent.pid), "a worker lives on")
+    wait_until(lambda: group_has_ended(parent.pid), "the worker does not end")
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_normal_exit_leaves_nobody(tmp_path: Path, method: str) -> None:
+def test_exit_ends_all_processes(tmp_path: Path, method: str) -> None:
     main = "\nif __name__ == '__main__':\n    import logging; logging.disable()\n"
     main += (
         "    wait(here.enqueue(1)); wait(busy.enqueue(True), 'progress')\n    print(os.getpid())\n"
@@ -198,10 +198,10 @@ def test_a_normal_exit_leaves_nobody(tmp_path: Path, method: str) -> None:
         [sys.executable, script, method], env=WARNINGS_ARE_ERRORS, start_new_session=True
     )
     assert process.wait(LIMIT) == 0
-    wait_until(lambda: group_is_gone(process.pid), "something is left")
+    wait_until(lambda: group_has_ended(process.pid), "a process of the group is left")
 
 
-def test_after_a_fork_the_child_starts_clean(tmp_path: Path) -> None:
+def test_forked_child_starts_its_own_worker(tmp_path: Path) -> None:
     main = """
 if __name__ == "__main__":
     import warnings
@@ -218,11 +218,11 @@ if __name__ == "__main__":
     print("both")
 """
     script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, TASK, main)
-    assert run(script, "forkserver") == "both\n"
+    assert run_python(script, "forkserver") == "both\n"
 
 
-def test_in_a_child_of_multiprocessing(tmp_path: Path) -> None:
-    """It waits at its end for its children, before atexit."""
+def test_child_of_multiprocessing_can_exit(tmp_path: Path) -> None:
+    """At its end, and before atexit hooks, multiprocessing waits for the children of the child."""
     main = """
 def child():
     print(wait(here.enqueue(1)).return_value[1], flush=True)
@@ -235,4 +235,4 @@ if __name__ == "__main__":
     print(process.exitcode)
 """
     script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, TASK, main)
-    assert run(script, "forkserver") == "1\n0\n"
+    assert run_python(script, "forkserver") == "1\n0\n"

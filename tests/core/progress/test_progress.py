@@ -1,4 +1,4 @@
-"""report_progress() and track(): values, throttling, rate, cancelling."""
+"""report_progress() and track(): values, throttling, rate, cancellation."""
 
 import asyncio
 import math
@@ -17,10 +17,12 @@ from django.contrib.auth.models import User
 from django.utils.translation import gettext_lazy
 
 from django_tasks_local import current_result_id, report_progress, track
+from django_tasks_local.cancellation import Cancellation
 from django_tasks_local.events import Progress
 from django_tasks_local.exceptions import TaskCancelled
 from django_tasks_local.hub import hub
-from django_tasks_local.progress import Reporter, Sampler, current_reporter
+from django_tasks_local.progress.reporter import Reporter, current_reporting
+from django_tasks_local.ticker import Ticker
 from tests.project import tasks
 from tests.support.stage import Stage
 from tests.support.waiting import LIMIT, finished, wait_for_event, wait_until
@@ -29,9 +31,9 @@ from tests.support.waiting import LIMIT, finished, wait_for_event, wait_until
 @pytest.fixture
 def stage() -> Any:
     stage = Stage()
-    token = current_reporter.set(stage.reporter)
+    token = current_reporting.set(stage)
     yield stage
-    current_reporter.reset(token)
+    current_reporting.reset(token)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,7 @@ def stage() -> Any:
         ((1, 2, gettext_lazy("Yes")), {}, (1, 2, 50.0, "Yes")),
     ],
 )
-def test_values(stage: Stage, arguments: Any, keywords: Any, expected: Any) -> None:
+def test_values_of_a_report(stage: Stage, arguments: Any, keywords: Any, expected: Any) -> None:
     report_progress(*arguments, **keywords)
     progress = stage.last
     assert (progress.current, progress.total, progress.message) == (
@@ -63,7 +65,7 @@ def test_values(stage: Stage, arguments: Any, keywords: Any, expected: Any) -> N
     assert progress.percent == (expected[2] if expected[2] is None else pytest.approx(expected[2]))
 
 
-def test_what_is_left_out_keeps_its_value(stage: Stage) -> None:
+def test_omitted_values_stay_unchanged(stage: Stage) -> None:
     steps: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
         ({"current": 1, "total": 5, "message": "one", "key": "a"}, (1, 5, "one", {"key": "a"})),
         ({"current": 2}, (2, 5, "one", {"key": "a"})),
@@ -104,32 +106,32 @@ def test_what_is_left_out_keeps_its_value(stage: Stage) -> None:
         ((), {"key": {1: {2: {3}}}}, TypeError, "must be JSON"),
     ],
 )
-def test_bad_values(
+def test_invalid_values(
     stage: Stage, in_task: bool, arguments: Any, keywords: Any, error: Any, message: str
 ) -> None:
     if not in_task:
-        token = current_reporter.set(None)  # type: ignore[arg-type]
+        token = current_reporting.set(None)  # type: ignore[arg-type]
     with pytest.raises(error, match=message):
         report_progress(*arguments, **keywords)
     if not in_task:
-        current_reporter.reset(token)
+        current_reporting.reset(token)
     assert stage.published == []
 
 
-def test_outside_of_a_task() -> None:
-    report_progress(1, 2, "nobody listens", key="value")
+def test_calls_outside_of_a_task() -> None:
+    report_progress(1, 2, "outside of a task", key="value")
     assert list(track([1, 2])) == [1, 2]
     assert list(track(iter("ab"), total=2, message="letters")) == ["a", "b"]
 
 
-def test_data_is_a_copy(stage: Stage) -> None:
+def test_data_is_copied(stage: Stage) -> None:
     rows = [1]
     report_progress(rows=rows)
     rows.append(2)
     assert stage.last.data == {"rows": [1]}
 
 
-def test_at_most_one_event_in_an_interval(stage: Stage) -> None:
+def test_at_most_one_event_per_interval(stage: Stage) -> None:
     for number in range(1, 1001):
         report_progress(number, 1000)
     assert [(n, p.current) for n, p in stage.published] == [(1, 1)]
@@ -144,7 +146,7 @@ def test_at_most_one_event_in_an_interval(stage: Stage) -> None:
     assert len(stage.published) == 3
 
 
-def test_nothing_after_the_end(stage: Stage) -> None:
+def test_no_event_after_close(stage: Stage) -> None:
     report_progress(1)
     report_progress(2)
     number, progress = stage.reporter.close()
@@ -158,13 +160,13 @@ def test_no_progress_before_the_first_report() -> None:
     assert Stage().reporter.close() == (0, None)
 
 
-def test_rate_and_time_left(stage: Stage) -> None:
+def test_rate_and_eta(stage: Stage) -> None:
     report_progress(5_000, 10_000)
     assert (stage.last.rate, stage.last.eta) == (None, None)
     for second in range(1, 5):
         stage.now = float(second)
         report_progress(5_000 + 100 * second)
-    # The task has gone on at 5,000: it has not done 5,000 steps.
+    # The first report, of 5,000, does not count as 5,000 steps.
     assert stage.last.rate == pytest.approx(100)
     assert stage.last.eta == pytest.approx(46)
     stage.now = 8.0
@@ -190,7 +192,7 @@ def test_rate_of_extreme_values_stays_finite(stage: Stage) -> None:
         assert stage.last.eta is None or math.isfinite(stage.last.eta)
 
 
-def test_track_counts_and_the_sampler_looks(stage: Stage) -> None:
+def test_sampler_publishes_count_of_tracked_loop(stage: Stage) -> None:
     for number in track("abcdef", message="letters"):
         if number == "c":
             stage.tick(1.0)
@@ -205,11 +207,11 @@ def test_track_counts_and_the_sampler_looks(stage: Stage) -> None:
         (4, 6, "still letters"),
         (6, 6, "still letters"),
     ]
-    assert stage.sampler.due == []
+    assert stage.ticker.due == []
 
 
-class Endless:
-    """An iterable whose length is beyond all counting."""
+class OfHugeLength:
+    """An iterable whose length exceeds sys.maxsize, so that len() raises."""
 
     def __len__(self) -> int:
         return 10**100
@@ -218,66 +220,66 @@ class Endless:
         return iter("ab")
 
 
-def test_track_of_unknown_length(stage: Stage) -> None:
+def test_track_unknown_length(stage: Stage) -> None:
     assert list(track(iter("ab"))) == ["a", "b"]
-    assert stage.look() == (2, None, "")
+    assert stage.sample() == (2, None, "")
     assert list(track([])) == []
-    assert stage.look() == (0, None, "")
+    assert stage.sample() == (0, None, "")
     assert list(track(iter("ab"), total=0)) == ["a", "b"]
-    assert stage.look() == (2, None, "")
-    assert list(track(Endless())) == ["a", "b"]
-    assert stage.look() == (2, None, "")
+    assert stage.sample() == (2, None, "")
+    assert list(track(OfHugeLength())) == ["a", "b"]
+    assert stage.sample() == (2, None, "")
     assert list(track(iter("ab"), total=2)) == ["a", "b"]
-    assert stage.look() == (2, 2, "")
+    assert stage.sample() == (2, 2, "")
 
 
-def test_leaving_a_tracked_loop_early(stage: Stage) -> None:
+def test_track_left_early(stage: Stage) -> None:
     for item in track(range(10)):
         if item == 3:
             break
     stage.tick(1.0)
     assert stage.last.current == 3
     stage.tick(2.0)
-    assert stage.sampler.due == []
+    assert stage.ticker.due == []
 
 
-def test_an_inner_loop_hands_back_to_the_outer_one(stage: Stage) -> None:
+def test_outer_loop_after_inner_loop(stage: Stage) -> None:
     seen = []
     for outer in track(range(3), message="outer"):
         for _ in track(range(10 + outer), message="inner"):
             pass
-        seen.append(stage.look())
+        seen.append(stage.sample())
         for _ in track(iter("ab")):
-            seen.append(stage.look())
+            seen.append(stage.sample())
             break
-        seen.append(stage.look())
+        seen.append(stage.sample())
     assert seen == [
         (step, total, "outer")
         for step in range(3)
         for step, total in ((step, 3), (0, None), (step, 3))
     ]
-    assert stage.look() == (3, 3, "outer")
-    stage.look()
-    assert stage.sampler.due == []
+    assert stage.sample() == (3, 3, "outer")
+    stage.sample()
+    assert stage.ticker.due == []
 
 
-def test_an_inner_loop_that_is_left_by_an_error(stage: Stage) -> None:
+def test_outer_loop_after_error_in_inner_loop(stage: Stage) -> None:
     for _ in track(range(3), message="outer"):
         inner = (1 // number for number in track([1, 0], message="inner"))
         with pytest.raises(ZeroDivisionError):
             list(inner)
-    assert stage.look() == (3, 3, "outer")
+    assert stage.sample() == (3, 3, "outer")
 
 
-def test_what_the_task_reports_in_an_inner_loop(stage: Stage) -> None:
+def test_report_in_inner_loop(stage: Stage) -> None:
     for _ in track(range(2), message="outer"):
         for _ in track("ab", message="inner"):
             report_progress(50, 60, "a message of its own", stage="upload")
-    assert stage.look() == (2, 2, "a message of its own")
+    assert stage.sample() == (2, 2, "a message of its own")
     assert stage.last.data == {"stage": "upload"}
 
 
-def test_each_loop_has_a_rate_of_its_own(stage: Stage) -> None:
+def test_each_loop_has_its_own_rate(stage: Stage) -> None:
     for _ in track(range(4)):
         for number in track(range(1000)):
             stage.now += 0.01
@@ -285,45 +287,45 @@ def test_each_loop_has_a_rate_of_its_own(stage: Stage) -> None:
                 stage.tick(stage.now)
                 assert stage.last.rate == pytest.approx(100, rel=0.01)
                 assert stage.last.eta == pytest.approx(5, rel=0.01)
-    assert stage.look() == (4, 4, "")
+    assert stage.sample() == (4, 4, "")
     assert stage.last.rate == pytest.approx(0.1, rel=0.05)
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_loops_side_by_side_may_end_in_any_order(stage: Stage, first: int) -> None:
+def test_interleaved_loops_end_in_any_order(stage: Stage, first: int) -> None:
     for _ in track(range(3), message="outer"):
         loops = [track(range(5), message="one"), track(range(7), message="another")]
         for loop in loops:
             assert [next(loop), next(loop)] == [0, 1]
-        assert stage.look() == (1, 7, "another")
+        assert stage.sample() == (1, 7, "another")
         loops.pop(first).close()  # type: ignore[attr-defined]
-        assert stage.look() == ((1, 7, "another") if first == 0 else (1, 5, "one"))
+        assert stage.sample() == ((1, 7, "another") if first == 0 else (1, 5, "one"))
         loops.pop().close()  # type: ignore[attr-defined]
-    assert stage.look() == (3, 3, "outer")
+    assert stage.sample() == (3, 3, "outer")
 
 
-def test_the_outer_loop_is_shown_also_when_it_ends_first(stage: Stage) -> None:
+def test_outer_loop_that_ends_first(stage: Stage) -> None:
     outer, inner = track(range(3), message="outer"), track(range(9), message="inner")
     assert [next(outer), next(inner)] == [0, 0]
     assert list(outer) == [1, 2]
-    assert stage.look() == (0, 9, "inner")
+    assert stage.sample() == (0, 9, "inner")
     del inner
-    assert stage.look() == (3, 3, "outer")
-    stage.look()
-    assert stage.sampler.due == []
+    assert stage.sample() == (3, 3, "outer")
+    stage.sample()
+    assert stage.ticker.due == []
 
 
-def final(stage: Stage) -> tuple[Any, ...]:
-    """Return what is told at the task's end."""
+def final_values(stage: Stage) -> tuple[Any, ...]:
+    """Return the values of the last event."""
     progress = stage.reporter.close()[1]
     assert progress is not None
     return progress.current, progress.total, progress.message
 
 
-def test_loops_that_are_open_when_the_task_ends(stage: Stage) -> None:
+def test_loops_open_when_task_ends(stage: Stage) -> None:
     outer, inner = track(range(3), message="outer"), track(range(9), message="inner")
     assert [next(outer), next(inner), next(inner)] == [0, 0, 1]
-    assert final(stage) == (0, 3, "outer")
+    assert final_values(stage) == (0, 3, "outer")
 
 
 async def letters() -> AsyncIterator[str]:
@@ -332,27 +334,27 @@ async def letters() -> AsyncIterator[str]:
         yield letter
 
 
-async def test_track_of_an_async_iterable(stage: Stage) -> None:
+async def test_track_async_iterable(stage: Stage) -> None:
     assert [letter async for letter in track(letters(), total=3)] == ["a", "b", "c"]
-    assert stage.look() == (3, 3, "")
+    assert stage.sample() == (3, 3, "")
     async for _ in track(letters(), message="outer"):
         assert [letter async for letter in track(letters(), 3, "inner")] == ["a", "b", "c"]
-    assert stage.look() == (3, None, "outer")
-    current_reporter.set(None)  # type: ignore[arg-type]
+    assert stage.sample() == (3, None, "outer")
+    current_reporting.set(None)  # type: ignore[arg-type]
     assert [letter async for letter in track(letters())] == ["a", "b", "c"]
 
 
-def test_an_inner_async_loop_that_is_left_early(stage: Stage) -> None:
+def test_inner_async_loop_left_early(stage: Stage) -> None:
     async def loops() -> None:
         async for _ in track(letters(), total=3, message="outer"):
             async for _ in track(letters(), message="inner"):
-                break  # asyncio closes it a moment later
+                break  # asyncio closes the generator later
 
     asyncio.run(loops())
-    assert final(stage) == (3, 3, "outer")
+    assert final_values(stage) == (3, 3, "outer")
 
 
-def test_an_async_task_that_fails_in_an_inner_loop(stage: Stage) -> None:
+def test_async_task_that_fails_in_inner_loop(stage: Stage) -> None:
     async def loops() -> None:
         async for _ in track(letters(), total=3, message="outer"):
             async for _ in track(letters(), message="inner"):
@@ -360,10 +362,10 @@ def test_an_async_task_that_fails_in_an_inner_loop(stage: Stage) -> None:
 
     with pytest.raises(ZeroDivisionError):
         asyncio.run(loops())
-    assert final(stage) == (0, 3, "outer")
+    assert final_values(stage) == (0, 3, "outer")
 
 
-# Of querysets: each is made anew, because it keeps what it has fetched.
+# Querysets. Each test makes its own, because a queryset caches its rows.
 
 
 def collect(users: Iterable[User]) -> list[str]:
@@ -373,7 +375,7 @@ def collect(users: Iterable[User]) -> list[str]:
 
 @async_to_sync
 async def acollect(users: AsyncIterator[User]) -> list[str]:
-    """Loop with `async for`; the queries are made in the thread that waits for this."""
+    """Loop with `async for`; the calling thread makes the queries."""
     return [user.username async for user in users]
 
 
@@ -399,7 +401,7 @@ def maybe_stage(request: pytest.FixtureRequest) -> Any:
 
 @pytest.mark.parametrize("queryset", [all_users, raw_users])
 @pytest.mark.parametrize("loop", [collect, acollect])
-def test_track_of_a_queryset(
+def test_track_queryset(
     maybe_stage: Stage | None,
     users: list[str],
     loop: Any,
@@ -409,25 +411,25 @@ def test_track_of_a_queryset(
     with django_assert_num_queries(1):
         assert loop(track(queryset(), message="Users")) == users
     if maybe_stage:
-        assert maybe_stage.look() == (3, 3, "Users")
+        assert maybe_stage.sample() == (3, 3, "Users")
     User.objects.all().delete()
     assert loop(track(queryset())) == []
     if maybe_stage:
-        assert maybe_stage.look() == (0, None, "Users")
+        assert maybe_stage.sample() == (0, None, "Users")
 
 
 @pytest.mark.parametrize("loop", [collect, acollect])
-def test_track_of_a_queryset_with_a_total(
+def test_track_queryset_with_total(
     maybe_stage: Stage | None, users: list[str], loop: Any, django_assert_num_queries: Any
 ) -> None:
     with django_assert_num_queries(2):
         assert loop(track(all_users(), total=User.objects.count())) == users
     if maybe_stage:
-        assert maybe_stage.look() == (3, 3, "")
+        assert maybe_stage.sample() == (3, 3, "")
     with django_assert_num_queries(1):
         assert loop(track(all_users(), total=None)) == users
     if maybe_stage:
-        assert maybe_stage.look() == (3, None, "")
+        assert maybe_stage.sample() == (3, None, "")
 
 
 @pytest.mark.parametrize(
@@ -437,30 +439,28 @@ def test_track_of_a_queryset_with_a_total(
         (acollect, lambda: all_users().aiterator()),
     ],
 )
-def test_track_of_a_querysets_iterator(
+def test_track_iterator_of_queryset(
     maybe_stage: Stage | None, users: list[str], loop: Any, iterate: Any
 ) -> None:
     assert loop(track(iterate())) == users
     if maybe_stage:
-        assert maybe_stage.look() == (3, None, "")
+        assert maybe_stage.sample() == (3, None, "")
     assert loop(track(iterate(), total=all_users().count())) == users
     if maybe_stage:
-        assert maybe_stage.look() == (3, 3, "")
+        assert maybe_stage.sample() == (3, 3, "")
 
 
-def test_the_length_of_a_queryset_is_told_as_soon_as_it_is_known(
-    stage: Stage, users: list[str]
-) -> None:
+def test_total_of_queryset_is_set_at_first_step(stage: Stage, users: list[str]) -> None:
     @async_to_sync
     async def look_at_each(tracked: AsyncIterator[User]) -> list[Any]:
-        return [stage.look() async for _ in tracked]
+        return [stage.sample() async for _ in tracked]
 
     expected = [(0, 3, ""), (1, 3, ""), (2, 3, "")]
-    assert [stage.look() for _ in track(all_users())] == expected
+    assert [stage.sample() for _ in track(all_users())] == expected
     assert look_at_each(track(all_users())) == expected
 
 
-def test_single_steps_of_a_tracked_queryset(maybe_stage: Stage | None, users: list[str]) -> None:
+def test_next_and_anext_of_tracked_queryset(maybe_stage: Stage | None, users: list[str]) -> None:
     @async_to_sync
     async def first(tracked: AsyncIterator[User]) -> str:
         return (await anext(tracked)).username
@@ -469,7 +469,7 @@ def test_single_steps_of_a_tracked_queryset(maybe_stage: Stage | None, users: li
     assert first(track(all_users())) == "ann"
 
 
-async def test_a_length_that_cannot_be_had_in_an_event_loop(stage: Stage) -> None:
+async def test_len_that_raises_in_event_loop(stage: Stage) -> None:
     class Users:
         def __len__(self) -> int:
             return User.objects.count()
@@ -478,7 +478,7 @@ async def test_a_length_that_cannot_be_had_in_an_event_loop(stage: Stage) -> Non
             return letters()
 
     assert [letter async for letter in track(Users())] == ["a", "b", "c"]
-    assert stage.look() == (3, None, "")
+    assert stage.sample() == (3, None, "")
 
 
 @pytest.mark.parametrize(
@@ -491,7 +491,7 @@ async def test_a_length_that_cannot_be_had_in_an_event_loop(stage: Stage) -> Non
         (User.objects.all(), {"total": -1}, ValueError),
     ],
 )
-def test_track_complains_at_the_call(
+def test_track_validates_arguments_when_called(
     stage: Stage, iterable: Any, keywords: Any, error: Any
 ) -> None:
     with pytest.raises(error):
@@ -499,20 +499,20 @@ def test_track_complains_at_the_call(
 
 
 @pytest.mark.parametrize("in_task", [True, False])
-def test_track_of_what_is_not_iterable(stage: Stage, in_task: bool) -> None:
+def test_track_non_iterable(stage: Stage, in_task: bool) -> None:
     if not in_task:
-        current_reporter.set(None)  # type: ignore[arg-type]
+        current_reporting.set(None)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="'int' object is not iterable"):
         for _ in track(3):  # type: ignore[call-overload]
             pass
     assert stage.published == []
 
 
-# In the task's other threads
+# Other threads of a task
 
 
 def report_from_a_thread(current: int) -> str:
-    """Report, and return what is known there of the task."""
+    """Report, and return the task's id in this thread."""
     report_progress(current)
     return current_result_id.get("unknown")
 
@@ -524,15 +524,15 @@ def result_id() -> Iterator[str]:
     current_result_id.reset(token)
 
 
-def test_a_thread_that_is_handed_the_context_may_report(stage: Stage, result_id: str) -> None:
+def test_report_from_thread_with_context(stage: Stage, result_id: str) -> None:
     with ThreadPoolExecutor(2) as executor:
         futures = [
             executor.submit(copy_context().run, report_from_a_thread, number)
             for number in (1, 2, 3)
         ]
         assert [future.result() for future in futures] == [result_id] * 3
-        assert stage.look()[0] in {1, 2, 3}
-        stage.reporter.cancel()
+        assert stage.sample()[0] in {1, 2, 3}
+        stage.cancellation.request()
         with pytest.raises(TaskCancelled):
             executor.submit(copy_context().run, report_from_a_thread, 4).result()
 
@@ -541,47 +541,46 @@ def test_a_thread_that_is_handed_the_context_may_report(stage: Stage, result_id:
     "in_thread",
     [asyncio.to_thread, lambda function, *args: sync_to_async(function)(*args)],
 )
-def test_asyncio_and_asgiref_hand_the_context_on(
-    stage: Stage, result_id: str, in_thread: Any
-) -> None:
+def test_report_from_thread_of_coroutine(stage: Stage, result_id: str, in_thread: Any) -> None:
     async def report() -> Any:
         return await in_thread(report_from_a_thread, 7)
 
     assert asyncio.run(report()) == result_id
-    assert stage.look()[0] == 7
+    assert stage.sample()[0] == 7
 
 
 @pytest.mark.parametrize("step", [lambda: report_progress(1), lambda: list(track([1, 2]))])
 def test_cancelling_is_told_once(stage: Stage, step: Callable[[], object]) -> None:
-    stage.reporter.cancel()
+    stage.cancellation.request()
     with pytest.raises(TaskCancelled):
         step()
     step()
 
 
 def standing_clock() -> Callable[[], float]:
-    """A clock by which every second report is in the interval of the first, however late it is."""
+    """Return a constant clock: each second report is within the interval of the first."""
     now = time.monotonic()
     return lambda: now
 
 
-def test_a_publisher_that_raises_does_not_stop_the_sampler(
+def test_sampler_continues_after_error_of_publisher(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fail(number: int, progress: Progress) -> None:
         if number > 1:
             raise RuntimeError("broken")
 
-    sampler = Sampler()
-    broken = Reporter(fail, 0.001, clock=standing_clock(), sampler=sampler)
+    ticker = Ticker()
+    broken = Reporter(fail, 0.001, Cancellation(), clock=standing_clock(), ticker=ticker)
     broken.report(1)
     broken.report(2)
     published = threading.Event()
     good = Reporter(
         lambda number, progress: number == 2 and published.set(),
         0.001,
+        Cancellation(),
         clock=standing_clock(),
-        sampler=sampler,
+        ticker=ticker,
     )
     good.report(1)
     good.report(2)
@@ -589,26 +588,29 @@ def test_a_publisher_that_raises_does_not_stop_the_sampler(
     wait_until(lambda: "could not be published" in caplog.text, "the error was not logged")
 
 
-def test_a_sampler_whose_thread_does_not_start_tries_again(
+def test_sampler_starts_its_thread_again_after_error(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     published = threading.Event()
-    sampler = Sampler()
+    ticker = Ticker()
     reporter = Reporter(
         lambda n, p: p.current == 3 and published.set(),
         0.001,
+        Cancellation(),
         clock=standing_clock(),
-        sampler=sampler,
+        ticker=ticker,
     )
     with monkeypatch.context() as broken:
         broken.setattr(threading.Thread, "start", fail)
         reporter.report(1)
         reporter.report(2)
     assert "did not start" in caplog.text
-    other = Reporter(lambda n, p: None, 0.001, clock=standing_clock(), sampler=sampler)
+    other = Reporter(
+        lambda n, p: None, 0.001, Cancellation(), clock=standing_clock(), ticker=ticker
+    )
     other.report(1)
     other.report(2)
     reporter.report(3)
@@ -619,8 +621,8 @@ def test_a_sampler_whose_thread_does_not_start_tries_again(
 
 
 @pytest.mark.parametrize("repetition", range(200))
-def test_a_burst(gate: str, repetition: int) -> None:
-    """20,000 calls: few events, the last value while the task still runs, `finished` at the end."""
+def test_burst_is_coalesced(gate: str, repetition: int) -> None:
+    """Of 20,000 reports few are published: the last one while the task runs, then `finished`."""
     events = []
     result = tasks.burst.enqueue(20_000, gate)
     with hub.subscribe(result.id) as subscription:
@@ -635,7 +637,7 @@ def test_a_burst(gate: str, repetition: int) -> None:
     assert [event.sequence for event in events] == sorted({event.sequence for event in events})
 
 
-def test_a_message_inside_a_tracked_loop(gate: str) -> None:
+def test_message_in_tracked_loop(gate: str) -> None:
     result = tasks.tracked.enqueue(10, gate)
     event = wait_for_event(result.id, lambda e: e.progress and e.progress.message == "half-way")
     assert (event.progress.current, event.progress.total) == (5, 10)
@@ -646,7 +648,7 @@ def test_a_message_inside_a_tracked_loop(gate: str) -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("task", [tasks.track_users, tasks.atrack_users])
-def test_a_task_that_tracks_a_queryset(task: Any) -> None:
+def test_task_that_tracks_a_queryset(task: Any) -> None:
     User.objects.bulk_create(User(username=name) for name in ("ann", "bob"))
     result = finished(task.enqueue())
     assert result.return_value == ["ann", "bob"]
@@ -658,7 +660,7 @@ def test_a_task_that_tracks_a_queryset(task: Any) -> None:
     "message",
     ["two\nlines", "<script>alert(1)</script>", "🙂 \u2028 \x00", "x" * 1_000_000, "\ud800"],
 )
-def test_messages(gate: str, message: str) -> None:
+def test_messages_arrive_unchanged(gate: str, message: str) -> None:
     result = tasks.report.enqueue([1, 2, message], {}, gate)
     event = wait_for_event(result.id, lambda event: event.progress)
     assert event.progress.message == message
@@ -666,26 +668,26 @@ def test_messages(gate: str, message: str) -> None:
     assert finished(result).return_value == "reported"
 
 
-def test_an_error_in_a_report_is_the_tasks_own(gate: str) -> None:
+def test_error_of_report_is_raised_in_task(gate: str) -> None:
     result = finished(tasks.report.enqueue([1, -1], {}, gate))
     assert result.return_value.startswith("ValueError: total must be above zero")
 
 
-def test_what_cannot_be_sampled_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+def test_sampler_continues_after_error_of_sample(caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
-        def sample(self) -> float | None:
+        def tick(self) -> float | None:
             raise RuntimeError("a mistake")
 
     class Sound:
         def __init__(self) -> None:
-            self.sampled = threading.Event()
+            self.called = threading.Event()
 
-        def sample(self) -> float | None:
-            self.sampled.set()
+        def tick(self) -> float | None:
+            self.called.set()
             return None
 
-    sampler, sound = Sampler(), Sound()
-    sampler.add(Broken(), 0)
-    sampler.add(sound, 1)
-    assert sound.sampled.wait(LIMIT)
-    assert "Broken could not be sampled" in caplog.text
+    ticker, sound = Ticker(), Sound()
+    ticker.add(Broken(), 0)
+    ticker.add(sound, 1)
+    assert sound.called.wait(LIMIT)
+    assert "Broken.tick() failed" in caplog.text

@@ -6,7 +6,7 @@ from django_tasks_local.processes.child import in_worker_process
 
 
 class BrokenConfig(AppConfig):
-    """Raises in ready(), but not in the process that runs the tests."""
+    """Fail to start in a worker process; start normally in the process that runs the tests."""
 
     name = "tests.project.broken"
 

@@ -11,10 +11,10 @@ from tests.project.process_tasks import LIMIT, whoami
 
 
 class Command(BaseCommand):
-    """Run a task, wait for it, and print who did it."""
+    """Run a task; print its return value and the id of this process."""
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """See Command."""
+        """Wait for the task and print a JSON object."""
         result = whoami.enqueue()
         with hub.subscribe(result.id) as subscription:
             while not subscription.ended and subscription.take(LIMIT):

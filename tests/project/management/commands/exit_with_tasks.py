@@ -1,4 +1,4 @@
-"""A management command that ends while tasks run and wait: threads, processes, coroutines."""
+"""A management command, and script, that ends while tasks run and wait on three backends."""
 
 import json
 import sys
@@ -11,8 +11,8 @@ from django_tasks_local.hub import hub
 from tests.project.tasks import LIMIT, gated, gated_async
 
 
-def leave(way: str, gate: str) -> None:
-    """Enqueue tasks on each backend, print their ids when one of each runs, and end this way."""
+def exit_with_tasks(way: str, gate: str) -> None:
+    """Enqueue tasks, print their paths by id once one per backend runs, and end in this way."""
     enqueued = []
     for task, alias in ((gated, "default"), (gated, "processes"), (gated_async, "coroutines")):
         results = [task.using(backend=alias).enqueue(gate) for _ in range(3)]
@@ -27,29 +27,29 @@ def leave(way: str, gate: str) -> None:
     if way == "exception":
         raise RuntimeError("an exception in main")
     if way != "end":
-        # Short waits for a signal: Python sees one that comes just before a wait only after it.
+        # Short waits: Python handles a signal that arrives just before a wait only after the wait.
         deadline = time.monotonic() + LIMIT
         while time.monotonic() < deadline:
             time.sleep(0.05)
 
 
 class Command(BaseCommand):
-    """End in one of the ways that there are."""
+    """Run exit_with_tasks()."""
 
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """See BaseCommand."""
+        """Declare the arguments of exit_with_tasks()."""
         parser.add_argument("way")
         parser.add_argument("gate")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """See Command."""
-        leave(options["way"], options["gate"])
+        """Call exit_with_tasks()."""
+        exit_with_tasks(options["way"], options["gate"])
 
 
-if __name__ == "__main__":  # the same, as a plain script
+if __name__ == "__main__":  # run as a script, without manage.py
     import django
 
     django.setup()
-    leave(*sys.argv[1:])
+    exit_with_tasks(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""The executor of the threads in which coroutine tasks run sync code."""
+"""The executor whose threads run sync code for coroutine tasks."""
 
 import asyncio
 import threading
@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
-from django_tasks_local.executors import DaemonExecutor, DaemonThreadsEventLoop
+from django_tasks_local.execution.daemon_threads import DaemonExecutor, DaemonThreadsEventLoop
 from tests.support.waiting import LIMIT
 
 
@@ -25,13 +25,12 @@ def test_values_and_errors(executor: DaemonExecutor) -> None:
 
 
 def test_threads_start_as_needed(executor: DaemonExecutor) -> None:
-    """They are daemons, or the interpreter would wait for them, and an idle one is used again."""
+    """Idle threads are reused; all are daemons, so that the interpreter does not wait for them."""
     assert not executor.has_threads
     threads = []
     for _ in range(3):
         threads.append(executor.submit(threading.current_thread).result(LIMIT))
-        assert executor._waiting.acquire(timeout=LIMIT), "it does not become idle"
-        executor._waiting.release()
+        executor._idle.put(executor._idle.get(timeout=LIMIT))  # The thread becomes idle.
     assert len(set(threads)) == 1
     both = threading.Barrier(2)
     arrived = [executor.submit(both.wait, LIMIT) for _ in range(4)]
@@ -40,8 +39,8 @@ def test_threads_start_as_needed(executor: DaemonExecutor) -> None:
     assert all(worker.daemon for worker in executor._workers)
 
 
-def test_shutdown(executor: DaemonExecutor) -> None:
-    """What is queued is done, unless it is cancelled, and nothing is queued any more."""
+def test_shutdown_finishes_queued_calls(executor: DaemonExecutor) -> None:
+    """Queued calls still run, and new calls are refused."""
     go = threading.Event()
     busy = [executor.submit(go.wait, LIMIT) for _ in range(2)]
     queued = executor.submit(abs, -1)
@@ -55,7 +54,7 @@ def test_shutdown(executor: DaemonExecutor) -> None:
     assert not any(worker.is_alive() for worker in executor._workers)
 
 
-def test_shutdown_that_cancels(executor: DaemonExecutor) -> None:
+def test_shutdown_that_cancels_queued_calls(executor: DaemonExecutor) -> None:
     go = threading.Event()
     started = threading.Barrier(3)
     busy = [executor.submit(lambda: (started.wait(LIMIT), go.wait(LIMIT))) for _ in range(2)]
@@ -68,8 +67,10 @@ def test_shutdown_that_cancels(executor: DaemonExecutor) -> None:
     assert all(future.result(LIMIT) for future in busy)
 
 
-def test_no_thread(executor: DaemonExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without any it is an error, with one it is a delay."""
+def test_threads_that_cannot_start(
+    executor: DaemonExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without any thread submit() raises; with one the call waits for it."""
 
     def fail(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -87,8 +88,8 @@ def test_no_thread(executor: DaemonExecutor, monkeypatch: pytest.MonkeyPatch) ->
     assert (busy.result(LIMIT), queued.result(LIMIT)) == (True, 1)
 
 
-def test_what_a_coroutine_calls_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop ends without a thread more, because at exit there is none; its own end with it."""
+def test_threads_of_event_loop_end_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop closes without a new thread, which cannot start at exit, and its threads end."""
 
     async def choose() -> str:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1, "chosen"))

@@ -1,15 +1,18 @@
 """Tasks of other backends: Django's signals become events."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.tasks import TaskResultStatus, task_backends
 from django.tasks.signals import task_enqueued, task_finished, task_started
+from django.utils import timezone
 
-from django_tasks_local import current_result_id, lifecycle
-from django_tasks_local.events import LAST_SEQUENCE, Progress, TaskEvent
+from django_tasks_local import current_result_id, foreign
+from django_tasks_local.events import LAST_SEQUENCE, TaskEvent
 from django_tasks_local.hub import hub
-from django_tasks_local.progress import current_reporter
+from django_tasks_local.progress.reporter import current_reporting
+from django_tasks_local.publishing import event_from_result
 from tests.project import tasks
 from tests.support.waiting import LIMIT, finished
 
@@ -25,8 +28,8 @@ def events_of_an_immediate_task(task: Any, *args: Any) -> tuple[Any, list[TaskEv
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(hub, "publish", note)
-        # However long the task takes, what it reports next is in the interval of its first report.
-        monkeypatch.setattr(lifecycle, "PROGRESS_INTERVAL", LIMIT)
+        # So long that every later report of the task falls into the interval of its first report.
+        monkeypatch.setattr(foreign, "PROGRESS_INTERVAL", LIMIT)
         result = task.using(backend="immediate").enqueue(*args)
     return result, seen
 
@@ -49,7 +52,7 @@ def test_an_immediate_task_knows_its_id() -> None:
         assert result.return_value == result.id
     with pytest.raises(LookupError):
         current_result_id.get()
-    assert current_reporter.get(None) is None
+    assert current_reporting.get(None) is None
 
 
 def test_an_immediate_task_that_fails() -> None:
@@ -60,7 +63,7 @@ def test_an_immediate_task_that_fails() -> None:
     with pytest.raises(KeyError):
         error["nothing"]
     assert result.status == TaskResultStatus.FAILED
-    assert not lifecycle._foreign_tasks
+    assert not foreign._running
 
 
 def test_immediate_tasks_nest() -> None:
@@ -90,27 +93,34 @@ def test_signals_of_our_own_tasks_make_no_events() -> None:
     for signal in (task_enqueued, task_started, task_finished):
         signal.send(sender=type(task_backends["default"]), task_result=result)
     assert hub.snapshot(result.id) is before
-    assert not lifecycle._foreign_tasks
+    assert not foreign._running
 
 
-def test_a_sample_that_comes_after_its_task_was_evicted() -> None:
-    result = finished(tasks.noop.enqueue())
-    hub.release(result.id)
-    publication = lifecycle.Publication(result)
-    publication.enqueued(hold=True)
-    hub.release(result.id)
-    publication.progress(1, Progress(current=1))
-    assert hub.snapshot(result.id) is None
+def test_the_runs_of_a_task_that_a_backend_runs_again() -> None:
+    result = tasks.noop.using(backend="dummy").enqueue()
+    sender = type(task_backends["dummy"])
+    runs = []
+    for seconds in (1, 2):
+        for name in ("started_at", "last_attempted_at"):
+            object.__setattr__(result, name, timezone.now() + timedelta(seconds=seconds))
+        task_started.send(sender=sender, task_result=result)
+        object.__setattr__(result, "status", TaskResultStatus.SUCCESSFUL)
+        task_finished.send(sender=sender, task_result=result)
+        event = hub.snapshot(result)
+        assert event.is_last
+        runs.append(event.run)
+    assert runs[0] < runs[1] == int(result.last_attempted_at.timestamp() * 1000)
+    assert not foreign._running
 
 
 def test_events_from_stored_results() -> None:
     result = finished(tasks.fail.enqueue())
-    event = lifecycle.event_from_result(result)
+    event = event_from_result(result)
     assert (event.kind, event.sequence) == ("finished", LAST_SEQUENCE)
     assert event.error.reason == "failed"
     assert event.error.type == "builtins.ValueError"
     ready = tasks.noop.using(backend="dummy").enqueue()
-    event = lifecycle.event_from_result(ready)
+    event = event_from_result(ready)
     assert (event.kind, event.sequence, event.error) == ("enqueued", 1, None)
     object.__setattr__(ready, "status", TaskResultStatus.RUNNING)
-    assert lifecycle.event_from_result(ready).sequence == 2
+    assert event_from_result(ready).sequence == 2

@@ -1,24 +1,29 @@
-"""The queue of a pool: its order, and that threads may do with it what they like."""
+"""The queue of a pool: its order, and that any number of threads may use it."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
-from django_tasks_local.queues import JobQueue
+from django_tasks_local.pools.queue import LockedTaskQueue, TaskQueue
 
 
 @dataclass
 class Waiting:
-    """A job as the queue sees it."""
+    """A task as the queue sees it."""
 
-    result_id: str
-    position: int = 0
+    id: str
 
 
-def test_order() -> None:
-    queue: JobQueue[Waiting] = JobQueue()
+@pytest.fixture(params=[TaskQueue, LockedTaskQueue])
+def queue(request: pytest.FixtureRequest) -> Any:
+    """An empty queue of each kind: for builds with a GIL, and for builds without one."""
+    return request.param()
+
+
+def test_order(queue: Any) -> None:
     jobs = [Waiting(str(number)) for number in range(5)]
     for job in jobs[:3]:
         queue.append(job)
@@ -38,8 +43,16 @@ def test_order() -> None:
     assert list(left) == [jobs[0], jobs[1], jobs[3], jobs[4]], "a copy"
 
 
-def test_each_job_leaves_once_whoever_takes_it() -> None:
-    queue: JobQueue[Waiting] = JobQueue()
+def test_a_task_put_back_while_another_thread_takes_it(queue: Any) -> None:
+    """appendleft() takes two steps; the first task may be taken between them."""
+    first = Waiting("first")
+    queue.appendleft(first)
+    taken = queue.popleft()
+    queue.appendleft(taken)
+    assert list(queue) == [first]
+
+
+def test_each_task_leaves_once_in_any_interleaving(queue: Any) -> None:
     added = threading.Event()
     jobs = [Waiting(str(number)) for number in range(20_000)]
     kept = [job for number, job in enumerate(jobs) if number % 3]
@@ -48,7 +61,7 @@ def test_each_job_leaves_once_whoever_takes_it() -> None:
         try:
             for job in jobs:
                 queue.append(job)
-                if int(job.result_id) % 3 == 0:
+                if int(job.id) % 3 == 0:
                     queue.discard(job)
         finally:
             added.set()
@@ -65,6 +78,6 @@ def test_each_job_leaves_once_whoever_takes_it() -> None:
     with ThreadPoolExecutor(3) as threads:
         takers = [threads.submit(take) for _ in range(2)]
         threads.submit(add).result()
-        taken = [int(job.result_id) for taker in takers for job in taker.result()]
+        taken = [int(job.id) for taker in takers for job in taker.result()]
     assert len(taken) == len(set(taken))
-    assert set(taken) >= {int(job.result_id) for job in kept}
+    assert set(taken) >= {int(job.id) for job in kept}

@@ -1,0 +1,58 @@
+"""Run a coroutine in the calling thread, in an event loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext
+from django.core.cache import close_caches
+
+from ..exceptions import TaskCancelled
+from . import connections
+from .daemon_threads import DaemonExecutor, DaemonThreadsEventLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from ..cancellation import Cancellation
+
+
+def run_coroutine(coroutine: Coroutine[Any, Any, Any], cancellation: Cancellation) -> Any:
+    """
+    Run a task's coroutine and return its value; `cancellation` cancels it.
+
+    async_to_sync() is no alternative: it takes a thread that the interpreter waits for at exit,
+    however long the task takes. The calling thread is a daemon, as are those for sync code.
+    """
+    # Thread-sensitive code, such as the ORM's, gets a thread of this task's own, if it needs one.
+    executor = DaemonExecutor(max_workers=1)
+    key = ThreadSensitiveContext()
+    token = SyncToAsync.thread_sensitive_context.set(key)
+    SyncToAsync.context_to_thread_executor[key] = executor
+    context = copy_context()
+    try:
+        with asyncio.Runner(loop_factory=DaemonThreadsEventLoop) as runner:
+            return runner.run(_watch(coroutine, cancellation), context=context)
+    finally:
+        del SyncToAsync.context_to_thread_executor[key]
+        SyncToAsync.thread_sensitive_context.reset(token)
+        context.run(connections.try_to, close_caches)
+        if executor.has_threads:
+            executor.submit(connections.close_thread_resources).result()
+        executor.shutdown(wait=False)
+
+
+async def _watch(coroutine: Coroutine[Any, Any, Any], cancellation: Cancellation) -> Any:
+    asyncio_task = asyncio.current_task()
+    assert asyncio_task is not None
+    cancellation.watch(asyncio.get_running_loop(), asyncio_task)
+    try:
+        return await coroutine
+    except asyncio.CancelledError as error:
+        if cancellation.has_cancelled_coroutine:
+            raise TaskCancelled("The task was cancelled.") from error
+        raise
+    finally:
+        cancellation.unwatch()

@@ -1,0 +1,46 @@
+"""The functions for code of a task: current_result_id, report_progress() and track()."""
+
+from typing import Any
+
+from ..aliases import Number
+from .reporter import current_reporting, current_result_id
+from .tracking import track
+from .values import MAX_INT, UNSET, Unset, check_message, check_number, check_total, copy_json
+
+__all__ = ["current_result_id", "report_progress", "track"]
+
+
+def report_progress(
+    current: Number | Unset | None = UNSET,
+    total: Number | Unset | None = UNSET,
+    message: str | Unset | None = UNSET,
+    **data: Any,
+) -> None:
+    """
+    Report how far the running task is. Called from the task, in any thread that has its context.
+
+    asyncio.to_thread() and sync_to_async() pass the context on. threading.Thread and
+    ThreadPoolExecutor do not, so a call there counts as outside of a task, unless the task passes
+    its context itself: `executor.submit(copy_context().run, function, argument)`, with
+    contextvars.copy_context().
+
+    An omitted argument keeps its last value; None means unknown. `total` starts as 100, so
+    `current` alone is a percentage. `data` must be JSON and replaces the last data. Outside of a
+    task the call only checks its arguments.
+
+    Raises TypeError or ValueError, naming the argument, for a value that is not a finite number,
+    a total that is not above zero, a message that is not text, and data that is not JSON.
+    Raises TaskCancelled, once, after the task was cancelled.
+    """
+    # The usual types are checked here, because two calls of functions would take longer than the
+    # rest of a throttled report.
+    if not (current is UNSET or (type(current) is int and 0 <= current < MAX_INT)):
+        current = check_number("current", current)
+    if not (total is UNSET or (type(total) is int and 0 < total < MAX_INT)):
+        total = check_total(total)
+    if message is not UNSET and type(message) is not str:
+        message = check_message(message)
+    run = current_reporting.get(None)
+    copied = copy_json(data) if data else UNSET
+    if run is not None:
+        (run.reporter or run.get_reporter()).report(current, total, message, copied)

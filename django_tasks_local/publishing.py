@@ -1,0 +1,97 @@
+"""TaskResult -> TaskEvent, and what an error looks like in an event. Pure functions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from django.tasks import TaskResultStatus
+
+from . import exceptions
+from .events import (
+    ENQUEUED_SEQUENCE,
+    LAST_SEQUENCE,
+    STARTED_SEQUENCE,
+    EventKind,
+    FailureReason,
+    Progress,
+    TaskEvent,
+    TaskFailure,
+)
+
+if TYPE_CHECKING:
+    from django.tasks.base import TaskError
+
+    from .aliases import AnyResult
+
+_REASONS = {
+    f"{exception.__module__}.{exception.__qualname__}": reason
+    for exception, reason in (
+        (exceptions.TaskCancelled, FailureReason.CANCELLED),
+        (exceptions.TaskLost, FailureReason.LOST),
+        (exceptions.TaskTimeout, FailureReason.TIMEOUT),
+        (exceptions.WorkerDied, FailureReason.DIED),
+    )
+}
+
+
+def failure(error: TaskError, message: str | None = None) -> TaskFailure:
+    """Describe an error; without `message` it is the last line of the traceback."""
+    path = error.exception_class_path
+    if message is None:
+        last_line = error.traceback.rstrip().rpartition("\n")[2]
+        message = last_line.partition(": ")[2]
+    reason = _REASONS.get(path, FailureReason.FAILED)
+    return TaskFailure(reason=reason, type=path, message=message)
+
+
+def run_of(task_result: AnyResult) -> int:
+    """
+    Return the number of a run of another backend's task: its start in milliseconds.
+
+    The backend states the time, so no clocks are compared; 0 before the first start.
+    """
+    started_at = task_result.last_attempted_at or task_result.started_at
+    return 0 if started_at is None else int(started_at.timestamp() * 1000)
+
+
+def event_from_result(
+    task_result: AnyResult,
+    *,
+    kind: EventKind | None = None,
+    run: int | None = None,
+    sequence: int | None = None,
+    progress: Progress | None = None,
+) -> TaskEvent:
+    """
+    Return the event that describes the state of a task result of another backend.
+
+    Without `kind`, `run` and `sequence` they follow from the result: that is for a result that was
+    read from a backend's store.
+    """
+    if kind is None:
+        kind = {
+            TaskResultStatus.READY: EventKind.ENQUEUED,
+            TaskResultStatus.RUNNING: EventKind.STARTED,
+        }.get(task_result.status, EventKind.FINISHED)
+    if sequence is None:
+        sequence = {
+            EventKind.ENQUEUED: ENQUEUED_SEQUENCE,
+            EventKind.STARTED: STARTED_SEQUENCE,
+        }.get(kind, LAST_SEQUENCE)
+    failed = task_result.status == TaskResultStatus.FAILED and task_result.errors
+    succeeded = task_result.status == TaskResultStatus.SUCCESSFUL
+    return TaskEvent(
+        id=task_result.id,
+        run=run_of(task_result) if run is None else run,
+        sequence=sequence,
+        kind=kind,
+        status=task_result.status,
+        name=task_result.task.name,
+        backend=task_result.backend,
+        progress=progress,
+        enqueued_at=task_result.enqueued_at,
+        started_at=task_result.started_at,
+        finished_at=task_result.finished_at,
+        error=failure(task_result.errors[-1]) if failed else None,
+        return_value=task_result.return_value if succeeded else None,
+    )

@@ -1,0 +1,88 @@
+"""
+Backends that take the place of Django's ImmediateBackend and DummyBackend in Django's tests.
+
+They are the backend of the run with one addition each: FinishingBackend returns finished results
+from `enqueue()`, HeldBackend lists its tasks and starts none while a Gate is closed.
+"""
+
+import fcntl
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+from django.tasks import TaskResult, task_backends
+from django.tasks.exceptions import TaskResultDoesNotExist
+
+import django_tasks_local
+from django_tasks_local.events import EventKind
+from django_tasks_local.hub import hub
+from django_tasks_local.testing import wait_until_idle
+from tests.core.django_suite.gate import wait_at_gate
+from tests.core.django_suite.settings import KIND
+
+Backend: Any = getattr(django_tasks_local, KIND)
+
+type AnyResult = TaskResult[Any, Any]
+
+
+class FinishingBackend(Backend):
+    """Returns from `enqueue()` when the task has finished, as ImmediateBackend does."""
+
+    def enqueue(self, *args: Any, **kwargs: Any) -> AnyResult:
+        result: AnyResult = super().enqueue(*args, **kwargs)
+        wait_until_idle(self.alias)
+        result.refresh()
+        return result
+
+
+class HeldBackend(Backend):
+    """Lists its tasks and, while a Gate is closed, starts none of them, as DummyBackend does."""
+
+    def __init__(self, alias: str, params: dict[str, Any]) -> None:
+        options = params.get("OPTIONS", {})
+        super().__init__(alias, {**params, "OPTIONS": {**options, "MAX_WORKERS": 1}})
+        self.options = options  # A test compares it with the settings.
+        self.results: list[AnyResult] = []
+
+    def enqueue(self, *args: Any, **kwargs: Any) -> AnyResult:
+        result: AnyResult = super().enqueue(*args, **kwargs)
+        self.results.append(result)
+        return result
+
+    def clear(self) -> None:
+        """Forget the listed tasks."""
+        self.results.clear()
+
+
+class Gate:
+    """Keeps the only worker of the default backend busy until `open()`."""
+
+    def __init__(self) -> None:
+        self._descriptor, self._path = tempfile.mkstemp()
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        backend = default_backend()
+        # Not HeldBackend.enqueue(), which would list it.
+        result = super(HeldBackend, backend).enqueue(wait_at_gate, (self._path,), {})
+        kinds: set[EventKind] = set()
+        with hub.subscribe(result.id) as subscription:
+            while EventKind.STARTED not in kinds:
+                assert not subscription.ended, "the task that holds the worker has ended"
+                kinds = {event.kind for event in subscription.take()}
+
+    def open(self) -> None:
+        """Cancel the waiting tasks and let the worker continue."""
+        backend = default_backend()
+        for result in backend.results:
+            # A test that replaces TASKS discards the pool and its results.
+            with suppress(TaskResultDoesNotExist):
+                backend.cancel(result.id)
+        os.close(self._descriptor)
+        wait_until_idle("default")
+        Path(self._path).unlink()
+
+
+def default_backend() -> HeldBackend:
+    """Return the default backend of a test that took DummyBackend."""
+    return cast("HeldBackend", task_backends["default"])

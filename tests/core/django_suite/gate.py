@@ -1,0 +1,13 @@
+"""The task that keeps the only worker of a HeldBackend busy."""
+
+import fcntl
+from pathlib import Path
+
+from django.tasks import task
+
+
+@task
+def wait_at_gate(path: str) -> None:
+    """Wait until no other open file has the lock of this file; works between processes."""
+    with Path(path).open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
