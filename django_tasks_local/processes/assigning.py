@@ -62,7 +62,7 @@ class Assigner:
             elif not worker.give([task]):
                 self.requeue(task)
                 self._wake()  # The dispatcher must replace this worker.
-            elif worker.has_unsent:
+            elif worker.connection.has_unsent:
                 self._wake()  # The dispatcher sends the rest.
 
     def next_task(self) -> ProcessTask | None:
@@ -102,10 +102,10 @@ class Assigner:
     def _choose(self, worker: WorkerProcess) -> list[ProcessTask]:
         """Return claimed tasks: one for an idle worker, and those that may be sent ahead."""
         has = len(worker.tasks)
-        most = MAX_AHEAD if worker.tickets is not None else 1
+        most = MAX_AHEAD if worker.connection.tickets is not None else 1
         if self._max_tasks is not None:
             most = min(most, self._max_tasks - worker.completed)
-        if not self._queue or worker.has_unsent or (has and has > most // 2):
+        if not self._queue or worker.connection.has_unsent or (has and has > most // 2):
             return []
         estimate = self.pace.estimate
         seconds_left = AHEAD_SECONDS - sum(map(estimate, worker.tasks))

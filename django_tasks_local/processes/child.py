@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections import deque
-from contextlib import suppress
 from contextvars import Context
 from datetime import datetime
 from functools import cache
@@ -34,6 +32,8 @@ from .. import signal_handlers
 from ..execution import Outcome, Runnable, execute
 from ..execution.connections import close_old_resources, drop_stale_connections
 from ..results import make_result
+from .lifeline import die_with_parent
+from .sender import Sender
 from .settings import set_up_django
 from .tickets import TicketReader
 from .wire import (
@@ -99,58 +99,6 @@ def main(
         sender.send(encode(Broken(format_exc())))
         return
     WorkerMain(sock, sender, reader, settings).serve()
-
-
-def die_with_parent(lifeline: Connection) -> None:
-    """
-    End this process when the parent ends: only the parent holds the other end of this pipe.
-
-    On Linux the kernel sends SIGKILL: a thread would wait for the GIL while a task is in C code.
-    """
-    if sys.platform != "linux":
-        threading.Thread(
-            target=_exit_at_end, args=(lifeline,), name="django-tasks-parent", daemon=True
-        ).start()
-        return
-    import fcntl
-
-    os.set_inheritable(lifeline.fileno(), False)
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-    if lifeline.poll():  # The parent has ended before the lines above.
-        os._exit(1)
-
-
-def _exit_at_end(lifeline: Connection) -> None:
-    with suppress(EOFError, OSError):
-        lifeline.recv_bytes()
-    os._exit(1)
-
-
-class Sender:
-    """Sends whole frames. May be called from any thread, and from a finalizer or signal handler."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        # Keeps the frames of several threads apart. Reentrant, because a finalizer that runs while
-        # this thread holds it may report progress.
-        self._lock = threading.RLock()
-        self._is_sending = False
-        self._frames: deque[bytes] = deque()
-
-    def send(self, data: bytes) -> None:
-        """Send one or several frames; if this interrupts another call, that one sends them."""
-        with self._lock:
-            self._frames.append(data)
-            if self._is_sending:
-                return
-            self._is_sending = True
-            try:
-                while self._frames:
-                    self._sock.sendall(self._frames.popleft())
-            finally:
-                self._is_sending = False
 
 
 class RunningTask(Runnable):

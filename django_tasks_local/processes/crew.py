@@ -81,7 +81,9 @@ class Crew:
         try:
             with ExitStack() as undo:
                 worker = self._starter.start()
-                undo.callback(worker.close)  # It ends if this end of its socket is closed.
+                undo.callback(
+                    worker.connection.close
+                )  # It ends if this end of its socket is closed.
                 self._listen(worker, undo)
                 undo.pop_all()
         except Exception:  # noqa: BLE001 - whatever it is, enqueue() reports it to its caller

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from ..conf import ProcessOptions
     from ..pools.base import Pool
+    from .connection import WorkerConnection
     from .task import ProcessTask
     from .wire import WorkerMessage
     from .worker_process import WorkerProcess
@@ -129,8 +130,9 @@ class Dispatcher:
         self._loop.call(self._assign)
         due_at = None
         for worker in self.workers():
-            if worker.has_unsent is not worker.is_watched_for_writing:
-                self._watch_writing(worker)
+            connection = worker.connection
+            if connection.has_unsent is not connection.is_watched_for_writing:
+                self._watch_writing(connection)
             for at in (worker.deadline, worker.recall_at):
                 if at is not None and (due_at is None or at < due_at):
                     due_at = at
@@ -176,16 +178,16 @@ class Dispatcher:
             worker.act_on_deadline()
 
     def _listen_to(self, worker: WorkerProcess, undo: ExitStack) -> None:
-        self._loop.watch(worker.sock, partial(self._on_socket, worker))
-        undo.callback(self._loop.unwatch, worker.sock)
+        self._loop.watch(worker.connection.sock, partial(self._on_socket, worker))
+        undo.callback(self._loop.unwatch, worker.connection.sock)
         if sys.platform != "win32":  # where a selector accepts only sockets
             self._loop.watch(worker.process.sentinel, partial(self._on_sentinel, worker))
             undo.callback(self._loop.unwatch, worker.process.sentinel)
 
-    def _watch_writing(self, worker: WorkerProcess) -> None:
+    def _watch_writing(self, connection: WorkerConnection) -> None:
         """Have the rest of a long frame sent as soon as the socket accepts more."""
-        worker.is_watched_for_writing = worker.has_unsent
-        self._loop.watch_writing(worker.sock, worker.is_watched_for_writing)
+        connection.is_watched_for_writing = connection.has_unsent
+        self._loop.watch_writing(connection.sock, connection.is_watched_for_writing)
 
     # Messages
 
@@ -193,10 +195,10 @@ class Dispatcher:
         if worker not in self._crew:
             return  # It was buried in this turn.
         if events & selectors.EVENT_WRITE:
-            worker.flush()
+            worker.connection.flush()
         if events & selectors.EVENT_READ:
             try:
-                messages = worker.receive()
+                messages = worker.connection.receive()
             except EOFError:
                 self._on_end_of_socket(worker)
             else:
@@ -264,7 +266,7 @@ class Dispatcher:
 
     def _on_end_of_socket(self, worker: WorkerProcess) -> None:
         """The worker is about to end, or a task has closed a socket that it did not open."""
-        self._loop.unwatch(worker.sock)
+        self._loop.unwatch(worker.connection.sock)
         worker.note_end()
         self._assigner.remove_idle(worker)
         if sys.platform == "win32":  # No sentinel reports its end.
@@ -275,12 +277,12 @@ class Dispatcher:
         """Read the last messages of a dead worker, then record or requeue its tasks."""
         if worker in self._crew:
             worker.note_end()  # Its last result must not get it another task.
-            self._handle(worker, worker.receive_rest())
+            self._handle(worker, worker.connection.receive_rest())
             self._loop.unwatch(worker.process.sentinel)
             self._bury(worker)
 
     def _bury(self, dead: WorkerProcess) -> None:
-        self._loop.unwatch(dead.sock)
+        self._loop.unwatch(dead.connection.sock)
         death = self._crew.remove(dead)
         # After its state is DEAD: until then another thread may give it a task.
         for task in reversed(dead.tasks):

@@ -24,6 +24,7 @@ from multiprocessing import process as multiprocessing_process
 from typing import TYPE_CHECKING, Any
 
 from . import child
+from .connection import WorkerConnection
 from .settings import worker_settings
 from .tickets import Tickets
 from .worker_process import WorkerProcess
@@ -151,7 +152,9 @@ def launch(name: str, context: Any, progress_interval: float) -> WorkerProcess:
         process.start()
         sock.setblocking(False)
         undo.pop_all()
-    return WorkerProcess(f"{name}@{process.pid}", process, sock, lifeline, tickets)
+    return WorkerProcess(
+        f"{name}@{process.pid}", process, WorkerConnection(sock, lifeline, tickets)
+    )
 
 
 def _raise_if_descriptors_are_short() -> None:
@@ -187,7 +190,7 @@ def forget_parents_children(workers: list[WorkerProcess]) -> None:
     module: Any = multiprocessing_process
     children = module._children  # noqa: SLF001 - multiprocessing waits for these at exit
     for worker in workers:
-        worker.close()
+        worker.connection.close()
         children.discard(worker.process)
     module = sys.modules.get("multiprocessing.forkserver")
     if module is None or not workers:

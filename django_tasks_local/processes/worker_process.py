@@ -1,5 +1,5 @@
 """
-One worker process as its parent sees it: a state machine, a socket, and the tasks sent to it.
+One worker process as its parent sees it: a state machine, and the tasks sent to it.
 
     STARTING --ready--> IDLE --give()--> BUSY --the last result--> IDLE
         |                 |                |
@@ -9,8 +9,7 @@ One worker process as its parent sees it: a state machine, a socket, and the tas
                                         ENDING --the process has ended--> DEAD
 
 Only give() is called from any thread, because the thread that enqueues a task hands it to an idle
-worker itself; so `lock` guards the state and the outgoing side of the socket. All other methods are
-called in the dispatcher's thread.
+worker itself; so a lock guards the state. All other methods are called in the dispatcher's thread.
 """
 
 from __future__ import annotations
@@ -25,16 +24,15 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from ..exceptions import TaskCancelled, TaskTimeout
-from .wire import READ_SIZE, FrameReader, decode, frame_task
+from .wire import frame_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from multiprocessing.connection import Connection
+    from collections.abc import Callable, Sequence
     from multiprocessing.process import BaseProcess
 
+    from .connection import WorkerConnection
     from .task import ProcessTask
-    from .tickets import Tickets
-    from .wire import Result, WorkerMessage
+    from .wire import Result
 
 KILL_AFTER = 0.5  # seconds from SIGTERM to SIGKILL
 PATIENCE = 0.005  # seconds that a task which was sent ahead waits for the one that runs
@@ -71,26 +69,17 @@ class WorkerProcess:
         self,
         worker_id: str,
         process: BaseProcess,
-        sock: socket.socket,
-        lifeline: Connection,
-        tickets: Tickets | None = None,
+        connection: WorkerConnection,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.worker_id = worker_id
         self.process = process
-        self.sock = sock
-        # A pipe of which the parent holds this end only: the kernel closes it if the parent dies,
-        # and the worker ends.
-        self._lifeline = lifeline
-        self.tickets = tickets
+        self.connection = connection
         self._clock = clock
-        # Guards `_state`, `_outgoing` and the writing to the socket. Reentrant: a finalizer that
-        # runs while this thread holds it may enqueue.
+        # Guards the state. Reentrant, because a finalizer that runs while this thread holds it may
+        # enqueue.
         self.lock = threading.RLock()
         self._state = State.STARTING
-        self.reader = FrameReader()
-        self._outgoing = bytearray()  # sent, but not accepted by the socket yet
-        self.is_watched_for_writing = False  # by the dispatcher
         # Sent to the worker, without outcome, in order: it runs the first one or is about to.
         self.tasks: deque[ProcessTask] = deque()
         self.completed = 0  # tasks
@@ -205,11 +194,18 @@ class WorkerProcess:
             self._send(tasks)
             return True
 
+    def _send(self, tasks: Sequence[ProcessTask]) -> None:
+        for task in tasks:
+            task.sends += 1
+            self.tasks.append(task)
+        self._limit_wait()
+        self.connection.send(b"".join(frame_task(task.body, task.ticket) for task in tasks))
+
     def _number(self, tasks: Sequence[ProcessTask]) -> None:
         """Issue tickets for tasks that are sent ahead."""
         if tasks:
-            assert self.tickets is not None
-            for task, ticket in zip(tasks, self.tickets.issue(len(tasks)), strict=True):
+            assert self.connection.tickets is not None
+            for task, ticket in zip(tasks, self.connection.tickets.issue(len(tasks)), strict=True):
                 task.ticket = ticket
 
     def recall(self, last: ProcessTask | None = None) -> list[ProcessTask]:
@@ -220,8 +216,8 @@ class WorkerProcess:
         these has not ended, it is the only one that the worker runs or is about to run.
         """
         recalled: list[ProcessTask] = []
-        while self.tickets is not None and (last is None or last in self.tasks):
-            ticket = self.tickets.take_back()
+        while self.connection.tickets is not None and (last is None or last in self.tasks):
+            ticket = self.connection.tickets.take_back()
             if ticket is None:
                 break
             [task] = [task for task in self.tasks if task.ticket == ticket]
@@ -264,7 +260,7 @@ class WorkerProcess:
                 return  # Another thread has given it a task.
             self._move(State.ENDING, seconds=RETIRE_TIME)
         with suppress(OSError):
-            self.sock.shutdown(socket.SHUT_WR)
+            self.connection.sock.shutdown(socket.SHUT_WR)
 
     def terminate(
         self, reason: BaseException | None = None, task: ProcessTask | None = None
@@ -280,7 +276,7 @@ class WorkerProcess:
         """Note that its side of the socket is closed: it has ended or is about to."""
         with self.lock:
             self._move(State.ENDING, seconds=KILL_AFTER)
-            self._outgoing.clear()
+            self.connection.discard_unsent()
 
     def act_on_deadline(self) -> None:
         """
@@ -310,73 +306,8 @@ class WorkerProcess:
     def bury(self) -> str:
         """Close everything that the parent holds of a dead worker; return how it ended."""
         self._move(State.DEAD)
-        self.close()
+        self.connection.close()
         return f"The worker process {self.worker_id} {_how_it_ended(self.process)}"
-
-    def close(self) -> None:
-        """Close the parent's ends of the socket and of the pipes."""
-        self.sock.close()
-        self._lifeline.close()
-        if self.tickets is not None:
-            self.tickets.close()
-
-    # The socket
-
-    def receive(self) -> list[WorkerMessage]:
-        """Return the messages that are complete now, of one read. Raises EOFError at the end."""
-        try:
-            return self._read()
-        except BlockingIOError:
-            return []
-
-    def receive_rest(self) -> Iterator[WorkerMessage]:
-        """Yield everything that a dead worker has sent."""
-        with suppress(BlockingIOError, EOFError):
-            while True:
-                yield from self._read()
-
-    def _read(self) -> list[WorkerMessage]:
-        try:
-            data = self.sock.recv(READ_SIZE)
-        except BlockingIOError:
-            raise
-        except OSError:
-            data = b""
-        if not data:
-            raise EOFError
-        return [decode(body) for body in self.reader.feed(data)]
-
-    @property
-    def has_unsent(self) -> bool:
-        """Whether flush() must be called when the socket accepts more."""
-        return bool(self._outgoing)
-
-    def flush(self) -> None:
-        """Send as many of the unsent bytes as the socket accepts."""
-        with self.lock:
-            sent = self._send_now(self._outgoing)
-            del self._outgoing[:sent]
-
-    def _send(self, tasks: Sequence[ProcessTask]) -> None:
-        frames = []
-        for task in tasks:
-            task.sends += 1
-            self.tasks.append(task)
-            frames.append(frame_task(task.body, task.ticket))
-        self._limit_wait()
-        data = b"".join(frames)
-        sent = 0 if self._outgoing else self._send_now(data)
-        if sent < len(data):
-            self._outgoing += memoryview(data)[sent:]
-
-    def _send_now(self, data: bytes | bytearray) -> int:
-        """Return the number of bytes that need not be sent again: all, if the worker has died."""
-        try:
-            return self.sock.send(data)
-        except BlockingIOError:
-            return 0
-        except OSError:  # The sentinel reports the death.
-            return len(data)
 
 
 def _how_it_ended(process: BaseProcess) -> str:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from multiprocessing import Pipe
 from typing import Any
 
+from django_tasks_local.processes.connection import WorkerConnection
 from django_tasks_local.processes.task import ProcessTask
 from django_tasks_local.processes.tickets import TicketReader, Tickets
 from django_tasks_local.processes.wire import encode_task
@@ -38,13 +39,12 @@ class FakeWorker:
         process: Any = self.process
         self.tickets = Tickets(multiprocessing.get_context("spawn"))
         self.reader = TicketReader(self.tickets.pipe.fileno())
-        self.parent = WorkerProcess(
-            "fake@1", process, ours, lifeline, self.tickets, clock=lambda: self.now
-        )
+        connection = WorkerConnection(ours, lifeline, self.tickets)
+        self.parent = WorkerProcess("fake@1", process, connection, clock=lambda: self.now)
 
     def close(self) -> None:
         """Close all descriptors."""
-        self.parent.close()
+        self.parent.connection.close()
         self.sock.close()
         self.lifeline.close()
 

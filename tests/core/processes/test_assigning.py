@@ -156,11 +156,11 @@ def test_a_large_task_is_not_sent_ahead(stage: Stage, new_worker: Any) -> None:
 
 def test_a_worker_without_tickets_is_sent_one_task(stage: Stage, new_worker: Any) -> None:
     worker = new_worker()
-    worker.parent.tickets = None
+    worker.parent.connection.tickets = None
     stage.add("a", "b")
     stage.assigner.refill(worker.parent)
     assert ids(worker) == ["a"]
-    worker.parent.tickets = worker.tickets
+    worker.parent.connection.tickets = worker.tickets
 
 
 def test_no_more_tasks_than_a_worker_may_do(new_worker: Any) -> None:
@@ -271,5 +271,5 @@ def test_the_dispatcher_sends_the_rest_of_a_long_task(stage: Stage, new_worker: 
     stage.assigner.refill(worker.parent)
     stage.add("long", size=5_000_000)
     stage.assigner.assign()
-    assert worker.parent.has_unsent
+    assert worker.parent.connection.has_unsent
     assert stage.wakes == 1

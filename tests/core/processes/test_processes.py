@@ -26,6 +26,7 @@ from django_tasks_local.events import NO_VERSION, EventKind, Version
 from django_tasks_local.hub import hub
 from django_tasks_local.processes import starting, worker_process
 from django_tasks_local.processes.assigning import Assigner
+from django_tasks_local.processes.connection import WorkerConnection
 from django_tasks_local.processes.pool import ProcessPool
 from django_tasks_local.processes.starting import Starter
 from django_tasks_local.processes.task import ProcessTask
@@ -503,17 +504,18 @@ def test_kill_all_workers(tmp_path: Path) -> None:
 
 
 def test_worker_dies_during_long_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    receive = WorkerProcess.receive
+    receive = WorkerConnection.receive
     killed = []
 
-    def kill_halfway(worker: WorkerProcess) -> list[Any]:
-        messages = receive(worker)
-        if worker.reader.incomplete > 1_000_000 and not killed:
+    def kill_halfway(connection: WorkerConnection) -> list[Any]:
+        messages = receive(connection)
+        if connection.reader.incomplete > 1_000_000 and not killed:
+            [worker] = [worker for worker in workers() if worker.connection is connection]
             killed.append(worker.worker_id)
             os.kill(pid_in(worker.worker_id), signal.SIGKILL)
         return messages
 
-    monkeypatch.setattr(WorkerProcess, "receive", kill_halfway)
+    monkeypatch.setattr(WorkerConnection, "receive", kill_halfway)
     other = tasks.storm.enqueue(1000)
     result = running(tasks.text.enqueue(100_000_000))
     assert error_of(finished(result))[0] == "died"

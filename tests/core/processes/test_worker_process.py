@@ -267,19 +267,19 @@ def test_how_it_ended(exitcode: int | None, text: str, killed: bool) -> None:
 
 
 def test_messages_are_received(worker: FakeWorker) -> None:
-    assert worker.parent.receive() == []
+    assert worker.parent.connection.receive() == []
     worker.sock.send(encode(Ready()) + encode(Started("id", 1.5)))
-    assert worker.parent.receive() == [Ready(), Started("id", 1.5)]
+    assert worker.parent.connection.receive() == [Ready(), Started("id", 1.5)]
     worker.sock.close()
     with pytest.raises(EOFError):
-        worker.parent.receive()
+        worker.parent.connection.receive()
 
 
 def test_what_a_dead_worker_has_sent_is_received(worker: FakeWorker) -> None:
     long = Started("x" * 100_000, 1.5)
     worker.sock.send(encode(long) + encode(Ready()) + b"half a frame")
     worker.sock.close()
-    assert list(worker.parent.receive_rest()) == [long, Ready()]
+    assert list(worker.parent.connection.receive_rest()) == [long, Ready()]
 
 
 def test_a_task_that_the_socket_does_not_accept_at_once_is_flushed(worker: FakeWorker) -> None:
@@ -287,13 +287,13 @@ def test_a_task_that_the_socket_does_not_accept_at_once_is_flushed(worker: FakeW
     task = new_task("id", "x" * 5_000_000)
     expected = frame_task(task.body)
     assert worker.parent.give([task])
-    assert worker.parent.has_unsent
+    assert worker.parent.connection.has_unsent
     received = bytearray()
     while len(received) < len(expected):
         received += worker.sock.recv(1 << 20)
-        worker.parent.flush()
+        worker.parent.connection.flush()
     assert received == expected
-    assert not worker.parent.has_unsent
+    assert not worker.parent.connection.has_unsent
     [body] = FrameReader().feed(bytes(received))
     assert decode_task(body).result_id == "id"
 
@@ -303,7 +303,7 @@ def test_sending_to_a_dead_worker_is_harmless(worker: FakeWorker) -> None:
     worker.sock.close()
     task = new_task()
     assert worker.parent.give([task])
-    assert not worker.parent.has_unsent
+    assert not worker.parent.connection.has_unsent
     assert not task.has_started
 
 
@@ -311,5 +311,5 @@ def test_nothing_is_sent_to_a_socket_that_is_closed(worker: FakeWorker) -> None:
     worker.parent.become_ready()
     assert worker.parent.give([new_task("id", "x" * 5_000_000)])
     worker.parent.note_end()
-    assert not worker.parent.has_unsent
+    assert not worker.parent.connection.has_unsent
     assert worker.parent.deadline == worker.now + KILL_AFTER

@@ -1,0 +1,35 @@
+"""The worker's sending side of its socket."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+
+
+class Sender:
+    """Sends whole frames. May be called from any thread, and from a finalizer or signal handler."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        # Keeps the frames of several threads apart. Reentrant, because a finalizer that runs while
+        # this thread holds it may report progress.
+        self._lock = threading.RLock()
+        self._is_sending = False
+        self._frames: deque[bytes] = deque()
+
+    def send(self, data: bytes) -> None:
+        """Send one or several frames; if this interrupts another call, that one sends them."""
+        with self._lock:
+            self._frames.append(data)
+            if self._is_sending:
+                return
+            self._is_sending = True
+            try:
+                while self._frames:
+                    self._sock.sendall(self._frames.popleft())
+            finally:
+                self._is_sending = False
