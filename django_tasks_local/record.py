@@ -14,10 +14,10 @@ thread queue behind it.
 from __future__ import annotations
 
 import threading
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from django.tasks import TaskResultStatus
-from django.utils import timezone
 
 from .events import ENQUEUED_SEQUENCE, STARTED_SEQUENCE, EventKind, TaskEvent
 from .hub import hub
@@ -28,7 +28,6 @@ from .results import make_result
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
     from django.tasks.base import TaskError
 
@@ -221,7 +220,7 @@ class TaskRecord(Topic, Reporting):
         with self.lock:
             if not self._move(RUNNING):
                 return False
-            self.started_at = timezone.now() if at is None else at
+            self.started_at = self._now() if at is None else at
             self.worker_id = worker_id
             readers = self._mark()
         _wake(readers)
@@ -273,6 +272,10 @@ class TaskRecord(Topic, Reporting):
         _wake(readers)
         return True
 
+    def _now(self) -> datetime:
+        # What timezone.now() returns, without its lookup of USE_TZ: aware as `enqueued_at` is.
+        return datetime.now(self.enqueued_at.tzinfo)
+
     def _move(self, status: TaskResultStatus) -> bool:
         """Change the status if that is legal. The caller has the lock."""
         if (self.status, status) not in LEGAL_MOVES:
@@ -288,7 +291,7 @@ class TaskRecord(Topic, Reporting):
             self.number, self.progress = self.reporter.close()
         if self.unfinished is not None:
             self.unfinished.discard(self)
-        self.finished_at = timezone.now()
+        self.finished_at = self._now()
         return self._mark()
 
     def _mark(self) -> Sequence[Reader]:

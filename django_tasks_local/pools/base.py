@@ -298,7 +298,7 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
     # Helpers
 
     def _queue_changed(self) -> None:
-        if self.queue and not self.closed:
+        if not self._positions.has_moved and self.queue and not self.closed:
             self._positions.schedule()
 
     def _finished(self, record: RecordT, outcome: Outcome) -> None:

@@ -162,7 +162,7 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
                     return None
                 continue
             # Unlocked: a worker that is about to become idle checks the queue again.
-            if self.queue and (self._idle or self._workers < self.options.max_workers):
+            if (self._idle or self._workers < self.options.max_workers) and self.queue:
                 self._call_worker()
             return record
 

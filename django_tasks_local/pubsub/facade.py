@@ -64,8 +64,9 @@ class Hub:
                     continue  # Another thread has dropped it between the two lines above.
                 if not topic.replace(event):
                     return False
-                topic.is_kept = topic.is_kept or keep
-                if not topic.is_kept:
+                if keep:
+                    self._latest.keep(topic)
+                elif not topic.is_kept:
                     self._latest.touch(topic)
                 readers = self.mark(topic)
             break
@@ -187,10 +188,14 @@ class Hub:
         # Before the topics are changed, so that a concurrent detach() of another subscription of
         # this mailbox leaves the mailbox in them.
         mailbox.add(subscription)
-        if not subscription.references:
-            self._attach_to_all(subscription, mailbox)
-        for backend, id in subscription.references:
-            self._attach_to(subscription, mailbox, backend, id)
+        try:
+            if not subscription.references:
+                self._attach_to_all(subscription, mailbox)
+            for backend, id in subscription.references:
+                self._attach_to(subscription, mailbox, backend, id)
+        except BaseException:  # an ambiguous id
+            self.detach(subscription)
+            raise
 
     def detach(self, subscription: Subscription) -> None:
         """

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..aliases import TaskKey
     from ..events import TaskEvent
 
     type Recorder = Callable[[TaskEvent], object]
@@ -44,7 +43,6 @@ class Topic:
         "id",
         "is_gone",
         "is_kept",
-        "last_event_at",
         "lock",
         "readers",
         "successor",
@@ -59,7 +57,6 @@ class Topic:
         self.is_kept = False  # until release(): the store of a pool bounds it
         self.is_gone = False  # The hub has dropped it, or another topic has replaced it.
         self.successor: Topic | None = None
-        self.last_event_at = 0.0  # time.monotonic()
 
     @property
     def event(self) -> TaskEvent | None:
@@ -105,21 +102,23 @@ class Latest:
     """
 
     def __init__(self) -> None:
-        self.topics: dict[TaskKey, Topic] = {}
-        self._aliases: dict[str, None] = {}
+        # By alias, then by id: a tuple as the key would be one more object for each task.
+        self._topics: dict[str, dict[str, Topic]] = {}
         # Ids without an alias for which a subscription waits.
         self._awaited: dict[str, Topic] = {}
-        # Topics that no pool keeps; the one with the oldest event comes first.
-        self._unkept: dict[TaskKey, Topic] = {}
+        # Topics that no pool keeps, and the time of their last event, the oldest first.
+        self._unkept: dict[Topic, float] = {}
         # Held by the one thread that trims; other threads skip trimming instead of waiting.
         self._trimming = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self.topics)
+        return sum(map(len, list(self._topics.values())))
 
     def __iter__(self) -> Iterator[Topic]:
         """Iterate over a copy."""
-        return iter(list(self.topics.values()))
+        return iter(
+            [t for of_alias in list(self._topics.values()) for t in list(of_alias.values())]
+        )
 
     def find(self, backend: str | None, id: str) -> Topic | None:
         """
@@ -128,11 +127,11 @@ class Latest:
         Raises ValueError if `backend` is None and several backends have a task with this id.
         """
         if backend is not None:
-            return self.topics.get((backend, id))
+            return self._of(backend).get(id)
         found = [
             topic
-            for alias in list(self._aliases)
-            if (topic := self.topics.get((alias, id))) is not None
+            for of_alias in list(self._topics.values())
+            if (topic := of_alias.get(id)) is not None
         ]
         if len(found) > 1:
             aliases = " and ".join(repr(topic.backend) for topic in found)
@@ -156,34 +155,36 @@ class Latest:
 
     def get_or_create(self, backend: str, id: str) -> Topic:
         """Return the topic of a task of any backend."""
-        topic = self.topics.get((backend, id))
+        topics = self._of(backend)
+        topic = topics.get(id)
         if topic is None:
             topic = Topic(backend, id)
-            known = self.topics.setdefault((backend, id), topic)
+            known = topics.setdefault(id, topic)
             if known is not topic:
                 return known
-            self._introduce(topic)
+            self._adopt_readers(topic)
         return topic
 
     def add(self, topic: Topic) -> None:
         """Store the topic of a new task that a pool keeps until remove()."""
         assert topic.backend is not None
-        key = topic.backend, topic.id
-        known = self.topics.setdefault(key, topic)
+        topics = self._of(topic.backend)
+        known = topics.setdefault(topic.id, topic)
         if known is not topic:
-            self.topics[key] = topic
+            topics[topic.id] = topic
             _replace(known, topic)
-            self._unkept.pop(key, None)
-        self._introduce(topic)
+            self._unkept.pop(known, None)
+        if self._awaited:
+            self._adopt_readers(topic)
 
     def remove(self, topic: Topic) -> None:
         """Forget a topic. Subscriptions that are open still receive its last event."""
         assert topic.backend is not None
         topic.is_gone = True
-        key = topic.backend, topic.id
-        if self.topics.get(key) is topic:
-            del self.topics[key]
-        self._unkept.pop(key, None)
+        topics = self._of(topic.backend)
+        if topics.get(topic.id) is topic:
+            topics.pop(topic.id, None)
+        self._unkept.pop(topic, None)
 
     def remove_if_idle(self, topic: Topic) -> None:
         """Forget a topic that has neither an event nor a reader."""
@@ -196,13 +197,15 @@ class Latest:
         elif self._awaited.get(topic.id) is topic:
             del self._awaited[topic.id]
 
+    def keep(self, topic: Topic) -> None:
+        """Keep a topic until remove(). The caller has the topic's lock."""
+        topic.is_kept = True
+        self._unkept.pop(topic, None)
+
     def touch(self, topic: Topic) -> None:
         """Note an event of a topic that no pool keeps. The caller has the topic's lock."""
-        assert topic.backend is not None
-        key = topic.backend, topic.id
-        topic.last_event_at = time.monotonic()
-        self._unkept.pop(key, None)
-        self._unkept[key] = topic
+        self._unkept.pop(topic, None)
+        self._unkept[topic] = time.monotonic()
 
     def trim(self) -> None:
         """
@@ -214,20 +217,18 @@ class Latest:
             return
         try:
             for _ in range(len(self._unkept)):
-                oldest = self._oldest_unkept()
-                if oldest is None:
+                topic, last_event_at = self._oldest_unkept()
+                is_old = time.monotonic() - last_event_at > UNKEPT_SECONDS
+                if topic is None or (not is_old and len(self._unkept) <= UNKEPT_LIMIT):
                     return
-                is_old = time.monotonic() - oldest.last_event_at > UNKEPT_SECONDS
-                if not is_old and len(self._unkept) <= UNKEPT_LIMIT:
-                    return
-                self._drop_or_keep(oldest)
+                self._drop_or_keep(topic)
         finally:
             self._trimming.release()
 
-    def _oldest_unkept(self) -> Topic | None:
+    def _oldest_unkept(self) -> tuple[Topic | None, float]:
         while True:
             try:
-                return next(iter(self._unkept.values()), None)
+                return next(iter(self._unkept.items()), (None, 0.0))
             except RuntimeError:  # Another thread has changed the dictionary in between.
                 continue
 
@@ -238,14 +239,15 @@ class Latest:
             else:
                 self.remove(topic)
 
-    def _introduce(self, topic: Topic) -> None:
-        assert topic.backend is not None
-        if topic.backend not in self._aliases:
-            self._aliases[topic.backend] = None
-        if self._awaited:
-            awaited = self._awaited.pop(topic.id, None)
-            if awaited is not None:
-                _replace(awaited, topic)
+    def _of(self, backend: str) -> dict[str, Topic]:
+        topics = self._topics.get(backend)
+        return self._topics.setdefault(backend, {}) if topics is None else topics
+
+    def _adopt_readers(self, topic: Topic) -> None:
+        """Hand the readers that wait for this id to its topic."""
+        awaited = self._awaited.pop(topic.id, None)
+        if awaited is not None:
+            _replace(awaited, topic)
 
 
 def _replace(old: Topic, new: Topic) -> None:

@@ -93,6 +93,9 @@ def test_two_backends_with_the_same_id(hub: Hub) -> None:
     assert hub.snapshot("1", "second").sequence == 5
     with pytest.raises(ValueError, match="'first' and 'second'"):
         hub.snapshot("1")
+    with pytest.raises(ValueError, match="ambiguous"), hub.subscribe("2", "1"):
+        pass
+    assert hub.statistics() == HubStatistics(subscriptions=0, tasks=2, event_loops=0)
     with hub.subscribe(hub.snapshot("1", "first")) as subscription:
         hub.publish(event("1", 6, "finished", backend="second"))
         assert [(e.backend, e.sequence) for e in subscription.take(timeout=0)] == [("first", 2)]
