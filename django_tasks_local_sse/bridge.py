@@ -36,7 +36,9 @@ RETRY_DELAYS = (1.0, 4.0)  # seconds; then the event is dropped, so that later e
 class _State:
     def __init__(self) -> None:
         self.started = False
-        self.lock = threading.Lock()  # Guards `started`, so that only one thread starts.
+        # Held by the one thread that starts the bridge. Other threads skip the start instead of
+        # waiting: a finalizer may enqueue a task, and so call _start(), in the thread that has it.
+        self.starting = threading.Lock()
 
 
 _state = _State()
@@ -66,12 +68,15 @@ def install() -> None:
 
 def _start(**kwargs: Any) -> None:
     """Start the thread. A signal's receiver: called in any thread."""
-    if _state.started:
+    state = _state
+    if state.started or not state.starting.acquire(blocking=False):
         return
-    with _state.lock:
-        if not _state.started:
+    try:
+        if not state.started:
             threading.Thread(target=_run, name="django-tasks-bridge", daemon=True).start()
-            _state.started = True
+            state.started = True
+    finally:
+        state.starting.release()
 
 
 def _run() -> None:
