@@ -1,4 +1,4 @@
-"""OPTIONS of a backend -> a frozen, validated dataclass. Imports nothing of this package."""
+"""OPTIONS of a backend as a frozen, validated dataclass. Imports nothing of this package."""
 
 import os
 import sys
@@ -53,22 +53,23 @@ def _option(default: Any, check: Callable[[Any], str | None]) -> Any:
 
 
 def _default_shutdown_timeout() -> float:
-    # Under the development server's reloader a restart must not wait for a task.
+    # RUN_MAIN is set under the development server's reloader, whose restart must not wait for a
+    # task.
     return 0 if os.environ.get("RUN_MAIN") == "true" else 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What every backend of this package understands. Times are in seconds."""
+    """The OPTIONS of both backends of this package. Times are in seconds."""
 
     max_workers: int
-    # Finished results kept; the oldest finished go first, unfinished ones are never evicted.
+    # Finished results kept: above it the oldest is evicted. Unfinished ones are never evicted.
     max_results: int = _option(1000, _whole_number(1))
-    # Tasks that may wait for a worker; above it `enqueue` raises QueueFull.
+    # Tasks that may wait for a worker: above it enqueue() raises QueueFull.
     max_pending: int | None = _option(None, _or_none(_whole_number(0)))
-    # At most one progress event per task in this time; the last one always arrives.
+    # At most one progress event per task in this time; the last one is always published.
     progress_interval: float = _option(0.05, _seconds)
-    # How long running tasks may finish when the process exits.
+    # Time for running tasks to finish when the process exits.
     shutdown_timeout: float = field(
         default_factory=_default_shutdown_timeout, metadata={"check": _seconds}
     )
@@ -76,7 +77,7 @@ class Options:
     @classmethod
     def from_params(cls, alias: str, params: dict[str, Any]) -> Self:
         """
-        Read `TASKS[alias]`.
+        Return the options in `params`, which is `TASKS[alias]`.
 
         Raises ImproperlyConfigured that names the key, the alias and the valid keys.
         """
@@ -114,7 +115,7 @@ def _default_process_count() -> int:
     return os.cpu_count() or 1
 
 
-# Not "fork": a process with threads must not be forked, and a server is full of them.
+# Without "fork": the child of a process with threads may deadlock, and servers have threads.
 _START_METHODS = ("spawn",) if sys.platform == "win32" else ("forkserver", "spawn")
 
 
@@ -125,7 +126,7 @@ class ProcessOptions(Options):
     max_workers: int = field(
         default_factory=_default_process_count, metadata={"check": _whole_number(1)}
     )
-    # Tasks that run for longer are stopped and FAILED with TaskTimeout.
+    # A task that runs for longer is stopped and FAILED with TaskTimeout.
     timeout: float | None = _option(None, _or_none(_some_seconds))
     # A worker process is replaced after this many tasks.
     max_tasks_per_worker: int | None = _option(None, _or_none(_whole_number(1)))

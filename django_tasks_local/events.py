@@ -2,7 +2,7 @@
 TaskEvent: a complete snapshot of one task at one moment. Imports nothing of this package.
 
 Because every event carries the whole state, any later event of a task replaces any earlier one. A
-slow reader may be given only the latest, and a reader that comes back needs no history.
+slow reader may receive only the latest event, and a reader that reconnects needs no history.
 """
 
 import math
@@ -13,8 +13,8 @@ from typing import Any
 
 from django.tasks import TaskResultStatus
 
-# The sequence of a `finished` event that is known only from a stored result: nothing can follow it.
-# It is the largest integer that JSON readers agree on (RFC 8259, section 6).
+# The sequence of a `finished` event that is made from a stored result: no event of the task can
+# follow it. It is the largest integer that JSON readers agree on (RFC 8259, section 6).
 LAST_SEQUENCE = 2**53 - 1
 # The sequences of the first two events of a run. Samples of the progress follow.
 ENQUEUED_SEQUENCE = 1
@@ -25,7 +25,7 @@ NO_VERSION: Version = (0, 0, 0.0)
 
 
 class EventKind(StrEnum):
-    """What happened to the task; also the name of the server-sent event."""
+    """The step in the task's life; also the name of the server-sent event."""
 
     ENQUEUED = "enqueued"
     STARTED = "started"
@@ -34,7 +34,7 @@ class EventKind(StrEnum):
 
 
 class FailureReason(StrEnum):
-    """Why a task failed, in one word that may be shown to anybody who may see the task."""
+    """Why a task failed: one word, which every user with access to the task may read."""
 
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -44,7 +44,7 @@ class FailureReason(StrEnum):
 
 
 class _PayloadNames:
-    """Read by the payload's names too: `event.progress["percent"]`, as in the JSON."""
+    """Access by the names in the JSON payload: `event.progress["percent"]`."""
 
     __slots__ = ()
 
@@ -60,9 +60,9 @@ class Progress(_PayloadNames):
     """
     How far a task is.
 
-    `current` and `total` are what the task reported, None where it is unknown; `percent` is 0.0 to
-    100.0, or None; `rate` is a smoothed number of steps a second and `eta` the seconds left, None
-    until they can be told.
+    `current` and `total` are the numbers that the task reported, None if unknown; `percent` is 0.0
+    to 100.0, or None. `rate` is the average number of steps a second, and `eta` the estimated
+    number of seconds left; both are None until the task has made steps in two samples.
     """
 
     current: int | float | None = None
@@ -83,8 +83,8 @@ class TaskFailure(_PayloadNames):
     message: str
 
 
-# Compared by identity: two events are never "equal", one of them is later. Weakly referenced by
-# whoever keeps something about an event for as long as it lives.
+# Compared by identity: two events are never "equal", one of them is later. Weakly referenced, so
+# that data about an event, such as its encoded bytes, can be kept for as long as the event lives.
 @dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False)
 class TaskEvent:
     """

@@ -1,4 +1,4 @@
-"""What can happen to a task besides its own errors. Imports nothing of this package."""
+"""The exceptions that end a task besides its own errors. Imports nothing of this package."""
 
 from django.tasks.exceptions import TaskException
 
@@ -7,13 +7,13 @@ class TaskCancelled(BaseException):
     """
     The task was cancelled.
 
-    A BaseException, as asyncio.CancelledError is, so that a task's `except Exception` does not
-    swallow it. A task may catch it, tidy up and raise it again.
+    A BaseException, like asyncio.CancelledError, so that a task's `except Exception` does not
+    swallow it. A task may catch it, clean up and raise it again.
     """
 
 
-class TaskLost(Exception):  # noqa: N818 - named for what happened, as TaskResultDoesNotExist is
-    """The process ended before the task did."""
+class TaskLost(Exception):  # noqa: N818 - named for the event, like TaskResultDoesNotExist
+    """The process ended before the task finished."""
 
 
 class TaskTimeout(Exception):  # noqa: N818
@@ -25,4 +25,4 @@ class WorkerDied(Exception):  # noqa: N818
 
 
 class QueueFull(TaskException):
-    """OPTIONS["MAX_PENDING"] tasks are waiting already; nothing was enqueued."""
+    """OPTIONS["MAX_PENDING"] tasks are waiting already, so the task was not enqueued."""

@@ -70,8 +70,8 @@ class Ticker:
         self._added.append((due_at, next(self._order), ticking))
         if self._thread is None:
             self._start()
-        # While the thread is awake it may have passed the point where it takes new entries, so
-        # it is told to take them again before it sleeps. A sleeping one wakes only if it must.
+        # An awake thread may already have passed the point where it takes new entries; the item
+        # makes it take them again instead of sleeping. A sleeping thread wakes only if it must.
         elif due_at < self._sleeps_until:
             self._wakes.put(None)
 

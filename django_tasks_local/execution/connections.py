@@ -1,4 +1,4 @@
-"""What Django does at the end of a request: close old database connections, and caches."""
+"""Close old database connections and caches, as Django does at the end of a request."""
 
 from __future__ import annotations
 

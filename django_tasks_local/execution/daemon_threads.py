@@ -1,4 +1,4 @@
-"""Threads for the sync code of coroutines, which the interpreter does not wait for at exit."""
+"""Daemon threads for the sync code of coroutines, which the interpreter does not join at exit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
 
-# What asyncio.new_event_loop() makes unless somebody has set an event loop policy.
+# The class that asyncio.new_event_loop() uses by default, without an event loop policy.
 if sys.platform == "win32":
     _EventLoop = asyncio.ProactorEventLoop
 else:
@@ -31,10 +31,10 @@ class _Call(NamedTuple):
 
 class DaemonExecutor(ThreadPoolExecutor):
     """
-    Like a ThreadPoolExecutor, but in daemon threads, which do not hold up the end of the process.
+    A ThreadPoolExecutor with daemon threads, which do not delay the end of the process.
 
-    The interpreter waits for every thread of a ThreadPoolExecutor before it calls atexit, however
-    long that takes. This class is one because asyncio accepts no other kind.
+    The interpreter joins every thread of a ThreadPoolExecutor before it calls atexit, however long
+    that takes. This is a subclass because asyncio accepts no other class.
 
     Source: the documentation of concurrent.futures, "ThreadPoolExecutor", note on shutdown.
     """
@@ -42,37 +42,41 @@ class DaemonExecutor(ThreadPoolExecutor):
     def __init__(self, max_workers: int | None = None) -> None:
         super().__init__(max_workers)
         self._limit = max_workers or min(32, (os.cpu_count() or 1) + 4)
-        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
-        self._waiting = threading.Semaphore(0)  # threads that have nothing to do
-        # Guards what follows: nothing is queued behind the end.
-        self._guard = threading.Lock()
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()  # None ends one thread
+        self._idle: SimpleQueue[None] = SimpleQueue()  # one item for each thread without a call
+        # Guards the attributes below, and that no call is queued behind the None of shutdown().
+        # Reentrant, because a finalizer of the task may call submit() in a thread that is in it.
+        self._guard = threading.RLock()
         self._workers: list[threading.Thread] = []
-        self._alive = 0  # of these
+        self._alive = 0  # of `_workers`
         self._closed = False
-        self.ended: Future[None] = Future()  # when the last thread is done after shutdown()
+        self.ended: Future[None] = Future()  # done when the last thread has ended after shutdown()
 
     @property
     def has_threads(self) -> bool:
-        """Whether anything was ever called."""
+        """Whether any function was ever called."""
         return bool(self._workers)
 
     def submit[**P, T](self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """
         Have a function called in one of the threads. Called in any thread.
 
-        Raises RuntimeError after shutdown(), or when the system has no thread.
+        Raises RuntimeError after shutdown(), or when the system cannot start the first thread.
         """
         future: Future[T] = Future()
         with self._guard:
             if self._closed:
-                raise RuntimeError("The executor is shut down; nothing more can be called in it.")
+                raise RuntimeError("The executor is shut down, so it cannot call a function.")
             self._calls.put(_Call(future, fn, args, kwargs))
-            if not self._waiting.acquire(blocking=False) and len(self._workers) < self._limit:
-                self._start_worker()
+            try:
+                self._idle.get_nowait()
+            except Empty:
+                if len(self._workers) < self._limit:
+                    self._start_worker()
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Call nothing more than what is queued; see concurrent.futures.Executor."""
+        """Make the calls that are queued, and no others; see concurrent.futures.Executor."""
         with self._guard:
             if not self._closed and not self._alive:
                 self.ended.set_result(None)
@@ -86,15 +90,17 @@ class DaemonExecutor(ThreadPoolExecutor):
 
     def _start_worker(self) -> None:
         worker = threading.Thread(target=self._work, name="django-tasks-sync", daemon=True)
+        # Before start(), in which a finalizer may call submit(): it counts this thread.
+        self._workers.append(worker)
+        self._alive += 1
         try:
             worker.start()
         except RuntimeError:
+            self._workers.remove(worker)
+            self._alive -= 1
             if not self._workers:
-                self._calls.get_nowait()  # Nobody will come for it.
+                self._calls.get_nowait()  # No thread would ever take it.
                 raise
-        else:
-            self._workers.append(worker)
-            self._alive += 1
 
     def _cancel_calls(self) -> None:
         while True:
@@ -108,9 +114,9 @@ class DaemonExecutor(ThreadPoolExecutor):
     def _work(self) -> None:
         while (call := self._next()) is not None:
             _do(call)
-            del call  # It would live on while this thread waits.
+            del call  # While this thread waits, nothing should keep the call's objects.
         with self._guard:
-            self._calls.put(None)  # for the next
+            self._calls.put(None)  # It ends the next thread.
             self._alive -= 1
             if not self._alive:
                 self.ended.set_result(None)
@@ -119,18 +125,18 @@ class DaemonExecutor(ThreadPoolExecutor):
         try:
             return self._calls.get_nowait()
         except Empty:
-            self._waiting.release()
+            self._idle.put(None)
             return self._calls.get()
 
 
 class DaemonThreadsEventLoop(_EventLoop):
-    """An event loop whose default executor, that of asyncio.to_thread(), is a DaemonExecutor."""
+    """An event loop whose default executor, used by asyncio.to_thread(), is a DaemonExecutor."""
 
     _executor: DaemonExecutor | None = None
     _has_default = False
 
     def set_default_executor(self, executor: Any) -> None:
-        """See asyncio.loop.set_default_executor(): the task wants one of its own."""
+        """See asyncio.loop.set_default_executor(): the task wants an executor of its own."""
         self._has_default = True
         super().set_default_executor(executor)
 
@@ -146,7 +152,7 @@ class DaemonThreadsEventLoop(_EventLoop):
         """
         See asyncio.loop.shutdown_default_executor().
 
-        asyncio takes a thread for this, and in its last moments the interpreter has none to give.
+        asyncio starts a thread for this, which the interpreter refuses during its shutdown.
         """
         if self._executor is not None:
             self._executor.shutdown(wait=False)
@@ -160,8 +166,8 @@ def _do(call: _Call) -> None:
         return
     try:
         value = call.function(*call.args, **call.kwargs)
-    except BaseException as error:  # noqa: BLE001 - whoever waits for the future is to have it
+    except BaseException as error:  # noqa: BLE001 - the caller gets it from the future
         future.set_exception(error)
-        del call, future  # They hold the error, whose traceback holds them.
+        del call, future  # They hold the error, and its traceback holds this frame's variables.
     else:
         future.set_result(value)

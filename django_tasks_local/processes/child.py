@@ -35,6 +35,7 @@ from ..execution import Outcome, Runnable, execute
 from ..execution.connections import close_old_resources, drop_stale_connections
 from ..results import make_result
 from .settings import set_up_django
+from .tickets import TicketReader
 from .wire import (
     READ_SIZE,
     Broken,
@@ -45,6 +46,7 @@ from .wire import (
     encode,
     encode_result,
     encode_sample,
+    ticket_of,
     to_datetime,
 )
 
@@ -71,7 +73,12 @@ def in_worker_process() -> bool:
     return _is_worker
 
 
-def main(sock: socket.socket, lifeline: Connection, settings: WorkerSettings) -> None:
+def main(
+    sock: socket.socket,
+    lifeline: Connection,
+    tickets: Connection | None,
+    settings: WorkerSettings,
+) -> None:
     """Run the worker. Called in the main thread of a new process."""
     global _is_worker
     _is_worker = True
@@ -81,13 +88,17 @@ def main(sock: socket.socket, lifeline: Connection, settings: WorkerSettings) ->
     signal_handlers.leave_signals_alone()
     # Programs that a task starts must not hold the socket open.
     sock.set_inheritable(False)
+    reader = None
+    if tickets is not None:
+        os.set_inheritable(tickets.fileno(), False)
+        reader = TicketReader(tickets.fileno())
     sender = Sender(sock)
     try:
         set_up_django(settings)
     except BaseException:  # noqa: BLE001 - the parent logs it, whatever it is
         sender.send(encode(Broken(format_exc())))
         return
-    WorkerMain(sock, sender, settings).serve()
+    WorkerMain(sock, sender, reader, settings).serve()
 
 
 def die_with_parent(lifeline: Connection) -> None:
@@ -204,9 +215,16 @@ class RunningTask(Runnable):
 class WorkerMain:
     """The main loop of a worker, and its handler of SIGTERM."""
 
-    def __init__(self, sock: socket.socket, sender: Sender, settings: WorkerSettings) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        sender: Sender,
+        tickets: TicketReader | None,
+        settings: WorkerSettings,
+    ) -> None:
         self._sock = sock
         self._sender = sender
+        self._tickets = tickets
         self._pid = os.getpid()
         self.id = f"{settings.name}@{self._pid}"
         self.progress_interval = settings.progress_interval
@@ -244,7 +262,11 @@ class WorkerMain:
 
     def _next_message(self) -> RunTask | None:
         """Return the next task; None when the parent has closed its side."""
-        while not self._bodies:
+        while True:
+            while self._bodies and not self._terminated:
+                body = self._bodies.popleft()
+                if self._may_begin(ticket_of(body)):
+                    return decode_task(body)
             if self._unsent:
                 self._send_result()
             waiting_since = time.monotonic()
@@ -254,7 +276,10 @@ class WorkerMain:
             self._bodies.extend(self._reader.feed(data))
             if time.monotonic() - waiting_since > CONNECTION_IDLE:
                 close_old_resources()
-        return decode_task(self._bodies.popleft())
+
+    def _may_begin(self, ticket: int) -> bool:
+        """Whether the parent has not taken this task back."""
+        return not ticket or (self._tickets is not None and self._tickets.take(ticket))
 
     def _run(self, message: RunTask) -> None:
         started_at = time.time()

@@ -113,13 +113,13 @@ class Crew:
         self.offer(worker)
 
     def offer(self, worker: WorkerProcess) -> None:
-        """Let an idle worker be given a task, or let it end if it must get no further one."""
-        if worker.state is not State.IDLE:
+        """Let a worker be given tasks; or, if it must get no further one, let it end."""
+        if not worker.is_working():
             return
         if worker.must_retire(self._pool.options.max_tasks_per_worker):
             worker.retire()
         else:
-            self._assigner.add_idle(worker)
+            self._assigner.refill(worker)
 
     # The end
 
@@ -132,15 +132,25 @@ class Crew:
     def retire_outdated(self) -> None:
         """End the workers whose settings are outdated; busy ones end after their task."""
         for worker in self.workers():
-            if worker.is_outdated and worker.state is State.IDLE:
+            if not worker.is_outdated:
+                continue
+            self._assigner.recall(worker)
+            if worker.state is State.STARTING:
+                self.terminate(worker)
+            else:
                 worker.retire()
                 self._assigner.remove_idle(worker)
-            elif worker.is_outdated and worker.state is State.STARTING:
-                self.terminate(worker)
 
-    def terminate(self, worker: WorkerProcess, reason: BaseException | None = None) -> None:
-        """Send a worker SIGTERM; `reason` is what the task that it runs fails with."""
-        worker.terminate(reason)
+    def terminate(
+        self,
+        worker: WorkerProcess,
+        reason: BaseException | None = None,
+        task: ProcessTask | None = None,
+    ) -> None:
+        """Send a worker SIGTERM; `task`, which it runs, fails with `reason`."""
+        # First, so that the worker cannot begin another task, which SIGTERM would hit.
+        self._assigner.recall(worker)
+        worker.terminate(reason, task)
         self._assigner.remove_idle(worker)
 
     def close(self) -> None:
@@ -151,6 +161,7 @@ class Crew:
 
     def remove(self, dead: WorkerProcess) -> str:
         """Forget a dead worker; return how it ended."""
+        self._assigner.recall(dead)
         self._assigner.remove_idle(dead)
         self._workers.discard(dead)
         death = dead.bury()

@@ -106,6 +106,10 @@ class Dispatcher:
         self._crew.outdate()
         self._loop.post(self._crew.retire_outdated)
 
+    def waiting_in_workers(self) -> int:
+        """Return the number of tasks that were sent ahead."""
+        return sum(max(0, len(worker.tasks) - 1) for worker in self.workers())
+
     def close(self) -> None:
         """Stop all workers, and return when all have ended."""
         self._loop.post(self._crew.close)
@@ -123,15 +127,15 @@ class Dispatcher:
         now = time.monotonic()
         for worker in self.workers():
             if worker.has_expired(now):
-                self._loop.call(worker.act_on_deadline)
+                self._loop.call(self._on_deadline, worker)
         self._loop.call(self._assign)
         due_at = None
         for worker in self.workers():
             if worker.has_unsent is not worker.is_watched_for_writing:
                 self._watch_writing(worker)
-            deadline = worker.deadline
-            if deadline is not None and (due_at is None or deadline < due_at):
-                due_at = deadline
+            for at in (worker.deadline, worker.recall_at):
+                if at is not None and (due_at is None or at < due_at):
+                    due_at = at
         if self._pool.queue and not self.starter.is_due():
             retry_at = self.starter.retry_at
             due_at = retry_at if due_at is None else min(due_at, retry_at)
@@ -146,6 +150,7 @@ class Dispatcher:
             # Tasks added during the lines above did not wake this thread, as the flag was False.
             self._assigner.assign()
             self._crew.start_missing()
+            self._assigner.share(self._crew.workers())
         finally:
             # Also after an exception: while the flag is False, no added task wakes this thread.
             self._wants_tasks = self._crew.can_grow()
@@ -153,10 +158,22 @@ class Dispatcher:
     def _stop_task(self, task: ProcessTask) -> None:
         error = TaskCancelled("The task was cancelled.")
         for worker in self.workers():
-            if task in worker.tasks:
-                self._crew.terminate(worker, error)
-                return
-        self._pool.fail_waiting(task, error)  # It was requeued after the caller had stopped it.
+            if task not in worker.tasks:
+                continue
+            self._assigner.recall(worker)
+            if task not in worker.tasks:
+                break
+            # If the worker has begun a later one, the result of this task is on its way.
+            if worker.tasks[-1] is task:
+                self._crew.terminate(worker, error, task)
+            return
+        self._pool.fail_waiting(task, error)
+
+    def _on_deadline(self, worker: WorkerProcess) -> None:
+        """Act on a deadline of a worker, or take back tasks that wait for too long."""
+        self._assigner.recall(worker)
+        if worker.deadline is not None and worker.deadline <= time.monotonic():
+            worker.act_on_deadline()
 
     def _listen_to(self, worker: WorkerProcess, undo: ExitStack) -> None:
         self._loop.watch(worker.sock, partial(self._on_socket, worker))
@@ -219,6 +236,7 @@ class Dispatcher:
             if progress is not None:
                 task.report(number, progress)
         else:
+            self._assigner.pace.note(task, message.seconds)
             worker.end_first()
             self._crew.offer(worker)  # The next task begins while this one's outcome is recorded.
             self._pool.finish(task, message.outcome(), message.last)
@@ -231,7 +249,7 @@ class Dispatcher:
         else:
             error = ValueError(f"A worker process has sent an unexpected message: {message}")
         task = worker.first_task
-        self._crew.terminate(worker, error if task is not None and task.has_started else None)
+        self._crew.terminate(worker, None if task is None or not task.has_started else error, task)
 
     _handlers: ClassVar[dict[type[WorkerMessage], Callable[..., None]]] = {
         Ready: _on_ready,
@@ -247,7 +265,7 @@ class Dispatcher:
     def _on_end_of_socket(self, worker: WorkerProcess) -> None:
         """The worker is about to end, or a task has closed a socket that it did not open."""
         self._loop.unwatch(worker.sock)
-        worker.note_end_of_socket()
+        worker.note_end()
         self._assigner.remove_idle(worker)
         if sys.platform == "win32":  # No sentinel reports its end.
             worker.wait_or_kill()
@@ -256,16 +274,16 @@ class Dispatcher:
     def _on_sentinel(self, worker: WorkerProcess, events: int) -> None:
         """Read what a dead worker has sent, then decide what happens to its tasks."""
         if worker in self._crew:
+            worker.note_end()  # Its last result must not get it another task.
             self._handle(worker, worker.receive_rest())
             self._loop.unwatch(worker.process.sentinel)
             self._bury(worker)
 
     def _bury(self, dead: WorkerProcess) -> None:
         self._loop.unwatch(dead.sock)
-        # Before any outcome is recorded: _stop_task() must not find a task in a dead worker.
-        tasks = list(dead.tasks)
         death = self._crew.remove(dead)
-        for task in reversed(tasks):
+        # After its state is DEAD: until then another thread may give it a task.
+        for task in reversed(dead.tasks):
             self._resolve(task, dead, death)
 
     def _resolve(self, task: ProcessTask, dead: WorkerProcess, death: str) -> None:

@@ -51,6 +51,10 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
         return len(self.workers())
 
     @override
+    def waiting_in_workers(self) -> int:
+        return 0 if self._dispatcher is None else self._dispatcher.waiting_in_workers()
+
+    @override
     def _make_record(self, task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> ProcessTask:
         if in_worker_process():
             raise RuntimeError(

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import child
 from .settings import worker_settings
+from .tickets import Tickets
 from .worker_process import WorkerProcess
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ START_ERRORS = 3
 START_DEATHS = 10
 START_PAUSE = 1.0  # seconds after a start that the system has refused
 BROKEN_TIME = 10.0  # seconds without a start after the pool has given up
-SPARE_DESCRIPTORS = 12  # more than the start of a worker and of the fork server need at any time
+SPARE_DESCRIPTORS = 14  # more than the start of a worker and of the fork server need at any time
 
 
 class Starter:
@@ -132,9 +133,17 @@ def launch(name: str, context: Any, progress_interval: float) -> WorkerProcess:
         worker_lifeline, lifeline = context.Pipe(duplex=False)
         undo.enter_context(lifeline)
         passed.enter_context(worker_lifeline)
+        tickets = None if sys.platform == "win32" else Tickets(context)
+        if tickets is not None:
+            undo.callback(tickets.close)
         process = context.Process(
             target=child.main,
-            args=(worker_sock, worker_lifeline, worker_settings(name, progress_interval)),
+            args=(
+                worker_sock,
+                worker_lifeline,
+                None if tickets is None else tickets.pipe,
+                worker_settings(name, progress_interval),
+            ),
             name=name,
             daemon=False,  # A task may start processes of its own.
         )
@@ -142,7 +151,7 @@ def launch(name: str, context: Any, progress_interval: float) -> WorkerProcess:
         process.start()
         sock.setblocking(False)
         undo.pop_all()
-    return WorkerProcess(f"{name}@{process.pid}", process, sock, lifeline)
+    return WorkerProcess(f"{name}@{process.pid}", process, sock, lifeline, tickets)
 
 
 def _raise_if_descriptors_are_short() -> None:

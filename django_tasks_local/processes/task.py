@@ -21,7 +21,7 @@ class ProcessTask(TaskRecord):
     exactly one thread decides between "cancelled while waiting" and "sent to a worker".
     """
 
-    __slots__ = ("_claim", "body", "has_started", "sends")
+    __slots__ = ("_claim", "body", "has_started", "sends", "ticket")
 
     def __init__(
         self,
@@ -35,8 +35,9 @@ class ProcessTask(TaskRecord):
         body: bytes,
     ) -> None:
         super().__init__(task, id, args, kwargs, backend, enqueued_at, interval)
-        self.body = body  # of its frame; empty once a worker has started the task
-        self.sends = 0
+        self.body = body  # the encoded RunTask; empty once a worker has started the task
+        self.sends = 0  # to workers; it counts no task that was taken back by its ticket
+        self.ticket = 0  # the number of its ticket if it was sent ahead
         self.has_started = False  # its worker has reported so
         # No thread ever waits for it, so a finalizer cannot deadlock on it.
         self._claim = threading.Lock()

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     type TaskOptions = tuple[int, str, str, datetime | None, bool]
 
 HEADER = struct.Struct("!Q")  # the length of the body in bytes
+_TASK_HEADER = struct.Struct("!QQ")  # the same, and the first part of the body: the ticket, or 0
+_TICKET = struct.Struct("!Q")
 READ_SIZE = 1 << 16  # bytes of one recv(): a fast worker must not keep the dispatcher from others
 
 _unpack_header = HEADER.unpack_from
@@ -125,7 +127,7 @@ class RunTask(NamedTuple):
 def encode_task(
     result_id: str, task: AnyTask, args: list[Any], kwargs: dict[str, Any], enqueued_at: datetime
 ) -> bytes:
-    """Return the body of a RunTask. Raises whatever pickle raises for the arguments."""
+    """Return a RunTask, for frame_task(). Raises whatever pickle raises for the arguments."""
     arguments = pickle.dumps((args, kwargs), pickle.HIGHEST_PROTOCOL)
     message = (
         result_id,
@@ -137,9 +139,20 @@ def encode_task(
     return pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
 
 
+def frame_task(message: bytes, ticket: int = 0) -> bytes:
+    """Return the frame of an encoded RunTask. 0: the worker need not take a ticket to begin it."""
+    return _TASK_HEADER.pack(_TICKET.size + len(message), ticket) + message
+
+
+def ticket_of(body: memoryview) -> int:
+    """Return the number of the ticket of a frame from the parent."""
+    ticket: int = _TICKET.unpack_from(body)[0]
+    return ticket
+
+
 def decode_task(body: memoryview) -> RunTask:
     """Return the message of a frame from the parent."""
-    return RunTask._make(pickle.loads(body))  # noqa: S301 - from our own parent
+    return RunTask._make(pickle.loads(body[_TICKET.size :]))  # noqa: S301 - from our own parent
 
 
 def task_options(task: AnyTask) -> TaskOptions:

@@ -25,17 +25,19 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from ..exceptions import TaskCancelled, TaskTimeout
-from .wire import READ_SIZE, FrameReader, decode, frame
+from .wire import READ_SIZE, FrameReader, decode, frame_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
 
     from .task import ProcessTask
+    from .tickets import Tickets
     from .wire import Result, WorkerMessage
 
 KILL_AFTER = 0.5  # seconds from SIGTERM to SIGKILL
+PATIENCE = 0.005  # seconds that a task which was sent ahead waits for the one that runs
 RETIRE_TIME = 5.0  # seconds for an idle worker to end after its socket was closed
 LOST_EXIT_CODE = 255  # multiprocessing reports it if its fork server died: the real one is unknown
 
@@ -71,6 +73,7 @@ class WorkerProcess:
         process: BaseProcess,
         sock: socket.socket,
         lifeline: Connection,
+        tickets: Tickets | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.worker_id = worker_id
@@ -79,6 +82,7 @@ class WorkerProcess:
         # A pipe of which the parent holds this end only: the kernel closes it if the parent dies,
         # and the worker ends.
         self._lifeline = lifeline
+        self.tickets = tickets
         self._clock = clock
         # Guards `_state`, `_outgoing` and the writing to the socket. Reentrant: a finalizer that
         # runs while this thread holds it may enqueue.
@@ -97,8 +101,10 @@ class WorkerProcess:
         # Set by _move() only.
         self.deadline: float | None = None  # of the running task, or of the end in ENDING
         self.terminated = False
+        # Set by terminate() only.
         self.reason: BaseException | None = None  # why `stopped_task` was stopped
         self.stopped_task: ProcessTask | None = None
+        self.recall_at: float | None = None  # when tasks that were sent ahead are to be taken back
 
     # The state
 
@@ -108,7 +114,6 @@ class WorkerProcess:
         *,
         seconds: float | None = None,
         terminated: bool = False,
-        reason: BaseException | None = None,
     ) -> None:
         """Change the state, for at most `seconds`. Raises RuntimeError for an illegal move."""
         with self.lock:
@@ -118,10 +123,7 @@ class WorkerProcess:
                 )
             self._state = to
             self.deadline = None if seconds is None else self._clock() + seconds
-            if terminated:
-                self.terminated = True
-            if reason is not None:
-                self.reason, self.stopped_task = reason, self.first_task
+            self.terminated |= terminated
 
     @property
     def state(self) -> State:
@@ -138,13 +140,19 @@ class WorkerProcess:
         """Whether it can be given a task."""
         return self._state is State.IDLE and not self.is_outdated
 
+    def is_working(self) -> bool:
+        """Whether it runs tasks, or would run them."""
+        return self._state is State.IDLE or self._state is State.BUSY
+
     def counts_as_serving(self) -> bool:
         """Whether it works or will work: it occupies one of MAX_WORKERS places."""
         return self._state in _SERVING
 
     def has_expired(self, now: float) -> bool:
-        """Whether its deadline has passed at this time of the clock."""
-        return self.deadline is not None and self.deadline <= now
+        """Whether it has reached its deadline, or tasks that were sent ahead wait for too long."""
+        if self.deadline is not None and self.deadline <= now:
+            return True
+        return self.recall_at is not None and self.recall_at <= now
 
     def never_became_ready(self) -> bool:
         """Whether it ended by itself before it could run a task."""
@@ -172,24 +180,74 @@ class WorkerProcess:
         if self._state is State.STARTING:
             self._move(State.IDLE)
 
-    def give(self, task: ProcessTask) -> bool:
-        """Send it a task; False if it is not available any longer. Called from any thread."""
+    def give(self, tasks: Sequence[ProcessTask]) -> bool:
+        """
+        Send tasks to an idle worker; False if it is not available any longer.
+
+        Called from any thread, for a worker that this thread has taken from the idle ones.
+        """
         with self.lock:
-            if self._state is not State.IDLE or self.is_outdated:
+            if not self.is_available():
                 return False
-            # Both before the task is sent: its result may arrive before send() returns here.
+            # Before the tasks are sent: the first result may arrive before send() returns here.
             self._move(State.BUSY)
-            self._send([task])
+            tasks[0].ticket = 0
+            self._number(tasks[1:])
+            self._send(tasks)
             return True
+
+    def give_ahead(self, tasks: Sequence[ProcessTask]) -> bool:
+        """Send further tasks to a busy worker; False if it must get none."""
+        with self.lock:
+            if self._state is not State.BUSY or self.is_outdated:
+                return False
+            self._number(tasks)
+            self._send(tasks)
+            return True
+
+    def _number(self, tasks: Sequence[ProcessTask]) -> None:
+        """Issue tickets for tasks that are sent ahead."""
+        if tasks:
+            assert self.tickets is not None
+            for task, ticket in zip(tasks, self.tickets.issue(len(tasks)), strict=True):
+                task.ticket = ticket
+
+    def recall(self, last: ProcessTask | None = None) -> list[ProcessTask]:
+        """
+        Take back the tasks that were sent ahead and not begun, with `last` only up to this one.
+
+        Afterwards the worker can begin no other task than those in `tasks`. If the last one of
+        these has not ended, it is the only one that the worker runs or is about to run.
+        """
+        recalled: list[ProcessTask] = []
+        while self.tickets is not None and (last is None or last in self.tasks):
+            ticket = self.tickets.take_back()
+            if ticket is None:
+                break
+            [task] = [task for task in self.tasks if task.ticket == ticket]
+            self.tasks.remove(task)
+            task.sends -= 1
+            recalled.append(task)
+        if not self.tasks and self._state is State.BUSY:
+            self._move(State.IDLE)
+        if last is None:
+            self.recall_at = None
+        return recalled
+
+    def _limit_wait(self) -> None:
+        """Limit how long tasks that were sent ahead wait behind the first one."""
+        waits = len(self.tasks) > 1
+        self.recall_at = self._clock() + PATIENCE if waits else None
 
     def start_first(self, timeout: float | None) -> None:
         """Note that the first task runs, and may run for `timeout` seconds."""
-        assert self.tasks
-        self.tasks[0].has_started = True
-        self.tasks[0].body = b""  # The task will not be sent again.
+        task = self.tasks[0]
+        task.has_started = True
+        task.body = b""  # The task will not be sent again.
         if timeout is not None and self._state is State.BUSY:
             self._timeout = timeout
             self._move(State.BUSY, seconds=timeout)
+        self._limit_wait()
 
     def end_first(self) -> None:
         """Forget the first task, which has a result; without another one the worker is idle."""
@@ -197,32 +255,51 @@ class WorkerProcess:
         self.completed += 1
         if self._state is State.BUSY:
             self._move(State.BUSY if self.tasks else State.IDLE)
+        self._limit_wait()
 
     def retire(self) -> None:
-        """Let it end, which has no task: it reads the end of its socket."""
-        self._move(State.ENDING, seconds=RETIRE_TIME)
+        """Let an idle worker end: it reads the end of its socket. Without effect on a busy one."""
+        with self.lock:
+            if self._state is not State.IDLE:
+                return  # Another thread has given it a task.
+            self._move(State.ENDING, seconds=RETIRE_TIME)
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
 
-    def terminate(self, reason: BaseException | None = None) -> None:
-        """Send SIGTERM, which cancels its task; `reason` is the outcome of that task."""
+    def terminate(
+        self, reason: BaseException | None = None, task: ProcessTask | None = None
+    ) -> None:
+        """Send SIGTERM, which cancels the task that it runs; `task` fails with `reason`."""
         if not self.terminated and self._state is not State.DEAD:
-            self._move(State.ENDING, seconds=KILL_AFTER, terminated=True, reason=reason)
+            if reason is not None:
+                self.reason, self.stopped_task = reason, task
+            self._move(State.ENDING, seconds=KILL_AFTER, terminated=True)
             self.process.terminate()
 
-    def note_end_of_socket(self) -> None:
-        """Note that its side is closed: it is about to end, or it has closed a socket of ours."""
-        self._move(State.ENDING, seconds=KILL_AFTER)
+    def note_end(self) -> None:
+        """Note that its side of the socket is closed: it has ended or is about to."""
+        with self.lock:
+            self._move(State.ENDING, seconds=KILL_AFTER)
+            self._outgoing.clear()
 
     def act_on_deadline(self) -> None:
-        """Stop a task that takes too long; terminate or kill a worker that does not end."""
-        if self._state is State.BUSY:
-            self.terminate(TaskTimeout(f"The task took longer than {self._timeout} seconds."))
-        elif self.terminated:
-            self._move(State.ENDING)
-            self.process.kill()
+        """
+        Stop a task that takes too long; terminate or kill a worker that does not end.
+
+        Called after recall().
+        """
+        if self._state is not State.BUSY:
+            if self.terminated:
+                self._move(State.ENDING)
+                self.process.kill()
+            else:
+                self.terminate()
+        elif len(self.tasks) > 1:
+            # It has begun the next task, so the result of the first one is on its way.
+            self._move(State.BUSY)
         else:
-            self.terminate()
+            error = TaskTimeout(f"The task took longer than {self._timeout} seconds.")
+            self.terminate(error, self.first_task)
 
     def wait_or_kill(self) -> None:
         """Wait for its end, for a short time, then kill it."""
@@ -239,6 +316,8 @@ class WorkerProcess:
         """Close the parent's ends of the socket and of the pipes."""
         self.sock.close()
         self._lifeline.close()
+        if self.tickets is not None:
+            self.tickets.close()
 
     # The socket
 
@@ -277,12 +356,13 @@ class WorkerProcess:
             sent = self._send_now(self._outgoing)
             del self._outgoing[:sent]
 
-    def _send(self, tasks: list[ProcessTask]) -> None:
+    def _send(self, tasks: Sequence[ProcessTask]) -> None:
         frames = []
         for task in tasks:
             task.sends += 1
             self.tasks.append(task)
-            frames.append(frame(task.body))
+            frames.append(frame_task(task.body, task.ticket))
+        self._limit_wait()
         data = b"".join(frames)
         sent = 0 if self._outgoing else self._send_now(data)
         if sent < len(data):

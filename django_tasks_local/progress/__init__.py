@@ -1,11 +1,11 @@
-"""What a task uses while it runs: current_result_id, report_progress() and track()."""
+"""The functions for code of a task: current_result_id, report_progress() and track()."""
 
 from typing import Any
 
 from ..aliases import Number
 from .reporter import current_reporting, current_result_id
 from .tracking import track
-from .values import UNSET, Unset, check_message, check_number, check_total, copy_json
+from .values import MAX_INT, UNSET, Unset, check_message, check_number, check_total, copy_json
 
 __all__ = ["current_result_id", "report_progress", "track"]
 
@@ -32,11 +32,13 @@ def report_progress(
     a total that is not above zero, a message that is not text, and data that is not JSON.
     Raises TaskCancelled, once, after the task was cancelled.
     """
-    if current is not UNSET:
+    # The usual types are checked here, because two calls of functions would take longer than the
+    # rest of a throttled report.
+    if not (current is UNSET or (type(current) is int and 0 <= current < MAX_INT)):
         current = check_number("current", current)
-    if total is not UNSET:
+    if not (total is UNSET or (type(total) is int and 0 < total < MAX_INT)):
         total = check_total(total)
-    if message is not UNSET:
+    if message is not UNSET and type(message) is not str:
         message = check_message(message)
     run = current_reporting.get(None)
     copied = copy_json(data) if data else UNSET

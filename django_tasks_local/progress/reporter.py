@@ -1,10 +1,10 @@
 """
-The progress of one task: what it reported last, throttled samples of it, and its open loops.
+The progress of one task: the values reported last, throttled samples of them, the open loops.
 
     a thread of the task                       the ticker's thread
     --------------------                       -------------------
     report_progress()                          Reporter.tick()
-      Reporter.report() -- publish(1, ...)       publish(2, ...) what was held back
+      Reporter.report() -- publish(1, ...)       publish(2, ...) the values held back
                         -- ticker.add() ------>
     track() counts in LoopProgress.current <---- reads it
 
@@ -68,7 +68,7 @@ type _Values = tuple[Number | None, Number | None, str, dict[str, Any]]
 
 class Reporter:
     """
-    Keeps what one task reported last and publishes samples of it: at most one in each interval.
+    Keeps the values that one task reported last; publishes at most one sample in each interval.
 
     The last values are always published. `publish(number, progress)` gets samples numbered 1, 2,
     3, ... and may get them from two threads at once; the lower number is then the older sample.
@@ -158,7 +158,7 @@ class Reporter:
             if self._queued:
                 return
             now = self._clock()
-            if now < self._next_at:
+            if now < self._next_at or self._closed:
                 self._queue_locked()
                 return
             number, progress = self._sample_locked(now)
@@ -166,7 +166,7 @@ class Reporter:
 
     def tick(self) -> float | None:
         """
-        Publish what has changed since the last sample; return when to be called again, or None.
+        Publish a sample if a value has changed; return when to be called again, or None.
 
         Called in the ticker's thread.
         """

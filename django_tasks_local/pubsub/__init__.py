@@ -17,9 +17,9 @@ There is one topic per task and one mailbox per event loop (or per reading threa
 publication does not grow with the number of subscriptions of a loop, and nothing can overflow: a
 slow subscription reads the latest event from the topic.
 
-`latest` holds the topics, `delivery` the mailboxes and subscriptions, `facade` the Hub. Locks, in
-the order in which they may be taken: the hub's, a topic's, a mailbox's. All are re-entrant, because
-a finalizer (`__del__`) may publish while its thread holds any of them.
+`latest` holds the topics, `delivery` the mailboxes and subscriptions, `facade` the Hub. The only
+lock is that of a topic. It is re-entrant, because a finalizer (`__del__`) may publish while its
+thread holds it, and no other lock of this package is taken inside of it.
 """
 
 from .facade import Hub, HubStatistics, hub

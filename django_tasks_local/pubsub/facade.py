@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,17 +39,13 @@ class Hub:
         """Drop everything. In a child of fork() neither the threads nor the loops exist."""
         self.ended = False
         self.recorders: tuple[Recorder, ...] = ()
+        self._recorders_lock = threading.RLock()  # Guards the change of `recorders`.
         # The mailboxes of the subscriptions to all tasks.
         self.to_all: dict[Mailbox, None] = {}
         self._latest = Latest()
         self._open: dict[Subscription, None] = {}
-        self._all_closed = threading.Condition()
-        # Guards the mailboxes and the reader tables. Publishing does not take it.
-        self._lock = threading.RLock()
-        self._lock_depth = 0
+        self._all_closed = threading.Condition()  # `_open` has become empty.
         self._mailboxes: dict[asyncio.AbstractEventLoop, Mailbox] = {}
-        # Subscriptions that were closed and are not detached yet.
-        self._closing: deque[Subscription] = deque()
 
     # Publishing
 
@@ -145,12 +140,12 @@ class Hub:
         of one task in order. It is called in the publisher's thread while the task's lock is held,
         so it may do no more than note the event.
         """
-        with self._lock:
+        with self._recorders_lock:
             self.recorders = (*self.recorders, record)
         try:
             yield
         finally:
-            with self._lock:
+            with self._recorders_lock:
                 self.recorders = tuple(r for r in self.recorders if r is not record)
 
     def statistics(self) -> HubStatistics:
@@ -177,43 +172,51 @@ class Hub:
     # For subscriptions and mailboxes
 
     def attach(self, subscription: Subscription, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Start a subscription: the present state of its tasks comes first."""
-        self._acquire()
-        try:
-            if subscription.mailbox is not None:
-                raise RuntimeError("A subscription can be entered only once.")
-            mailbox = Mailbox(self, None) if loop is None else self._mailbox_of(loop)
-            subscription.mailbox = mailbox
-            mailbox.subscriptions[subscription] = None
-            self._open[subscription] = None
-            if subscription.references:
-                for backend, id in subscription.references:
-                    self._attach_to(subscription, mailbox, backend, id)
-            else:
-                self._attach_to_all(subscription, mailbox)
-        finally:
-            self._release()
+        """
+        Start a subscription: the present state of its tasks comes first.
+
+        Called in the reading thread, or in the thread of `loop`.
+        """
+        if subscription.mailbox is not None:
+            raise RuntimeError("A subscription can be entered only once.")
+        mailbox = Mailbox(self, loop)
+        if loop is not None:
+            mailbox = self._mailboxes.setdefault(loop, mailbox)
+        subscription.mailbox = mailbox
+        self._open[subscription] = None
+        # Before the topics are changed, so that a concurrent detach() of another subscription of
+        # this mailbox leaves the mailbox in them.
+        mailbox.add(subscription)
+        if not subscription.references:
+            self._attach_to_all(subscription, mailbox)
+        for backend, id in subscription.references:
+            self._attach_to(subscription, mailbox, backend, id)
 
     def detach(self, subscription: Subscription) -> None:
         """
-        End a subscription.
+        End a subscription. Called from any thread; a second call has no effect.
 
-        Does not wait for the lock, because the garbage collector may close a subscription at any
-        point, even while this thread holds a lock. The thread that has the hub's lock does it then.
+        The garbage collector may close a subscription at any point. So only the thread of its loop
+        removes it, in a callback if that thread is inside of attach().
         """
-        self._closing.append(subscription)
-        self._detach_closing()
-
-    def _mailbox_of(self, loop: asyncio.AbstractEventLoop) -> Mailbox:
-        mailbox = self._mailboxes.get(loop)
-        if mailbox is None:
-            mailbox = self._mailboxes[loop] = Mailbox(self, loop)
-        return mailbox
+        if self._open.pop(subscription, subscription) is subscription:
+            return
+        mailbox = subscription.mailbox
+        assert mailbox is not None
+        if self.ended and not self._open:
+            with self._all_closed:
+                self._all_closed.notify_all()
+        if mailbox.loop is not None and not mailbox.is_free():
+            try:
+                mailbox.loop.call_soon_threadsafe(self._detach, subscription, mailbox)
+            except RuntimeError:
+                self._detach(subscription, mailbox)  # The loop is closed.
+        else:
+            self._detach(subscription, mailbox)
 
     def _attach_to(
         self, subscription: Subscription, mailbox: Mailbox, backend: str | None, id: str
     ) -> None:
-        mailbox.by_id.setdefault(id, {})[subscription] = None
         while True:
             topic = self._latest.find_or_await(backend, id)
             with topic.lock:
@@ -225,7 +228,6 @@ class Hub:
             return
 
     def _attach_to_all(self, subscription: Subscription, mailbox: Mailbox) -> None:
-        mailbox.to_all[subscription] = None
         self.to_all[mailbox] = None
         for topic in self._latest:
             # With the lock: a publisher either has finished, and its event is read, or it starts
@@ -233,56 +235,22 @@ class Hub:
             with topic.lock:
                 subscription.changed[topic] = None
 
-    def _acquire(self) -> None:
-        self._lock.acquire()
-        self._lock_depth += 1
-
-    def _release(self) -> None:
-        self._lock_depth -= 1
-        self._lock.release()
-        self._detach_closing()
-
-    def _detach_closing(self) -> None:
-        # After a release the queue is checked again: another thread may have failed to acquire the
-        # lock in between.
-        while self._closing and self._lock.acquire(blocking=False):
-            try:
-                if self._lock_depth:  # This thread has the lock, further up in the call stack.
-                    return
-                self._lock_depth += 1
-                try:
-                    while self._closing:
-                        self._detach_locked(self._closing.popleft())
-                finally:
-                    self._lock_depth -= 1
-            finally:
-                self._lock.release()
-
-    def _detach_locked(self, subscription: Subscription) -> None:
-        mailbox = subscription.mailbox
-        if mailbox is None or self._open.pop(subscription, subscription) is subscription:
-            return
-        mailbox.subscriptions.pop(subscription, None)
-        mailbox.to_all.pop(subscription, None)
+    def _detach(self, subscription: Subscription, mailbox: Mailbox) -> None:
+        mailbox.remove(subscription)
         if not mailbox.to_all:
             self.to_all.pop(mailbox, None)
-        for _, id in subscription.references:
-            readers = mailbox.by_id.get(id)
-            if readers is not None:
-                readers.pop(subscription, None)
-                if not readers:
-                    del mailbox.by_id[id]
         for topic in subscription.topics:
             newest = topic.newest
-            if newest.id not in mailbox.by_id:
-                newest.remove_reader(mailbox)
+            with newest.lock:
+                if newest.id not in mailbox.by_id:
+                    newest.remove_reader(mailbox)
             self._latest.remove_if_idle(newest)
         subscription.topics = []
-        if mailbox.loop is not None and not mailbox.subscriptions:
-            self._mailboxes.pop(mailbox.loop, None)
-        if not self._open:
-            with self._all_closed:
-                self._all_closed.notify_all()
+        loop = mailbox.loop
+        if loop is None or mailbox.subscriptions:
+            return
+        if self._mailboxes.get(loop) is mailbox:  # Otherwise another one has taken its place.
+            self._mailboxes.pop(loop, None)
 
 
 hub = Hub()

@@ -83,10 +83,9 @@ class Topic:
         self.readers[reader] = None
 
     def remove_reader(self, reader: Reader) -> None:
-        """Undo add_reader()."""
-        with self.lock:
-            if self.readers is not None:
-                self.readers.pop(reader, None)
+        """Undo add_reader(). The caller has `lock`."""
+        if self.readers is not None:
+            self.readers.pop(reader, None)
 
     @property
     def newest(self) -> Topic:

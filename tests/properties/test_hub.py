@@ -181,6 +181,7 @@ class HubMachine(RuleBasedStateMachine):
     @rule(reader=readers)
     def close(self, reader: Reader) -> None:
         reader.subscription.close()
+        self.loop.run_until_complete(asyncio.sleep(0))  # The loop removes its subscriptions.
         if reader in self.open:
             self.open.remove(reader)
         self.forget()
@@ -221,6 +222,7 @@ class HubMachine(RuleBasedStateMachine):
             for reader in list(self.open):
                 self.check(reader)
                 reader.subscription.close()
+            self.loop.run_until_complete(asyncio.sleep(0))  # The loop removes its subscriptions.
             assert not self.hub.to_all
             assert self.hub.statistics().event_loops == 0
             for id in list(self.lives):

@@ -9,7 +9,8 @@ from django_tasks_local.hub import hub
 from django_tasks_local_sse import encoding
 from django_tasks_local_sse.conf import SSESettings
 from tests.project import tasks
-from tests.support.waiting import finished
+from tests.support.backends import settings_with
+from tests.support.waiting import finished, wait_until
 
 
 def test_event_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,12 +27,14 @@ def test_event_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_encoding_is_discarded_with_its_event() -> None:
-    result = finished(tasks.noop.enqueue())
-    encoding.encode(hub.snapshot(result.id), SSESettings())
-    before = len(encoding._encoded)
-    hub.release(hub.find(result.id))
-    gc.collect()
-    assert len(encoding._encoded) < before
+    with settings_with(MAX_RESULTS=1):
+        result = finished(tasks.noop.enqueue())
+        encoding.encode(hub.snapshot(result.id), SSESettings())
+        before = len(encoding._encoded)
+        finished(tasks.noop.enqueue())  # the first result is evicted
+        wait_until(lambda: hub.snapshot(result.id) is None, "the result is not evicted")
+        gc.collect()
+        assert len(encoding._encoded) < before
 
 
 @pytest.mark.parametrize("use_tz", [True, False])

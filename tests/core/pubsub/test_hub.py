@@ -6,6 +6,7 @@ import re
 import threading
 import uuid
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -252,53 +253,48 @@ def test_a_loop_closed_between_the_wake_up_and_the_delivery(hub: Hub, task_id: s
     assert not hub.to_all
 
 
-def test_a_subscription_closed_while_its_thread_changes_the_hub(hub: Hub, task_id: str) -> None:
+class HookedId(str):
+    """An id that calls a function whenever a dictionary looks it up."""
+
+    hook: Callable[[], None] | None = None
+
+    def __hash__(self) -> int:
+        if self.hook is not None:
+            self.hook()
+        return super().__hash__()
+
+
+async def test_subscription_closed_while_its_loop_adds_another(hub: Hub, task_id: str) -> None:
     """As the garbage collector may do it at any point."""
-    subscription = hub.subscribe(task_id)
-    other = hub.subscribe("other")
-
-    class Loop(asyncio.SelectorEventLoop):
-        def __hash__(self) -> int:  # called while attach() has the hub's lock
-            if closed_at.append(hub.statistics().subscriptions) or len(closed_at) == 1:
-                subscription.close()
-            return id(self)
-
-    closed_at: list[int] = []
-    with subscription:
-        loop = Loop()
-        hub.attach(other, loop)
-        assert closed_at[0] == 1
-        assert hub.statistics().subscriptions == 1
-    other.close()
-    loop.close()
-    assert hub.statistics() == HubStatistics(subscriptions=0, tasks=0, event_loops=0)
+    async with hub.subscribe(task_id) as first:
+        id = HookedId(task_id)
+        id.hook = first.close
+        async with hub.subscribe(id) as second:
+            assert hub.statistics().subscriptions == 1
+            id.hook = None
+            await asyncio.sleep(0)
+            hub.publish(event(task_id, 1, "finished"))
+            assert sequences(await second.atake(timeout=LIMIT)) == [1]
+    assert hub.statistics() == HubStatistics(subscriptions=0, tasks=1, event_loops=0)
 
 
-def test_a_subscription_closed_while_another_thread_changes_the_hub(hub: Hub, task_id: str) -> None:
-    class Loop(asyncio.SelectorEventLoop):
-        def __hash__(self) -> int:
-            attaching.set()
-            assert closed.wait(LIMIT)
-            return id(self)
-
-    attaching, closed = threading.Event(), threading.Event()
-    loop, other = Loop(), hub.subscribe("other")
-    with hub.subscribe(task_id) as subscription:
-        thread = threading.Thread(target=hub.attach, args=(other, loop))
-        thread.start()
-        assert attaching.wait(LIMIT)
-        subscription.close()  # does not wait for the other thread
-        closed.set()
-        thread.join(LIMIT)
-        assert hub.statistics().subscriptions == 1
-    other.close()
-    loop.close()
+async def test_subscription_closed_by_another_thread(hub: Hub, task_id: str) -> None:
+    """Only the thread of the loop removes it, so nothing changes during a delivery."""
+    async with hub.subscribe(task_id) as first, hub.subscribe(task_id) as second:
+        closing = threading.Thread(target=first.close)
+        closing.start()
+        closing.join(LIMIT)
+        assert hub.statistics() == HubStatistics(subscriptions=1, tasks=0, event_loops=1)
+        await asyncio.sleep(0)
+        hub.publish(event(task_id, 1, "finished"))
+        assert sequences(await second.atake(timeout=LIMIT)) == [1]
+        assert await first.atake(timeout=0) == []
 
 
 def test_a_finalizer_that_publishes_in_the_middle_of_a_publication(
     hub: Hub, task_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As `__del__` may, in the thread that has the locks of the task, the mailbox and the hub."""
+    """As `__del__` may, in the thread that has the lock of the task."""
     nested = iter(range(2, 1000))
     mark = delivery.Mailbox.mark
 

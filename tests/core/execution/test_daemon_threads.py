@@ -30,8 +30,7 @@ def test_threads_start_as_needed(executor: DaemonExecutor) -> None:
     threads = []
     for _ in range(3):
         threads.append(executor.submit(threading.current_thread).result(LIMIT))
-        assert executor._waiting.acquire(timeout=LIMIT), "the thread does not become idle"
-        executor._waiting.release()
+        executor._idle.put(executor._idle.get(timeout=LIMIT))  # The thread becomes idle.
     assert len(set(threads)) == 1
     both = threading.Barrier(2)
     arrived = [executor.submit(both.wait, LIMIT) for _ in range(4)]

@@ -1,0 +1,207 @@
+"""The protocol between a pool and its workers: frames, messages, outcomes."""
+
+import pickle
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from django.test import override_settings
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_tasks_local.events import Progress
+from django_tasks_local.execution import Outcome
+from django_tasks_local.processes.wire import (
+    Broken,
+    FrameReader,
+    Ready,
+    RemoteError,
+    Result,
+    RunTask,
+    Sample,
+    Started,
+    Unreadable,
+    decode,
+    decode_task,
+    encode,
+    encode_result,
+    encode_sample,
+    encode_task,
+    frame,
+    frame_task,
+    ticket_of,
+    to_datetime,
+)
+from tests.project import tasks
+
+PROGRESS = Progress(current=3, total=10, percent=30.0, message="three", data={"a": [1]}, rate=2.0)
+
+
+class Unloadable:
+    """Can be pickled, but not loaded."""
+
+    def __reduce__(self) -> Any:
+        return int, ("not a number",)
+
+
+def sent(data: bytes) -> Any:
+    """Return what the other side decodes of one frame."""
+    [body] = FrameReader().feed(data)
+    return decode(body)
+
+
+@given(st.lists(st.binary(max_size=300)), st.data())
+def test_frames_arrive_whole_however_they_are_cut(bodies: list[bytes], data: st.DataObject) -> None:
+    stream = b"".join(frame(body) for body in bodies)
+    reader, found = FrameReader(), []
+    while stream:
+        size = data.draw(st.integers(1, len(stream)))
+        found += [bytes(body) for body in reader.feed(stream[:size])]
+        stream = stream[size:]
+    assert found == bodies
+    assert reader.incomplete == 0
+
+
+def test_an_incomplete_frame_is_kept() -> None:
+    reader = FrameReader()
+    data = frame(b"first") + frame(b"second")
+    assert [bytes(body) for body in reader.feed(data[:-1])] == [b"first"]
+    assert reader.incomplete == len(frame(b"second")) - 1
+    assert [bytes(body) for body in reader.feed(data[-1:])] == [b"second"]
+
+
+def test_bodies_stay_valid_after_the_next_read() -> None:
+    reader = FrameReader()
+    data = frame(b"x" * 100)
+    reader.feed(data[:50])
+    [body] = reader.feed(data[50:])
+    reader.feed(frame(b"y" * 200))
+    assert body == b"x" * 100
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Ready(),
+        Broken("a traceback"),
+        Started("id", 1.5),
+        Sample("id", 7, (1, 2)),
+        Result("id", 0.1, b"", None, None, 0, None),
+        Result("id", 0.1, b"", ("builtins.ValueError", "a traceback"), "bad", 3, (1, 2)),
+    ],
+)
+def test_messages_arrive_as_they_were(message: Any) -> None:
+    received = sent(encode(message))
+    assert received == message
+    assert type(received) is type(message)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"no pickle",
+        pickle.dumps(None),
+        pickle.dumps(()),
+        pickle.dumps((99, "id")),
+        pickle.dumps(("started", "id", 1.5)),
+        pickle.dumps((2, "too few fields")),
+        pickle.dumps((1, Unloadable())),
+    ],
+)
+def test_a_frame_that_is_no_message_is_unreadable(body: bytes) -> None:
+    assert isinstance(sent(frame(body)), Unreadable)
+
+
+def test_frames_of_a_worker_hold_plain_values_only() -> None:
+    """No class of an application is looked up when they are loaded."""
+
+    class PlainUnpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            raise AssertionError(f"{module}.{name} is looked up")
+
+    import io
+
+    outcome = Outcome.failure(RuntimeError("bad"))
+    for data in (
+        encode(Started("id", 1.5)),
+        encode_sample("id", 1, PROGRESS),
+        encode_result("id", 0.1, outcome, (1, PROGRESS)),
+        encode_result("id", 0.1, Outcome(Unloadable()), (0, None)),
+    ):
+        [body] = FrameReader().feed(data)
+        assert PlainUnpickler(io.BytesIO(body)).load()
+
+
+def test_progress_arrives_as_it_was() -> None:
+    sample = sent(encode_sample("id", 4, PROGRESS))
+    assert (sample.result_id, sample.number, sample.progress) == ("id", 4, PROGRESS)
+    assert sent(encode_result("id", 0, Outcome(), (5, PROGRESS))).last == (5, PROGRESS)
+    assert sent(encode_result("id", 0, Outcome(), (0, None))).last == (0, None)
+
+
+@pytest.mark.parametrize("value", [None, 0, "", [1, {"a": None}], "x" * 100_000])
+def test_return_values(value: Any) -> None:
+    outcome = sent(encode_result("id", 0.5, Outcome(value), (0, None))).outcome()
+    assert outcome.return_value == value
+    assert outcome.error is None
+
+
+def test_an_error_keeps_its_traceback_and_its_class() -> None:
+    try:
+        raise ValueError("bad value")
+    except ValueError as error:
+        failed = Outcome.failure(error)
+    outcome = sent(encode_result("id", 0.5, failed, (0, None))).outcome()
+    assert outcome.error == failed.error
+    assert outcome.message == "bad value"
+    assert isinstance(outcome.exception, RemoteError)
+    assert str(outcome.exception) == "builtins.ValueError: bad value"
+    assert 'raise ValueError("bad value")' in str(outcome.exception.__cause__)
+
+
+def test_a_return_value_that_cannot_be_pickled_is_a_failure() -> None:
+    result = sent(encode_result("id", 0.5, Outcome(lambda: None), (2, PROGRESS)))
+    assert "pickle" in result.message
+    assert result.last == (2, PROGRESS)
+
+
+def test_a_return_value_that_cannot_be_loaded_fails_its_task_only() -> None:
+    result = sent(encode_result("id", 0.5, Outcome(Unloadable()), (0, None)))
+    assert isinstance(result, Result)
+    error = result.outcome().error
+    assert error is not None
+    assert error.exception_class_path == "builtins.ValueError"
+
+
+def arrived(message: bytes) -> RunTask:
+    """Return what a worker decodes."""
+    [body] = FrameReader().feed(frame_task(message, 7))
+    assert ticket_of(body) == 7
+    return decode_task(body)
+
+
+def test_a_task_arrives_as_it_was() -> None:
+    enqueued_at = datetime(2026, 5, 4, 3, 2, 1, 999_999, tzinfo=UTC)
+    task = tasks.noop.using(queue_name="default")
+    message = arrived(encode_task("id", task, [1], {"b": "c"}, enqueued_at))
+    assert message.result_id == "id"
+    assert message.path == "tests.project.tasks.noop"
+    assert message.options == (0, "default", "default", None, False)
+    assert message.load_arguments() == ([1], {"b": "c"})
+    assert datetime.fromisoformat(message.enqueued_at) == enqueued_at
+
+
+def test_an_argument_that_cannot_be_loaded_harms_no_other_field() -> None:
+    message = arrived(encode_task("id", tasks.noop, [Unloadable()], {}, datetime.now(UTC)))
+    assert message.result_id == "id"
+    with pytest.raises(ValueError, match="not a number"):
+        message.load_arguments()
+
+
+def test_a_workers_time_follows_use_tz() -> None:
+    timestamp = datetime(2026, 5, 4, 3, 2, 1, 999_999, tzinfo=UTC).timestamp()
+    with override_settings(USE_TZ=True):
+        assert to_datetime(timestamp) == datetime(2026, 5, 4, 3, 2, 1, 999_999, tzinfo=UTC)
+    with override_settings(USE_TZ=False):
+        assert to_datetime(timestamp).tzinfo is None
+        assert to_datetime(timestamp).timestamp() == timestamp

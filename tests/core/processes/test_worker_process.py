@@ -1,0 +1,276 @@
+"""A worker as its parent sees it: the moves that are legal, its socket, its end."""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import pytest
+
+from django_tasks_local.exceptions import TaskCancelled, TaskTimeout
+from django_tasks_local.execution import Outcome
+from django_tasks_local.processes import worker_process
+from django_tasks_local.processes.wire import (
+    FrameReader,
+    Ready,
+    Started,
+    decode,
+    decode_task,
+    encode,
+    encode_result,
+    frame_task,
+)
+from django_tasks_local.processes.worker_process import KILL_AFTER, RETIRE_TIME, State
+from tests.support.fake_worker import FakeWorker, new_task
+
+STARTING, IDLE, BUSY, ENDING, DEAD = State
+LEGAL = {
+    (STARTING, IDLE),
+    (STARTING, ENDING),
+    (STARTING, DEAD),
+    (IDLE, BUSY),
+    (IDLE, ENDING),
+    (IDLE, DEAD),
+    (BUSY, BUSY),
+    (BUSY, IDLE),
+    (BUSY, ENDING),
+    (BUSY, DEAD),
+    (ENDING, ENDING),
+    (ENDING, DEAD),
+}
+# From STARTING to each state.
+WAYS = {
+    STARTING: (),
+    IDLE: (IDLE,),
+    BUSY: (IDLE, BUSY),
+    ENDING: (ENDING,),
+    DEAD: (DEAD,),
+}
+
+
+@pytest.fixture
+def worker() -> Iterator[FakeWorker]:
+    """A worker that is starting."""
+    fake = FakeWorker()
+    yield fake
+    fake.close()
+
+
+def busy(worker: FakeWorker, *ids: str) -> FakeWorker:
+    """Give the worker a task, and let it report the start."""
+    worker.parent.become_ready()
+    for id in ids or ("id",):
+        assert worker.parent.give([new_task(id)])
+    return worker
+
+
+def result(id: str, outcome: Outcome | None = None) -> Any:
+    """Return the message that a worker sends at the end of a task."""
+    [body] = FrameReader().feed(encode_result(id, 0.1, outcome or Outcome(), (0, None)))
+    return decode(body)
+
+
+# The state
+
+
+@pytest.mark.parametrize(("before", "after"), list(product(State, State)))
+def test_only_legal_moves_are_made(worker: FakeWorker, before: State, after: State) -> None:
+    for state in WAYS[before]:
+        worker.parent._move(state)
+    assert worker.parent.state is before
+    if (before, after) in LEGAL:
+        worker.parent._move(after)
+        assert worker.parent.state is after
+    else:
+        with pytest.raises(RuntimeError, match=r"fake@1 cannot move from State\.\w+ to State\.\w+"):
+            worker.parent._move(after)
+        assert worker.parent.state is before
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_predicates(worker: FakeWorker, state: State) -> None:
+    for step in WAYS[state]:
+        worker.parent._move(step)
+    assert worker.parent.is_available() is (state is IDLE)
+    assert worker.parent.counts_as_serving() is (state in {STARTING, IDLE, BUSY})
+
+
+def test_a_move_replaces_the_deadline(worker: FakeWorker) -> None:
+    assert not worker.parent.has_expired(worker.now)
+    worker.parent.terminate()
+    assert worker.parent.deadline == worker.now + KILL_AFTER
+    assert not worker.parent.has_expired(worker.now)
+    assert worker.parent.has_expired(worker.now + KILL_AFTER)
+    worker.parent.act_on_deadline()
+    assert worker.parent.deadline is None
+
+
+def test_the_life_of_a_worker(worker: FakeWorker) -> None:
+    parent = worker.parent
+    assert not parent.give([new_task()])
+    parent.become_ready()
+    assert parent.was_ready
+    task = new_task()
+    assert parent.give([task])
+    assert parent.state is BUSY
+    assert task.sends == 1
+    assert parent.first_task is task
+    parent.start_first(timeout=None)
+    assert task.has_started
+    assert not task.body
+    assert parent.deadline is None
+    parent.end_first()
+    assert (parent.state, parent.completed, parent.first_task) == (IDLE, 1, None)
+    parent.retire()
+    assert (parent.state, parent.deadline) == (ENDING, worker.now + RETIRE_TIME)
+    assert worker.sock.recv(1000)
+    assert worker.sock.recv(1000) == b"", "the worker reads the end of its socket"
+    assert not parent.give([new_task()])
+    assert parent.bury() == "The worker process fake@1 ended with exit code 0"
+    assert parent.state is DEAD
+
+
+def test_a_worker_that_is_told_to_end_while_it_starts_gets_no_task(worker: FakeWorker) -> None:
+    worker.parent.terminate()
+    worker.parent.become_ready()
+    assert worker.parent.state is ENDING
+    assert not worker.parent.give([new_task()])
+
+
+def test_an_outdated_worker_gets_no_task(worker: FakeWorker) -> None:
+    worker.parent.become_ready()
+    worker.parent.is_outdated = True
+    assert not worker.parent.is_available()
+    assert not worker.parent.give([new_task()])
+    assert worker.parent.must_retire(max_tasks=None)
+
+
+def test_a_worker_retires_after_max_tasks(worker: FakeWorker) -> None:
+    busy(worker)
+    assert not worker.parent.must_retire(max_tasks=1)
+    worker.parent.start_first(None)
+    worker.parent.end_first()
+    assert worker.parent.must_retire(max_tasks=1)
+    assert not worker.parent.must_retire(max_tasks=2)
+
+
+# Stopping
+
+
+def test_terminate_then_kill(worker: FakeWorker) -> None:
+    busy(worker)
+    worker.parent.terminate()
+    worker.parent.terminate()
+    assert worker.process.calls == ["terminate"], "one SIGTERM"
+    worker.parent.act_on_deadline()
+    assert worker.process.calls == ["terminate", "kill"]
+
+
+def test_a_retired_worker_that_does_not_end_is_terminated(worker: FakeWorker) -> None:
+    worker.parent.become_ready()
+    worker.parent.retire()
+    worker.parent.act_on_deadline()
+    assert worker.process.calls == ["terminate"]
+    assert worker.parent.deadline == worker.now + KILL_AFTER
+
+
+def test_timeout(worker: FakeWorker) -> None:
+    busy(worker)
+    worker.parent.start_first(timeout=2)
+    assert worker.parent.deadline == worker.now + 2
+    worker.parent.act_on_deadline()
+    assert isinstance(worker.parent.reason, TaskTimeout)
+    assert str(worker.parent.reason) == "The task took longer than 2 seconds."
+    assert worker.process.calls == ["terminate"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "outcome", "overruled"),
+    [
+        (None, Outcome(), False),
+        (TaskCancelled(), Outcome(), False),
+        (TaskCancelled(), Outcome.failure(ValueError()), True),
+        (TaskTimeout(), Outcome(), True),
+    ],
+)
+def test_the_reason_of_a_stop_overrules_the_result(
+    worker: FakeWorker, reason: BaseException | None, outcome: Outcome, overruled: bool
+) -> None:
+    busy(worker)
+    worker.parent.start_first(None)
+    worker.parent.terminate(reason, worker.parent.first_task)
+    assert worker.parent.overrules(result("id", outcome)) is overruled
+
+
+def test_a_worker_that_was_terminated_did_not_fail_to_start(worker: FakeWorker) -> None:
+    assert worker.parent.never_became_ready()
+    worker.parent.terminate()
+    assert not worker.parent.never_became_ready()
+
+
+@pytest.mark.parametrize(
+    ("exitcode", "text", "killed"),
+    [
+        (0, "ended with exit code 0", False),
+        (-9, "was killed by SIGKILL", False),
+        (-250, "ended with exit code -250", False),
+        (None, "ended with exit code None", True),
+        (worker_process.LOST_EXIT_CODE, "ended with exit code 255", True),
+    ],
+)
+def test_how_it_ended(exitcode: int | None, text: str, killed: bool) -> None:
+    worker = FakeWorker(exitcode)
+    assert worker.parent.bury() == f"The worker process fake@1 {text}"
+    assert ("kill" in worker.process.calls) is killed
+    worker.close()
+
+
+# The socket
+
+
+def test_messages_are_received(worker: FakeWorker) -> None:
+    assert worker.parent.receive() == []
+    worker.sock.send(encode(Ready()) + encode(Started("id", 1.5)))
+    assert worker.parent.receive() == [Ready(), Started("id", 1.5)]
+    worker.sock.close()
+    with pytest.raises(EOFError):
+        worker.parent.receive()
+
+
+def test_what_a_dead_worker_has_sent_is_received(worker: FakeWorker) -> None:
+    long = Started("x" * 100_000, 1.5)
+    worker.sock.send(encode(long) + encode(Ready()) + b"half a frame")
+    worker.sock.close()
+    assert list(worker.parent.receive_rest()) == [long, Ready()]
+
+
+def test_a_task_that_the_socket_does_not_accept_at_once_is_flushed(worker: FakeWorker) -> None:
+    worker.parent.become_ready()
+    task = new_task("id", "x" * 5_000_000)
+    expected = frame_task(task.body)
+    assert worker.parent.give([task])
+    assert worker.parent.has_unsent
+    received = bytearray()
+    while len(received) < len(expected):
+        received += worker.sock.recv(1 << 20)
+        worker.parent.flush()
+    assert received == expected
+    assert not worker.parent.has_unsent
+    [body] = FrameReader().feed(bytes(received))
+    assert decode_task(body).result_id == "id"
+
+
+def test_sending_to_a_dead_worker_is_harmless(worker: FakeWorker) -> None:
+    worker.parent.become_ready()
+    worker.sock.close()
+    task = new_task()
+    assert worker.parent.give([task])
+    assert not worker.parent.has_unsent
+    assert not task.has_started
+
+
+def test_nothing_is_sent_to_a_socket_that_is_closed(worker: FakeWorker) -> None:
+    worker.parent.become_ready()
+    assert worker.parent.give([new_task("id", "x" * 5_000_000)])
+    worker.parent.note_end()
+    assert not worker.parent.has_unsent
+    assert worker.parent.deadline == worker.now + KILL_AFTER

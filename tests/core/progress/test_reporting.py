@@ -1,0 +1,67 @@
+"""The reporter and the cancellation of a task are made at their first use."""
+
+from typing import Any
+
+import pytest
+from django.tasks import task
+
+from django_tasks_local import report_progress, track
+from django_tasks_local.progress.reporter import current_reporting
+from django_tasks_local.testing import wait_until_idle
+
+
+def made() -> list[bool]:
+    run = current_reporting.get()
+    return [run.reporter is not None, run.cancellation is not None]
+
+
+@task
+def report_nothing() -> list[bool]:
+    return made()
+
+
+@task
+def report() -> list[bool]:
+    report_progress(1)
+    first = current_reporting.get().reporter
+    report_progress(2)
+    assert current_reporting.get().reporter is first
+    return made()
+
+
+@task
+def track_items() -> list[bool]:
+    for _ in track([1, 2]):
+        pass
+    return made()
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"), [(report_nothing, False), (report, True), (track_items, True)]
+)
+@pytest.mark.parametrize("backend", ["default", "immediate"])
+def test_the_first_use_makes_them(function: Any, expected: bool, backend: str) -> None:
+    result = function.using(backend=backend).enqueue()
+    wait_until_idle(backend)
+    if backend == "default":
+        result.refresh()
+    assert result.return_value == [expected, expected]
+
+
+escaped: list[Any] = []
+
+
+@task
+def escape() -> None:
+    """Keep the way to report, as a thread does that outlives its task."""
+    escaped.append(current_reporting.get())
+
+
+def test_a_report_after_the_end_has_no_effect(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "django_tasks_local")
+    escape.enqueue()
+    wait_until_idle()
+    run = escaped.pop()
+    run.get_reporter().report(1)
+    assert "reported progress after it was finished" in caplog.text
+    assert run.close_progress() == (0, None)

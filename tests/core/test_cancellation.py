@@ -1,0 +1,142 @@
+"""Cancellation: delivered once, to synchronous code or to a coroutine."""
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from django_tasks_local.cancellation import Cancellation
+from django_tasks_local.exceptions import TaskCancelled
+from tests.support.waiting import LIMIT
+
+
+@pytest.fixture
+def cancellation() -> Cancellation:
+    return Cancellation()
+
+
+def state(cancellation: Cancellation) -> tuple[bool, bool]:
+    return cancellation.requested, cancellation.delivered
+
+
+def test_it_is_delivered_once(cancellation: Cancellation) -> None:
+    assert state(cancellation) == (False, False)
+    cancellation.raise_if_requested()
+    cancellation.request()
+    cancellation.request()
+    assert state(cancellation) == (True, False)
+    with pytest.raises(TaskCancelled, match="The task was cancelled"):
+        cancellation.raise_if_requested()
+    assert state(cancellation) == (False, True)
+    cancellation.request()
+    assert state(cancellation) == (False, True)
+    assert not cancellation.consume()
+    cancellation.raise_if_requested()
+
+
+def test_one_of_many_threads_delivers_it(cancellation: Cancellation) -> None:
+    start = threading.Barrier(8)
+    consumed: list[bool] = []
+
+    def consume() -> None:
+        start.wait(LIMIT)
+        cancellation.request()
+        consumed.append(cancellation.consume())
+
+    threads = [threading.Thread(target=consume) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT)
+    assert sorted(consumed) == [False] * 7 + [True]
+
+
+def test_interrupt_raises_in_synchronous_code(cancellation: Cancellation) -> None:
+    with pytest.raises(TaskCancelled):
+        cancellation.interrupt()
+    cancellation.interrupt()
+    assert state(cancellation) == (False, True)
+
+
+def run_watched(cancellation: Cancellation, coroutine: Any) -> Any:
+    """Run a coroutine that the cancellation watches, as a worker does."""
+
+    async def watch() -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        cancellation.watch(asyncio.get_running_loop(), task)
+        try:
+            return await coroutine
+        finally:
+            cancellation.unwatch()
+
+    return asyncio.run(watch())
+
+
+async def wait_to_be_cancelled() -> None:
+    await asyncio.wait_for(asyncio.Event().wait(), LIMIT)
+
+
+@pytest.mark.parametrize("method", ["request", "interrupt"])
+def test_a_coroutine_is_cancelled_from_another_thread(
+    cancellation: Cancellation, method: str
+) -> None:
+    async def ask_a_thread() -> None:
+        await asyncio.to_thread(getattr(cancellation, method))
+        await wait_to_be_cancelled()
+
+    with pytest.raises(asyncio.CancelledError):
+        run_watched(cancellation, ask_a_thread())
+    assert state(cancellation) == (False, True)
+    assert cancellation.has_cancelled_coroutine
+
+
+def test_a_coroutine_that_was_cancelled_before_it_begins(cancellation: Cancellation) -> None:
+    cancellation.request()
+    with pytest.raises(asyncio.CancelledError):
+        run_watched(cancellation, wait_to_be_cancelled())
+    assert cancellation.has_cancelled_coroutine
+
+
+def test_a_coroutine_is_cancelled_once(cancellation: Cancellation) -> None:
+    async def clean_up() -> str:
+        try:
+            await wait_to_be_cancelled()
+        except asyncio.CancelledError:
+            cancellation.request()
+            await asyncio.sleep(0)  # A second cancellation would be raised here.
+        return "cleaned up"
+
+    cancellation.request()
+    assert run_watched(cancellation, clean_up()) == "cleaned up"
+
+
+def test_a_step_may_be_faster_than_the_event_loop(cancellation: Cancellation) -> None:
+    """It is delivered by report_progress(), and the coroutine is not cancelled as well."""
+
+    async def report() -> str:
+        cancellation.request()
+        with pytest.raises(TaskCancelled):
+            cancellation.raise_if_requested()
+        await asyncio.sleep(0)
+        return "goes on"
+
+    assert run_watched(cancellation, report()) == "goes on"
+    assert not cancellation.has_cancelled_coroutine
+
+
+def test_after_the_end_of_a_coroutine_nothing_is_delivered(cancellation: Cancellation) -> None:
+    assert run_watched(cancellation, asyncio.sleep(0, "done")) == "done"
+    cancellation.interrupt()
+    assert state(cancellation) == (True, False)
+
+
+def test_a_loop_that_is_closed_concurrently(cancellation: Cancellation) -> None:
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(asyncio.sleep(0))
+    loop.run_until_complete(task)
+    cancellation.watch(loop, task)
+    loop.close()
+    cancellation.request()
+    assert state(cancellation) == (True, False)

@@ -1,0 +1,56 @@
+"""Workers without processes, for the tests of the parent's side."""
+
+import multiprocessing
+import socket
+from collections.abc import Callable
+from datetime import UTC, datetime
+from multiprocessing import Pipe
+from typing import Any
+
+from django_tasks_local.processes.task import ProcessTask
+from django_tasks_local.processes.tickets import TicketReader, Tickets
+from django_tasks_local.processes.wire import encode_task
+from django_tasks_local.processes.worker_process import WorkerProcess
+from tests.project import tasks
+
+
+class FakeProcess:
+    """Notes what is done to it, instead of being a process."""
+
+    def __init__(self, exitcode: int | None = 0) -> None:
+        self.exitcode = exitcode
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args: self.calls.append(name)
+
+
+class FakeWorker:
+    """A WorkerProcess, the worker's end of its socket, and a clock that stands still."""
+
+    def __init__(self, exitcode: int | None = 0) -> None:
+        self.now = 100.0
+        self.process = FakeProcess(exitcode)
+        ours, self.sock = socket.socketpair()
+        ours.setblocking(False)
+        self.sock.setblocking(False)
+        self.lifeline, lifeline = Pipe(duplex=False)
+        process: Any = self.process
+        self.tickets = Tickets(multiprocessing.get_context("spawn"))
+        self.reader = TicketReader(self.tickets.pipe.fileno())
+        self.parent = WorkerProcess(
+            "fake@1", process, ours, lifeline, self.tickets, clock=lambda: self.now
+        )
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        self.parent.close()
+        self.sock.close()
+        self.lifeline.close()
+
+
+def new_task(id: str = "id", *args: Any) -> ProcessTask:
+    """Return the record of a task that was not sent."""
+    now = datetime.now(UTC)
+    body = encode_task(id, tasks.noop, list(args), {}, now)
+    return ProcessTask(tasks.noop, id, list(args), {}, "default", now, 0.05, body)
