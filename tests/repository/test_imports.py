@@ -25,7 +25,7 @@ FLOORS = (
     ("pools.base",),
     ("pools", "pools.threads"),
     ("processes", "processes.task", "processes.settings"),
-    ("processes.wire",),
+    ("processes.pace", "processes.tickets", "processes.wire"),
     ("processes.child", "processes.worker_process"),
     ("processes.starting", "processes.assigning", "processes.loop"),
     ("processes.crew",),
