@@ -136,6 +136,8 @@ class HubMachine(RuleBasedStateMachine):
     @rule(id=ids)
     def release(self, id: str) -> None:
         topic = self.hub.find(id)
+        if id in self.lives and self.is_read(self.lives[id]):
+            return  # Ids are unique, so a subscription does not distinguish two lives of one id.
         if topic is not None:
             self.hub.release(topic)
             self.lives.pop(id, None)
