@@ -25,7 +25,7 @@ from .. import shutdown
 from ..exceptions import TaskCancelled, TaskLost
 from ..execution import Outcome
 from ..hub import hub
-from ..record import TaskRecord
+from ..record import READY, RUNNING, TaskRecord
 from . import signals
 from .positions import Positions
 from .queue import TaskQueue, make_queue
@@ -285,12 +285,13 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
     def statistics(self) -> PoolStatistics:
         """Return the present counts. They are read one after the other, without a lock."""
         waiting = list(self.queue)
-        unfinished = list(self._unfinished.values())
+        # By status: a task that moves from the queue to a worker concurrently is counted once.
+        statuses = [record.status for record in list(self._unfinished.values())]
         return PoolStatistics(
             workers=self.count_workers(),
-            waiting=len(waiting) + self.waiting_in_workers(),
-            running=sum(record.is_running for record in unfinished),
-            unfinished=len(unfinished),
+            waiting=statuses.count(READY),
+            running=statuses.count(RUNNING),
+            unfinished=len(statuses),
             oldest_waiting=waiting[0].enqueued_at if waiting else None,
             results=len(self.results),
         )

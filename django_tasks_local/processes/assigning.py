@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from .task import ProcessTask
     from .worker_process import WorkerProcess
 
-MAX_AHEAD = 16  # tasks that a worker has at a time, the running one included
+# Tasks that a worker has at a time, the running one included. 64 instead of 16 save 8 µs per task.
+MAX_AHEAD = 64
 AHEAD_SECONDS = 0.002  # that all of them together are expected to take
 MAX_AHEAD_SIZE = 1 << 14  # bytes of one; a longer one would delay the result before it
 

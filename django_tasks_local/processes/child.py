@@ -83,7 +83,7 @@ def main(
     global _is_worker
     _is_worker = True
     die_with_parent(lifeline)
-    # Ctrl-C in a terminal reaches every process of the group; the parent decides what it means.
+    # Ctrl-C in a terminal reaches every process of the group; the parent ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal_handlers.leave_signals_alone()
     # Programs that a task starts must not hold the socket open.
@@ -285,21 +285,24 @@ class WorkerMain:
         started_at = time.time()
         self._send_result(encode(Started(message.result_id, started_at)))
         drop_stale_connections()
+        try:
+            running = RunningTask(self, message, started_at)
+        except BaseException as exception:  # noqa: BLE001 - e.g. the task's module has an error
+            failed = Outcome.failure(exception)
+            self._defers_sigterm = True
+            self._unsent = encode_result(message.result_id, 0.0, failed, (0, None))
+            return
+        # After the import of the task's module, which only the first task of a worker waits for.
         began = time.perf_counter()
-        outcome, last = self._execute(message, started_at)
+        outcome = self._execute(running)
         seconds = time.perf_counter() - began
         if os.getpid() != self._pid:
             os._exit(0)  # The task has forked: this is its child, which is not a worker.
         if not (self._terminated and outcome.error is not None):
+            last = running.close_progress()
             self._unsent = encode_result(message.result_id, seconds, outcome, last)
 
-    def _execute(
-        self, message: RunTask, started_at: float
-    ) -> tuple[Outcome, tuple[int, Progress | None]]:
-        try:
-            running = RunningTask(self, message, started_at)
-        except BaseException as exception:  # noqa: BLE001 - e.g. the task's module has an error
-            return Outcome.failure(exception), (0, None)
+    def _execute(self, running: RunningTask) -> Outcome:
         self._running = running
         try:
             outcome = execute(running)
@@ -309,7 +312,7 @@ class WorkerMain:
             self._defers_sigterm = True
             self._running = None
         running.is_over = True
-        return outcome, running.close_progress()
+        return outcome
 
     def _send_result(self, following: bytes = b"") -> None:
         """Send the result of the last task, if there is one, together with the next frame."""

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 class Crew:
     """
-    The workers. Methods run in the dispatcher's thread, except where they say otherwise.
+    The workers. For the dispatcher's thread; a method for any thread is marked as such.
 
-    `listen` is called with each new worker; what it puts on the ExitStack undoes it.
+    `listen(worker, undo)` is called for each new worker; it adds its reverse to `undo`.
     """
 
     def __init__(

@@ -15,8 +15,8 @@ The dispatcher: the thread that talks to all worker processes of a pool.
                                    requeues it
 
 Each worker has its own socket, so a worker that dies, stops or leaves a frame unfinished affects no
-other one. The dispatcher never waits for a single worker: it reads and writes what is possible now,
-and sleeps until a socket, a sentinel, wake() or a deadline ends its select().
+other one. The dispatcher never waits for a single worker: it reads and writes without blocking, and
+sleeps until a socket, a sentinel, wake() or a deadline ends its select().
 
 Invariant: a worker owns a task from its report that the task has started. Before that report, the
 task of a dead worker is requeued, so the death of an idle worker costs no task.
@@ -57,7 +57,7 @@ MAX_SENDS = 3  # how often a task is sent to workers that die before it starts
 
 class Dispatcher:
     """
-    The thread of one pool. Its methods run in this thread, except where they say otherwise.
+    The thread of one pool. Public methods may be called from any thread.
     """
 
     def __init__(self, pool: Pool[ProcessOptions, ProcessTask]) -> None:
@@ -82,8 +82,6 @@ class Dispatcher:
             self._loop.start()
             undo.pop_all()
         _dispatchers.add(self)
-
-    # Called from any thread
 
     def task_added(self) -> None:
         """Give waiting tasks to idle workers, or have the dispatcher start workers for them."""
@@ -147,9 +145,10 @@ class Dispatcher:
             self._assigner.assign()
             self._crew.start_missing()
             self._wants_tasks = True
-            # Tasks added during the lines above did not wake this thread, as the flag was False.
-            self._assigner.assign()
-            self._crew.start_missing()
+            if self._pool.queue:
+                # Tasks added during the lines above did not wake this thread: the flag was False.
+                self._assigner.assign()
+                self._crew.start_missing()
             self._assigner.share(self._crew.workers())
         finally:
             # Also after an exception: while the flag is False, no added task wakes this thread.
@@ -163,7 +162,8 @@ class Dispatcher:
             self._assigner.recall(worker)
             if task not in worker.tasks:
                 break
-            # If the worker has begun a later one, the result of this task is on its way.
+            # If the worker has begun a later task, this one has ended: its result comes together
+            # with the report that the later one has started.
             if worker.tasks[-1] is task:
                 self._crew.terminate(worker, error, task)
             return
@@ -231,7 +231,7 @@ class Dispatcher:
         if task is None or task.id != message.result_id or not task.has_started:
             self._reject(worker, message)
         elif worker.overrules(message):
-            # The worker is about to die of what has stopped the task, and then gets its outcome.
+            # The worker was terminated for this reason; the outcome is recorded at its death.
             number, progress = message.last
             if progress is not None:
                 task.report(number, progress)
@@ -272,7 +272,7 @@ class Dispatcher:
             self._bury(worker)
 
     def _on_sentinel(self, worker: WorkerProcess, events: int) -> None:
-        """Read what a dead worker has sent, then decide what happens to its tasks."""
+        """Read the last messages of a dead worker, then record or requeue its tasks."""
         if worker in self._crew:
             worker.note_end()  # Its last result must not get it another task.
             self._handle(worker, worker.receive_rest())

@@ -37,7 +37,7 @@ MAX_SELECT_SECONDS = 3600.0  # epoll cannot wait for more than 24 days
 
 
 class Loop:
-    """One thread. Its methods are called in this thread, except where they say otherwise."""
+    """One thread, its selector, and the commands that other threads have for it."""
 
     def __init__(
         self,

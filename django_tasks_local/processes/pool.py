@@ -1,4 +1,4 @@
-"""The pool of worker processes: what it adds to Pool."""
+"""ProcessPool: the queue and the results of Pool, with worker processes."""
 
 from __future__ import annotations
 
@@ -135,7 +135,8 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
 
     @override
     def _call_receivers(self, send: Callable[..., object], *args: object) -> None:
-        # The dispatcher's thread serves all tasks: what a receiver leaves there must not leak.
+        # The dispatcher's thread serves all tasks, so receivers must leave no context variable and
+        # no connection there.
         Context().run(_call_with_resources, send, *args)
 
     @override

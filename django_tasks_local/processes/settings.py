@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
-    """What a worker needs to set up Django as its parent has it."""
+    """The settings, environment and database names with which a worker sets up Django."""
 
     name: str
     progress_interval: float

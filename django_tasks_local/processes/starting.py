@@ -165,15 +165,15 @@ def _raise_if_descriptors_are_short() -> None:
             spare.callback(os.close, os.open(os.devnull, os.O_RDONLY))
 
 
-# multiprocessing has no public names for what follows.
+# multiprocessing has no public names for the objects below.
 
 
 def _preload_django() -> None:
     """
     Have the fork server import Django, once for all workers: they start three times as fast.
 
-    Only if the application has not chosen what it imports. The fork server does not set up Django:
-    an app's ready() may start threads, and workers must be forked from a single thread.
+    Only if the application has set no preload list of its own. The fork server does not set up
+    Django: an app's ready() may start threads, and workers must be forked from a single thread.
     """
     from multiprocessing import forkserver  # not on Windows
 

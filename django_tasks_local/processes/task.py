@@ -1,4 +1,4 @@
-"""The record of a task of a process pool: with its message to a worker, and who may send it."""
+"""The record of a task of a process pool, with its message to a worker and the right to send it."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ Tickets: the right to begin a task that was sent to a worker which still runs an
 
 Both sides hold the read end of one pipe. A task may be begun by the side that has read its number,
 by no other: the worker runs it, the parent gives it to another worker. Each number has one reader,
-because the kernel removes what it gives to a read() from the pipe before another read() can get
-it: it serializes the readers of a pipe. Each read() gets one whole number, because only whole
+because the kernel lets one read() of a pipe end before it begins another, and removes the bytes
+that it returns. Each read() gets one whole number, because only whole
 numbers of eight bytes are written, at most MAX_ISSUED at once, and POSIX guarantees that writes of
 up to PIPE_BUF (512 bytes or more) are not divided.
 

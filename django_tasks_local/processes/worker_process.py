@@ -43,7 +43,7 @@ LOST_EXIT_CODE = 255  # multiprocessing reports it if its fork server died: the 
 
 
 class State(Enum):
-    """What a worker is doing."""
+    """The states of a worker."""
 
     STARTING = "starting"
     IDLE = "idle"
@@ -127,7 +127,7 @@ class WorkerProcess:
 
     @property
     def state(self) -> State:
-        """What it does now."""
+        """The state that the last move has led to."""
         return self._state
 
     @property
@@ -295,7 +295,8 @@ class WorkerProcess:
             else:
                 self.terminate()
         elif len(self.tasks) > 1:
-            # It has begun the next task, so the result of the first one is on its way.
+            # It has begun the next task, so the first one has ended: its result comes together with
+            # the report that the next one has started.
             self._move(State.BUSY)
         else:
             error = TaskTimeout(f"The task took longer than {self._timeout} seconds.")
@@ -351,7 +352,7 @@ class WorkerProcess:
         return bool(self._outgoing)
 
     def flush(self) -> None:
-        """Send what the socket accepts now of what it did not accept before."""
+        """Send as many of the unsent bytes as the socket accepts."""
         with self.lock:
             sent = self._send_now(self._outgoing)
             del self._outgoing[:sent]
@@ -369,7 +370,7 @@ class WorkerProcess:
             self._outgoing += memoryview(data)[sent:]
 
     def _send_now(self, data: bytes | bytearray) -> int:
-        """Return how many bytes need not be sent any more: all, if the worker has died."""
+        """Return the number of bytes that need not be sent again: all, if the worker has died."""
         try:
             return self.sock.send(data)
         except BlockingIOError:
@@ -379,7 +380,7 @@ class WorkerProcess:
 
 
 def _how_it_ended(process: BaseProcess) -> str:
-    """Name the signal or the exit code, and free what the process object holds."""
+    """Name the signal or the exit code, and free the descriptors of the process object."""
     process.join(KILL_AFTER)
     code = process.exitcode
     if code is None or code == LOST_EXIT_CODE:

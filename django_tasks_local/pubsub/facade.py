@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..aliases import task_reference
 from ..forking import reset_in_child
-from .delivery import Mailbox, Subscription
 from .latest import Latest, Topic
+from .mailbox import Mailbox
+from .subscription import Subscription
 
 if TYPE_CHECKING:
     import asyncio
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from ..events import TaskEvent
     from .latest import Reader, Recorder
+    from .mailbox import Subscriber
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +220,11 @@ class Hub:
                 self._detach(subscription, mailbox)  # The loop is closed.
         else:
             self._detach(subscription, mailbox)
+
+    def drop(self, subscriber: Subscriber) -> None:
+        """End a subscription whose event loop is closed. Called from any thread."""
+        assert isinstance(subscriber, Subscription)
+        self.detach(subscriber)
 
     def _attach_to(
         self, subscription: Subscription, mailbox: Mailbox, backend: str | None, id: str

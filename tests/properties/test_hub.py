@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 from django_tasks_local.events import NO_VERSION, TaskEvent, Version
 from django_tasks_local.hub import Hub
 from django_tasks_local.pubsub import latest
-from django_tasks_local.pubsub.delivery import Subscription
+from django_tasks_local.pubsub.subscription import Subscription
 from tests.support import factories
 from tests.support.state_machines import SHRINK_TIMEOUT, run_machine
 

@@ -17,9 +17,15 @@ FLOORS = (
     ("aliases", "identifiers"),
     ("publishing", "pubsub.latest"),
     ("cancellation", "signal_handlers", "ticker", "progress.values", "progress.rate", "results"),
-    ("pubsub.delivery", "progress.reporter"),
-    ("pubsub.facade", "progress.tracking", "execution.daemon_threads", "execution.connections"),
-    ("hub", "pubsub", "progress", "execution.coroutines"),
+    ("pubsub.mailbox", "progress.reporter"),
+    (
+        "pubsub.subscription",
+        "progress.tracking",
+        "execution.daemon_threads",
+        "execution.connections",
+    ),
+    ("pubsub.facade", "progress", "execution.coroutines"),
+    ("hub", "pubsub"),
     ("execution", "foreign", "lookup", "record", "shutdown"),
     ("pools.positions", "pools.queue", "pools.signals", "pools.store"),
     ("pools.base",),
@@ -119,7 +125,8 @@ def test_the_hub_knows_no_pool_and_no_task() -> None:
             "forking",
             "pubsub",
             "pubsub.facade",
-            "pubsub.delivery",
+            "pubsub.mailbox",
+            "pubsub.subscription",
             "pubsub.latest",
         )
     }

@@ -25,6 +25,7 @@ from django_tasks_local import cancel
 from django_tasks_local.events import NO_VERSION, EventKind, Version
 from django_tasks_local.hub import hub
 from django_tasks_local.processes import starting, worker_process
+from django_tasks_local.processes.assigning import Assigner
 from django_tasks_local.processes.pool import ProcessPool
 from django_tasks_local.processes.starting import Starter
 from django_tasks_local.processes.task import ProcessTask
@@ -358,6 +359,83 @@ def test_close_waits_for_running_task(fifo: Path) -> None:
 def test_options_are_checked(options: dict[str, Any]) -> None:
     with processes(**options), pytest.raises(ImproperlyConfigured, match=next(iter(options))):
         tasks.noop.enqueue()
+
+
+# Tasks that are sent ahead
+
+
+def two_in_one_worker(gate: Path) -> tuple[AnyResult, AnyResult]:
+    """
+    Return a long task that runs, and a short one that its worker was sent after it.
+
+    The dispatcher takes storm() for short. No worker may be idle but one.
+    """
+    for _ in range(20):
+        run_task(tasks.storm, 0)
+    first = running(tasks.gated.enqueue(str(gate)))
+    long, short = tasks.storm.enqueue(10_000_000), tasks.storm.enqueue(0)
+    gate.write_text("go")
+    assert finished(first).status == SUCCESSFUL
+    return running(long), short
+
+
+def test_a_task_that_was_sent_ahead_can_be_cancelled(
+    fifo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_process, "PATIENCE", LIMIT)
+    with processes(MAX_WORKERS=1):
+        long, short = two_in_one_worker(fifo)
+        assert pool().waiting_in_workers() == 1
+        short.refresh()
+        assert short.status == TaskResultStatus.READY
+        assert cancel(short.id)
+        assert error_of(finished(short))[0] == "cancelled"
+        assert short.started_at is None
+        assert pool().waiting_in_workers() == 0
+        long.refresh()
+        assert long.status == TaskResultStatus.RUNNING
+        cancel(long.id)
+        assert error_of(finished(long))[0] == "cancelled"
+
+
+def test_a_short_task_does_not_wait_behind_a_long_one(
+    fifo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requeued: list[str] = []
+    requeue = Assigner.requeue
+
+    def note(assigner: Assigner, task: ProcessTask) -> None:
+        requeued.append(task.id)
+        requeue(assigner, task)
+
+    monkeypatch.setattr(Assigner, "requeue", note)
+    gate = tmp_path / "second"
+    os.mkfifo(gate)
+    with processes(MAX_WORKERS=2):
+        other = running(tasks.gated.enqueue(str(fifo)))
+        long, short = two_in_one_worker(gate)
+        fifo.write_text("go")
+        assert finished(other).status == SUCCESSFUL
+        assert finished(short).status == SUCCESSFUL
+        assert requeued == [short.id], "it was not sent ahead"
+        assert short.worker_ids == other.worker_ids
+        long.refresh()
+        assert long.status == TaskResultStatus.RUNNING
+        cancel(long.id)
+        finished(long)
+
+
+def test_tasks_sent_ahead_to_a_killed_worker_are_not_lost(
+    fifo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_process, "PATIENCE", LIMIT)
+    with processes(MAX_WORKERS=1):
+        long, short = two_in_one_worker(fifo)
+        assert pool().waiting_in_workers() == 1
+        os.kill(pid_of(long), signal.SIGKILL)
+        assert error_of(finished(long))[0] == "died"
+        assert finished(short).status == SUCCESSFUL
+        assert short.worker_ids != long.worker_ids
 
 
 # Death

@@ -19,7 +19,7 @@ from django_tasks_local.processes.wire import (
     encode_result,
     frame_task,
 )
-from django_tasks_local.processes.worker_process import KILL_AFTER, RETIRE_TIME, State
+from django_tasks_local.processes.worker_process import KILL_AFTER, PATIENCE, RETIRE_TIME, State
 from tests.support.fake_worker import FakeWorker, new_task
 
 STARTING, IDLE, BUSY, ENDING, DEAD = State
@@ -181,6 +181,45 @@ def test_timeout(worker: FakeWorker) -> None:
     assert isinstance(worker.parent.reason, TaskTimeout)
     assert str(worker.parent.reason) == "The task took longer than 2 seconds."
     assert worker.process.calls == ["terminate"]
+
+
+def test_no_timeout_if_the_next_task_has_begun(worker: FakeWorker) -> None:
+    """The result of the first task comes together with the report of the next one's start."""
+    busy(worker)
+    worker.parent.start_first(timeout=2)
+    assert worker.parent.give_ahead([new_task("next"), new_task("last")])
+    assert worker.reader.take(1)
+    assert [task.id for task in worker.parent.recall()] == ["last"]
+    worker.parent.act_on_deadline()
+    assert worker.parent.state is BUSY
+    assert worker.parent.deadline is None
+    assert worker.process.calls == []
+
+
+def test_a_task_that_waits_behind_a_long_one_is_recalled(worker: FakeWorker) -> None:
+    busy(worker)
+    assert worker.parent.give_ahead([new_task("next")])
+    assert not worker.parent.has_expired(worker.now)
+    assert worker.parent.has_expired(worker.now + PATIENCE)
+    assert [task.id for task in worker.parent.recall()] == ["next"]
+    assert not worker.parent.has_expired(worker.now + PATIENCE)
+
+
+def test_only_a_busy_worker_is_sent_tasks_ahead(worker: FakeWorker) -> None:
+    assert not worker.parent.give_ahead([new_task()])
+    worker.parent.become_ready()
+    assert not worker.parent.give_ahead([new_task()])
+    assert worker.parent.give([new_task()])
+    assert not worker.parent.give([new_task()])
+    assert worker.parent.give_ahead([new_task("next")])
+    worker.parent.terminate()
+    assert not worker.parent.give_ahead([new_task("last")])
+
+
+def test_a_busy_worker_does_not_retire(worker: FakeWorker) -> None:
+    busy(worker)
+    worker.parent.retire()
+    assert worker.parent.state is BUSY
 
 
 @pytest.mark.parametrize(
