@@ -132,17 +132,19 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         MAX_PENDING tasks wait, and RuntimeError after close().
         """
         record = self._make_record(task, args, kwargs)
-        if self.closed or not shutdown.register(self):
+        # The second check: register() may register a pool that was closed in between.
+        if self.closed or not shutdown.register(self) or self.closed:
             raise RuntimeError(
                 f"The task backend {self.alias!r} is shutting down; "
                 f"task {record.path} was not enqueued."
             )
         self.results.add(record)
-        self._unfinished[record.id] = record
-        position = len(self.queue) + self.waiting_in_workers()
-        record.enqueue(position)
-        task_result = record.task_result()
+        position = 0
         try:
+            self._unfinished[record.id] = record
+            position = len(self.queue) + self.waiting_in_workers()
+            record.enqueue(position)
+            task_result = record.task_result()
             if signals.enqueued.has_receivers:
                 signals.enqueued.send(self.sender, task_result)
             else:
@@ -336,6 +338,8 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
             raise exception
         except BaseException:  # noqa: BLE001 - it was raised two lines above
             self._send(signals.finished, record, logging.ERROR)
+        finally:
+            del exception  # Its traceback refers to this frame, which refers to it.
 
     def _send(self, signal: signals.TaskSignal, record: RecordT, level: int) -> None:
         """Call receivers, or only Django's log receiver if there is no other. Raises nothing."""

@@ -78,8 +78,9 @@ class Positions:
             return self._scan_slice()
         except Exception:
             self._scan = None
+            self.has_moved = False  # So that the next schedule() starts a new scan.
             with self._lock:
-                self._is_scheduled = False  # The next schedule() starts a new scan.
+                self._is_scheduled = False
             raise
 
     def _scan_slice(self) -> float | None:

@@ -174,6 +174,9 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
             if self._stopping:
                 return False
             self._idle += 1
+        if self.queue:
+            # A finalizer has enqueued a task between the check above and `_idle += 1`.
+            self._call_worker()
         self._wake_ups.get()
         self._arrived()
         close_old_resources()  # A connection may have become too old while this thread waited.

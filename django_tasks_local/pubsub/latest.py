@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # `enqueued` of a task that runs in another process, and nothing more.
 UNKEPT_LIMIT = 1000  # tasks
 UNKEPT_SECONDS = 3600.0  # since the task's last event
+# Topics that one publication visits to forget them: more than it adds, and few if all have readers.
+MAX_TRIMMED = 10
 
 
 class Reader(Protocol):
@@ -130,8 +132,8 @@ class Latest:
             return self._of(backend).get(id)
         found = [
             topic
-            for of_alias in list(self._topics.values())
-            if (topic := of_alias.get(id)) is not None
+            for topics in list(self._topics.values())
+            if (topic := topics.get(id)) is not None and topic.event is not None
         ]
         if len(found) > 1:
             aliases = " and ".join(repr(topic.backend) for topic in found)
@@ -149,9 +151,13 @@ class Latest:
         if found is not None:
             return found
         awaited = self._awaited.setdefault(id, Topic(None, id))
-        # add() in another thread checks `_awaited` after it has stored a topic, so either it has
-        # found this entry or the topic is found now.
-        return self.find(None, id) or awaited
+        # A publisher in another thread checks `_awaited` after it has stored an event, so either it
+        # has found this entry or the topic is found now.
+        found = self.find(None, id)
+        if found is None:
+            return awaited
+        self.remove_if_idle(awaited)
+        return found
 
     def get_or_create(self, backend: str, id: str) -> Topic:
         """Return the topic of a task of any backend."""
@@ -159,10 +165,7 @@ class Latest:
         topic = topics.get(id)
         if topic is None:
             topic = Topic(backend, id)
-            known = topics.setdefault(id, topic)
-            if known is not topic:
-                return known
-            self._adopt_readers(topic)
+            topic = topics.setdefault(id, topic)
         return topic
 
     def add(self, topic: Topic) -> None:
@@ -174,28 +177,34 @@ class Latest:
             topics[topic.id] = topic
             _replace(known, topic)
             self._unkept.pop(known, None)
-        if self._awaited:
-            self._adopt_readers(topic)
+        if topic.is_gone:
+            self.remove(topic)  # Its pool was discarded concurrently.
+        elif self._awaited:
+            self.adopt_readers(topic)
 
     def remove(self, topic: Topic) -> None:
         """Forget a topic. Subscriptions that are open still receive its last event."""
         assert topic.backend is not None
-        topic.is_gone = True
         topics = self._of(topic.backend)
-        if topics.get(topic.id) is topic:
-            topics.pop(topic.id, None)
+        removed = topics.pop(topic.id, topic)
+        if removed is not topic:
+            topics.setdefault(topic.id, removed)  # It has replaced the topic.
         self._unkept.pop(topic, None)
+        # Afterwards: while a topic is found that is gone, publish() looks it up again.
+        topic.is_gone = True
 
     def remove_if_idle(self, topic: Topic) -> None:
         """Forget a topic that has neither an event nor a reader."""
         with topic.lock:
             if topic.readers or topic.is_kept or topic.event is not None:
                 return
-            topic.is_gone = True
-        if topic.backend is not None:
-            self.remove(topic)
-        elif self._awaited.get(topic.id) is topic:
-            del self._awaited[topic.id]
+            if topic.backend is not None:
+                self.remove(topic)
+            else:
+                removed = self._awaited.pop(topic.id, topic)
+                if removed is not topic:
+                    self._awaited.setdefault(topic.id, removed)
+                topic.is_gone = True
 
     def keep(self, topic: Topic) -> None:
         """Keep a topic until remove(). The caller has the topic's lock."""
@@ -216,7 +225,7 @@ class Latest:
         if not self._trimming.acquire(blocking=False):
             return
         try:
-            for _ in range(len(self._unkept)):
+            for _ in range(MAX_TRIMMED):
                 topic, last_event_at = self._oldest_unkept()
                 is_old = time.monotonic() - last_event_at > UNKEPT_SECONDS
                 if topic is None or (not is_old and len(self._unkept) <= UNKEPT_LIMIT):
@@ -243,8 +252,8 @@ class Latest:
         topics = self._topics.get(backend)
         return self._topics.setdefault(backend, {}) if topics is None else topics
 
-    def _adopt_readers(self, topic: Topic) -> None:
-        """Hand the readers that wait for this id to its topic."""
+    def adopt_readers(self, topic: Topic) -> None:
+        """Hand the readers that wait for this id to its topic, which has its first event."""
         awaited = self._awaited.pop(topic.id, None)
         if awaited is not None:
             _replace(awaited, topic)
@@ -253,9 +262,9 @@ class Latest:
 def _replace(old: Topic, new: Topic) -> None:
     """Hand the readers of a topic that waits for a task to the task's own topic."""
     with old.lock:
-        old.is_gone = True
-        old.successor = new
         readers, old.readers = old.readers, None
-    with new.lock:
-        for reader in readers or ():
-            new.add_reader(reader)
+        with new.lock:
+            for reader in readers or ():
+                new.add_reader(reader)
+        old.successor = new
+        old.is_gone = True

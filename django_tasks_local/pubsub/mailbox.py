@@ -23,6 +23,9 @@ class Subscriber(Protocol):
     changed: dict[Topic, None]
     missed: int
 
+    def reads(self, topic: Topic) -> bool:
+        """Whether this topic is one of those that were named."""
+
     def resume(self) -> None:
         """Let a waiting reader check for events."""
 
@@ -35,8 +38,8 @@ class Switchboard(Protocol):
 
     ended: bool
 
-    def drop(self, subscriber: Subscriber) -> None:
-        """End a subscription whose event loop is closed."""
+    def drop(self, mailbox: Mailbox) -> None:
+        """End the subscriptions of an event loop that is closed."""
 
     def __len__(self) -> int:
         """Return the number of tasks whose state the hub knows."""
@@ -46,9 +49,9 @@ class Mailbox:
     """
     The subscriptions of one event loop, or of one reading thread, and their changed topics.
 
-    It has no lock, because a publisher calls mark() with a topic's lock, and a finalizer may need
-    that lock while its thread is in here. Each change of a dictionary is a single step. Only the
-    thread of the loop adds and removes subscriptions.
+    It has no lock, because a finalizer may need the lock of a task while its thread is in here.
+    Each change of a dictionary is a single step. Only the thread of the loop adds and removes
+    subscriptions.
     """
 
     def __init__(self, hub: Switchboard, loop: asyncio.AbstractEventLoop | None) -> None:
@@ -71,8 +74,6 @@ class Mailbox:
     def mark(self, topic: Topic) -> bool:
         """
         Note that a topic has a later event; return whether the caller must call wake().
-
-        The caller has the topic's lock.
         """
         self._changed[topic] = None
         if self.to_all and is_over_limit(self._changed, self._hub):
@@ -94,8 +95,7 @@ class Mailbox:
             self.loop.call_soon_threadsafe(self.deliver)
         except RuntimeError:
             # The event loop is closed; drop its subscriptions. This is normal at shutdown.
-            for subscription in list(self.subscriptions):
-                self._hub.drop(subscription)
+            self._hub.drop(self)
 
     def _trim(self) -> None:
         if self._trimming.acquire(blocking=False):
@@ -140,6 +140,12 @@ class Mailbox:
                 readers.pop(subscription, None)
                 if not readers:
                     self.by_id.pop(id, None)
+
+    def reads(self, topic: Topic) -> bool:
+        """Whether a subscription with ids reads this topic."""
+        return any(
+            subscription.reads(topic) for subscription in tuple(self.by_id.get(topic.id, ()))
+        )
 
     def wait(self, timeout: float | None) -> None:
         """Wait for wake(), at most `timeout` seconds."""

@@ -59,13 +59,17 @@ class Subscription:
         # The version that was read last. A subscription to all tasks never ends, so its memory of a
         # task must end with the task.
         self._seen: MutableMapping[Topic, Version] = {} if references else WeakKeyDictionary()
-        self._waiter: asyncio.Future[None] | None = None
+        self._newest_topics: set[Topic] = set()
+        self._is_closed = False
+        self._waiters: set[asyncio.Future[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def ended(self) -> bool:
         """Whether no further event will come."""
-        return self._hub.ended or (bool(self.references) and not self._unfinished)
+        if self._hub.ended or self._is_closed:
+            return True
+        return bool(self.references) and not self._unfinished
 
     # Reading in a thread
 
@@ -129,13 +133,14 @@ class Subscription:
             events = self._collect()
             if events or self.ended or (deadline is not None and loop.time() >= deadline):
                 return events
-            self._waiter = loop.create_future()
+            waiter = loop.create_future()
+            self._waiters.add(waiter)
             if deadline is not None:
                 self._wake_at(deadline, loop)
             try:
-                await self._waiter
+                await waiter
             finally:
-                self._waiter = None
+                self._waiters.discard(waiter)
 
     async def __aiter__(self) -> AsyncIterator[TaskEvent]:
         while events := await self.atake():
@@ -144,8 +149,9 @@ class Subscription:
 
     def resume(self) -> None:
         """Let a waiting atake() check for events. Called in the loop's thread."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        for waiter in tuple(self._waiters):
+            if not waiter.done():
+                waiter.set_result(None)
 
     def _wake_at(self, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
         # An earlier timer stays: when it fires, atake() checks and sets the next one. A timer for
@@ -162,16 +168,24 @@ class Subscription:
 
     # Both
 
+    def reads(self, topic: Topic) -> bool:
+        """Whether this topic is one of those that were named. Called from any thread."""
+        if topic not in self._newest_topics:
+            # A topic that waits for a task is replaced by the task's own.
+            self._newest_topics = {named.newest for named in self.topics}
+        return topic in self._newest_topics
+
     def trim_unread(self) -> None:
         """Drop the oldest unread events of released tasks if there are too many."""
         if is_over_limit(self.changed, self._hub):
             self.missed += drop_oldest_released(self.changed)
 
     def close(self) -> None:
-        """Stop reading. A second call has no effect."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Stop reading; a reader that waits gets an empty list. A second call has no effect."""
+        self._is_closed = True
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
         self._hub.detach(self)
 
     def _attached(self) -> Mailbox:
@@ -189,7 +203,7 @@ class Subscription:
             event = topic.event
             if event is None or (version := event.version) <= self._seen.get(topic, NO_VERSION):
                 continue
-            if self.references and not self._names(event):
+            if self.references and not self.reads(topic):
                 continue  # A task of another backend has the same id.
             self._seen[topic] = version
             if event.is_last:
@@ -197,6 +211,3 @@ class Subscription:
                 self._unfinished.pop((None, event.id), None)
             events.append(event)
         return events
-
-    def _names(self, event: TaskEvent) -> bool:
-        return (event.backend, event.id) in self.references or (None, event.id) in self.references
