@@ -160,7 +160,7 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
                 if record.id not in self._unfinished:
                     self.queue.discard(record)  # It was cancelled before it was in the queue.
         if position:
-            self._queue_changed()  # A task before it may have started or been cancelled.
+            self.queue_changed()  # A task before it may have started or been cancelled.
         return task_result
 
     def begin(self, record: RecordT, worker_id: str, started_at: datetime | None = None) -> bool:
@@ -172,7 +172,7 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         """
         if not record.start(worker_id, started_at):
             return False
-        self._queue_changed()
+        self.queue_changed()
         self._send(signals.started, record, logging.INFO)
         return True
 
@@ -228,7 +228,7 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         # After the task has left `_unfinished`: if enqueue() has not queued it yet, enqueue() takes
         # it out of the queue again.
         self.queue.discard(record)
-        self._queue_changed()
+        self.queue_changed()
         return True
 
     # The end
@@ -300,7 +300,8 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
 
     # Helpers
 
-    def _queue_changed(self) -> None:
+    def queue_changed(self) -> None:
+        """Have the positions of the waiting tasks published. Called from any thread."""
         if not self._positions.has_moved and self.queue and not self.closed:
             self._positions.schedule()
 

@@ -80,6 +80,7 @@ class Assigner:
         if self._pool.closed:
             error = TaskLost("The process ended before the task started.")
             self._pool.fail_waiting(task, error)
+        self._pool.queue_changed()
 
     def _put_back(self, task: ProcessTask) -> None:
         self._queue.appendleft(task)

@@ -32,6 +32,7 @@ class Stage:
             options=SimpleNamespace(max_tasks_per_worker=max_tasks),
             closed=False,
             fail_waiting=lambda task, error: self.failed.append(task.id),
+            queue_changed=lambda: None,
         )
         self.assigner = Assigner(self.pool, self.wake)
 
