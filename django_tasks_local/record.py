@@ -286,10 +286,11 @@ class TaskRecord(Topic, Reporting):
         last: tuple[int, Progress | None] | None,
         only_waiting: bool = False,
     ) -> bool:
-        reporter = self.reporter
+        # A task that may still wait has no reporter, or it runs and its reporter must stay open.
+        reporter = None if only_waiting else self.reporter
         if last is None and reporter is not None:
             # The event `finished` follows the last sample, even if a thread is about to publish
-            # that. From here on the reporter publishes nothing.
+            # that: the reporter publishes nothing after close().
             last = reporter.close()
         now = timezone.now()
         with self.lock:
