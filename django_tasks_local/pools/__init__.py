@@ -10,7 +10,8 @@ from django.dispatch import receiver
 
 from .. import shutdown
 from ..forking import reset_in_child
-from .base import Pool, PoolStatistics
+from .base import Pool
+from .statistics import PoolStatistics
 
 if TYPE_CHECKING:
     from ..conf import Options

@@ -18,7 +18,6 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import shutdown
@@ -29,6 +28,7 @@ from ..record import READY, RUNNING, TaskRecord
 from . import signals
 from .positions import Positions
 from .queue import TaskQueue, make_queue
+from .statistics import PoolStatistics
 from .store import ResultStore
 
 if TYPE_CHECKING:
@@ -40,20 +40,6 @@ if TYPE_CHECKING:
     from ..events import Progress
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolStatistics:
-    """Counts of one pool: its workers, its waiting and running tasks, and its results."""
-
-    workers: int
-    waiting: int
-    running: int
-    # Waiting, running, or finished with receivers of task_finished that have not returned.
-    unfinished: int
-    # When the first task of the queue was enqueued; None if none waits.
-    oldest_waiting: datetime | None
-    results: int
 
 
 class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):

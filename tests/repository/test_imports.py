@@ -27,7 +27,7 @@ FLOORS = (
     ("pubsub.facade", "progress", "execution.coroutines"),
     ("hub", "pubsub"),
     ("execution", "foreign", "lookup", "record", "shutdown"),
-    ("pools.positions", "pools.queue", "pools.signals", "pools.store"),
+    ("pools.positions", "pools.queue", "pools.signals", "pools.statistics", "pools.store"),
     ("pools.base",),
     ("pools", "pools.threads"),
     ("processes", "processes.task", "processes.settings"),
