@@ -7,9 +7,11 @@ are turned into the same events, and `current_result_id` and `report_progress()`
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from django.dispatch import receiver
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from .aliases import AnyResult, TaskKey
     from .cancellation import Cancellation
 
+logger = logging.getLogger(__name__)
+
 
 class ForeignTask(Reporting):
     """A task of another backend that runs in this process now."""
@@ -39,10 +43,13 @@ class ForeignTask(Reporting):
         self.cancellation: Cancellation | None = None
         # A backend that does not state when it started the task gets the time of this process.
         self.run = run_of(task_result) or int(time.time() * 1000)
-        self._task_result = task_result
+        # A copy of the state: a backend may change this very result until its task ends.
+        self._started = event_from_result(
+            task_result, kind=EventKind.STARTED, run=self.run, sequence=STARTED_SEQUENCE
+        )
         # Tokens, because tasks of the ImmediateBackend nest.
         self._result_id_token: Token[str] = current_result_id.set(task_result.id)
-        self._reporting_token: Token[Reporting] = current_reporting.set(self)
+        self._reporting_token: Token[Reporting | None] = current_reporting.set(self)
 
     @property
     def is_finished(self) -> bool:
@@ -51,11 +58,14 @@ class ForeignTask(Reporting):
 
     def start(self) -> None:
         """Publish `started`."""
-        self._publish(EventKind.STARTED, STARTED_SEQUENCE)
+        hub.publish(self._started)
 
     def report(self, number: int, progress: Progress) -> None:
         """Publish sample `number` of the task's progress."""
-        self._publish(EventKind.PROGRESS, STARTED_SEQUENCE + number, progress)
+        sequence = STARTED_SEQUENCE + number
+        hub.publish(
+            replace(self._started, kind=EventKind.PROGRESS, sequence=sequence, progress=progress)
+        )
 
     def finish(self, task_result: AnyResult) -> None:
         """Publish `finished`, after the last sample of the progress."""
@@ -64,15 +74,16 @@ class ForeignTask(Reporting):
         with suppress(ValueError):
             current_reporting.reset(self._reporting_token)
             current_result_id.reset(self._result_id_token)
-        self._task_result = task_result
         number, progress = self.close_progress()
-        self._publish(EventKind.FINISHED, STARTED_SEQUENCE + number + 1, progress)
-
-    def _publish(self, kind: EventKind, sequence: int, progress: Progress | None = None) -> None:
-        event = event_from_result(
-            self._task_result, kind=kind, run=self.run, sequence=sequence, progress=progress
+        hub.publish(
+            event_from_result(
+                task_result,
+                kind=EventKind.FINISHED,
+                run=self.run,
+                sequence=STARTED_SEQUENCE + number + 1,
+                progress=progress,
+            )
         )
-        hub.publish(event)
 
 
 # How the receivers below are registered. `pools.signals` recognizes them by these names.
@@ -80,8 +91,17 @@ ENQUEUED_UID = "django_tasks_local.enqueued"
 STARTED_UID = "django_tasks_local.started"
 FINISHED_UID = "django_tasks_local.finished"
 
-# The tasks that a signal has begun and no signal has ended.
+# The tasks that a signal has begun and no signal has ended, at most RUNNING_LIMIT: of a task whose
+# end is reported in another process, or not at all, no signal comes.
 _running: dict[TaskKey, ForeignTask] = {}
+RUNNING_LIMIT = 1000  # tasks
+
+
+def _forget_oldest() -> None:
+    with suppress(StopIteration, KeyError, RuntimeError):  # Another thread has done it.
+        oldest = _running.pop(next(iter(_running)))
+        logger.debug("Task id=%s has no end yet; its reports are ignored.", oldest.id)
+        oldest.close_progress()
 
 
 def _publishes_events(sender: Any) -> bool:
@@ -102,6 +122,8 @@ def _on_started(sender: Any, task_result: AnyResult, **kwargs: Any) -> None:
     if not _publishes_events(sender):
         task = _running[task_result.backend, task_result.id] = ForeignTask(task_result)
         task.start()
+        while len(_running) > RUNNING_LIMIT:
+            _forget_oldest()
 
 
 @receiver(task_finished, dispatch_uid=FINISHED_UID)

@@ -27,7 +27,6 @@ from .pubsub.latest import Topic
 from .results import make_result
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import datetime
 
     from django.tasks.base import TaskError
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from .cancellation import Cancellation
     from .events import Progress
     from .progress.reporter import Reporter
-    from .pubsub.latest import Reader
 
 READY = TaskResultStatus.READY
 RUNNING = TaskResultStatus.RUNNING
@@ -64,6 +62,7 @@ class TaskRecord(Topic, Reporting):
         "kwargs",
         "task",
         # `lock` guards the following, and the event.
+        "_changes",
         "cancellation",
         "error",
         "error_message",
@@ -97,6 +96,7 @@ class TaskRecord(Topic, Reporting):
         self.id = id
         self.lock = threading.RLock()
         self._event: TaskEvent | None = None
+        self._changes = 0  # how often the state has changed
         self.readers = None
         self.is_kept = True
         self.is_gone = False
@@ -141,61 +141,70 @@ class TaskRecord(Topic, Reporting):
     def task_result(self) -> AnyResult:
         """Return a TaskResult of the present state, which later changes do not reach."""
         with self.lock:
-            started_at, worker_id, error = self.started_at, self.worker_id, self.error
-            return make_result(
-                self.task,
-                self.id,
-                self.status,
-                self.enqueued_at,
-                started_at,
-                self.finished_at,
-                self.args.copy(),
-                self.kwargs.copy(),
-                self.backend,
-                [] if error is None else [error],
-                [] if worker_id is None else [worker_id],
-                self.return_value,
-            )
+            status, started_at, finished_at = self.status, self.started_at, self.finished_at
+            worker_id, error, return_value = self.worker_id, self.error, self.return_value
+        return make_result(
+            self.task,
+            self.id,
+            status,
+            self.enqueued_at,
+            started_at,
+            finished_at,
+            self.args.copy(),
+            self.kwargs.copy(),
+            self.backend,
+            [] if error is None else [error],
+            [] if worker_id is None else [worker_id],
+            return_value,
+        )
 
     @property
     def event(self) -> TaskEvent:
         """The latest event: created at its first access, and the same object until a later one."""
         event = self._event
-        if event is None:
+        while event is None:
+            changes, made = self._make_event()
             with self.lock:
+                if self._event is None and self._changes == changes:
+                    self._event = made
+                # None if another thread, or a finalizer of this one, has changed the task.
                 event = self._event
-                if event is None:
-                    event = self._event = self._make_event()
         return event
 
-    def _make_event(self) -> TaskEvent:
-        status, progress = self.status, self.progress
+    def _make_event(self) -> tuple[int, TaskEvent]:
+        """Return the event of the present state, and the number of changes before it."""
+        with self.lock:
+            changes, status, position = self._changes, self.status, self.position
+            number, progress, started_at = self.number, self.progress, self.started_at
+            finished_at, return_value = self.finished_at, self.return_value
+            error, message = self.error, self.error_message
         if status is READY:
             kind, sequence = EventKind.ENQUEUED, ENQUEUED_SEQUENCE
         elif status is not RUNNING:
-            kind, sequence = EventKind.FINISHED, STARTED_SEQUENCE + self.number + 1
+            kind, sequence = EventKind.FINISHED, STARTED_SEQUENCE + number + 1
         elif progress is None:
             kind, sequence = EventKind.STARTED, STARTED_SEQUENCE
         else:
-            kind, sequence = EventKind.PROGRESS, STARTED_SEQUENCE + self.number
-        return TaskEvent(
+            kind, sequence = EventKind.PROGRESS, STARTED_SEQUENCE + number
+        return changes, TaskEvent(
             id=self.id,
-            run=0 if status is READY else 1,
+            run=0 if started_at is None else 1,
             sequence=sequence,
             kind=kind,
             status=status,
             name=self.task.name,
             backend=self.backend,
-            position=self.position if status is READY else None,
+            position=position if status is READY else None,
             progress=progress,
             enqueued_at=self.enqueued_at,
-            started_at=self.started_at,
-            finished_at=self.finished_at,
-            error=None if self.error is None else failure(self.error, self.error_message),
-            return_value=self.return_value,
+            started_at=started_at,
+            finished_at=finished_at,
+            error=None if error is None else failure(error, message),
+            return_value=return_value,
         )
 
-    # Changing
+    # Changing. No code is called while a record's lock is held: a finalizer may run at any call,
+    # and it may need the lock of another task, whose thread may need this one.
 
     def enqueue(self, position: int) -> None:
         """Make the task known to the hub, with `position` tasks before it."""
@@ -203,9 +212,11 @@ class TaskRecord(Topic, Reporting):
             if self.status is not READY:
                 return  # Its pool was discarded concurrently by another thread.
             self.position = position
-            hub.add(self)
-            readers = self._mark()
-        _wake(readers)
+            self._changes += 1
+            self._event = None
+        hub.add(self)
+        if self.readers or hub.to_all or hub.recorders:
+            hub.notify(self)
 
     def move_up(self, position: int) -> None:
         """Publish that only `position` tasks are before it, if that is fewer than published."""
@@ -213,40 +224,41 @@ class TaskRecord(Topic, Reporting):
             if self.status is not READY or self.position is None or position >= self.position:
                 return
             self.position = position
-            readers = self._mark()
-        _wake(readers)
+            self._changes += 1
+            self._event = None
+        if self.readers or hub.to_all or hub.recorders:
+            hub.notify(self)
 
     def start(self, worker_id: str, at: datetime | None = None) -> bool:
         """READY -> RUNNING, now or `at`; False if the task is not READY."""
+        if at is None:
+            at = timezone.now()
         with self.lock:
-            if not self._move(RUNNING):
+            if (self.status, RUNNING) not in LEGAL_MOVES:
                 return False
-            self.started_at = timezone.now() if at is None else at
+            self.status = RUNNING
+            self.started_at = at
             self.worker_id = worker_id
-            readers = self._mark()
-        _wake(readers)
+            self._changes += 1
+            self._event = None
+        if self.readers or hub.to_all or hub.recorders:
+            hub.notify(self)
         return True
 
     def report(self, number: int, progress: Progress) -> None:
         """Publish sample `number` of the progress, unless a later one or the end was published."""
         with self.lock:
-            # No call stands between the comparison and the assignment, so that a finalizer, which
-            # runs at calls, cannot report a later sample in between.
             if self.status is not RUNNING or number <= self.number:
                 return
             self.number, self.progress = number, progress
-            readers = self._mark()
-        _wake(readers)
+            self._changes += 1
+            self._event = None
+        if self.readers or hub.to_all or hub.recorders:
+            hub.notify(self)
 
     def succeed(self, return_value: Any, last: tuple[int, Progress | None] | None = None) -> bool:
         """RUNNING -> SUCCESSFUL; False if the task is not RUNNING. For `last` see fail()."""
-        with self.lock:
-            if not self._move(SUCCESSFUL):
-                return False
-            self.return_value = return_value
-            readers = self._finish_locked(last)
-        _wake(readers)
-        return True
+        return self._finish(SUCCESSFUL, return_value, None, None, last)
 
     def fail(
         self,
@@ -263,46 +275,39 @@ class TaskRecord(Topic, Reporting):
         the text of the exception. `last` is the last sample of the progress and its number, if
         another process has reported it.
         """
+        return self._finish(FAILED, None, error, message, last, only_waiting)
+
+    def _finish(
+        self,
+        status: TaskResultStatus,
+        return_value: Any,
+        error: TaskError | None,
+        message: str | None,
+        last: tuple[int, Progress | None] | None,
+        only_waiting: bool = False,
+    ) -> bool:
+        # A task that may still wait has no reporter, or it runs and its reporter must stay open.
+        reporter = None if only_waiting else self.reporter
+        if last is None and reporter is not None:
+            # The event `finished` follows the last sample, even if a thread is about to publish
+            # that: the reporter publishes nothing after close().
+            last = reporter.close()
+        now = timezone.now()
         with self.lock:
             if only_waiting and (self.status is not READY or self.position is None):
                 return False
-            if not self._move(FAILED):
+            if (self.status, status) not in LEGAL_MOVES:
                 return False
-            self.error, self.error_message = error, message
-            readers = self._finish_locked(last)
-        _wake(readers)
-        return True
-
-    def _move(self, status: TaskResultStatus) -> bool:
-        """Change the status if that is legal. The caller has the lock."""
-        if (self.status, status) not in LEGAL_MOVES:
-            return False
-        self.status = status
-        return True
-
-    def _finish_locked(self, last: tuple[int, Progress | None] | None) -> Sequence[Reader]:
-        # The event `finished` follows the last sample, even if a thread is about to publish that.
-        if last is not None:
-            self.number, self.progress = last
-        elif self.reporter is not None:
-            self.number, self.progress = self.reporter.close()
+            self.status = status
+            self.return_value, self.error, self.error_message = return_value, error, message
+            if last is not None:
+                self.number, self.progress = last
+            self.finished_at = now
+            self.reporter = None  # It refers to this record: a cycle would keep both alive.
+            self._changes += 1
+            self._event = None
         if self.unfinished is not None:
             self.unfinished.discard(self)
-        self.finished_at = timezone.now()
-        return self._mark()
-
-    def _mark(self) -> Sequence[Reader]:
-        """
-        Discard the previous event; return the readers to wake after the lock is released.
-
-        The caller has the lock.
-        """
-        self._event = None
         if self.readers or hub.to_all or hub.recorders:
-            return hub.mark(self)
-        return ()
-
-
-def _wake(readers: Sequence[Reader]) -> None:
-    for reader in readers:
-        reader.wake()
+            hub.notify(self)
+        return True

@@ -66,7 +66,8 @@ def make_result(
     """
     Return a TaskResult of values that are as TaskResult must have them.
 
-    A Django version with other fields gets the constructor, which is slower and equally right.
+    On a Django version with other fields the constructor is called, which is slower. A test fails
+    there, because a new field may need a value.
     """
     if _setters is None:
         return _construct(

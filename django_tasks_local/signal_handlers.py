@@ -135,6 +135,7 @@ _blocked: set[int] = set()
 
 def _block_signals() -> None:
     """Run before a fork()."""
+    _blocked.clear()
     _blocked.update({*SIGNALS} - signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 

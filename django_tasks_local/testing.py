@@ -55,7 +55,6 @@ def wait_until_idle(backend: str = "default", timeout: float = TIMEOUT) -> None:
     unfinished = [
         f"{result.id} ({result.task.module_path}, {result.status})"
         for result in backend_instance.wait_until_idle(timeout)
-        if not result.is_finished
     ]
     if unfinished:
         raise TimeoutError(

@@ -1,10 +1,10 @@
 """
-Signed links: who may see which task, and who may cancel it.
+Signed links: they decide which client may watch a task, and which may cancel it.
 
 A token is `<result id>.<backend alias>.<time>.<signature>`, its first two parts percent-encoded.
-It is bound to the user it was made for; made for an anonymous user it is a bearer link, good for
-whoever has it. A token to watch a task does not allow to cancel it: they are signed with
-different salts.
+It is bound to the user for whom it was made. A token for an anonymous user is a bearer link: it
+works for every client that has it. Tokens for watching and for cancelling a task are signed with
+different salts, so neither can replace the other.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from django_tasks_local.aliases import AnyResult
 
-# The alias, None if the client may not see the task, and the id of a task that a request names.
+# The alias and the id of a task in a request. The alias is None if the client may not see the task.
 type RefKey = tuple[str | None, str]
 
 WATCH = "django_tasks_local_sse.watch"
@@ -42,24 +42,24 @@ UNKNOWN_USER = (
     "`request.user = await request.auser()` before. For events_url() and cancel_token() there are "
     "`await aevents_url(...)` and `await acancel_token(...)`."
 )
-MAX_TOKEN_LENGTH = 1000  # characters; more is nobody's id and alias
+MAX_TOKEN_LENGTH = 1000  # characters; longer than any id and alias
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRef:
-    """A task that a request names: its id, and its backend's alias if the link is good."""
+    """A task in a request: its id, and its backend's alias if the token is valid."""
 
     id: str
     alias: str | None
 
     @property
     def key(self) -> RefKey:
-        """What identifies the task: two backends may both have a task "1"."""
+        """The key of the task. The id alone is not one: two backends may both have a task "1"."""
         return self.alias, self.id
 
     @property
     def allowed(self) -> bool:
-        """Whether the request may have what it asks for."""
+        """Whether the client may watch or cancel the task."""
         return self.alias is not None
 
 
@@ -67,8 +67,8 @@ def events_url(request: HttpRequest, *results: AnyResult) -> str:
     """
     Return the URL of one event stream for these tasks, for the user of this request.
 
-    Raises TypeError for what is not a TaskResult, ValueError when there is none, and
-    SynchronousOnlyOperation in an async view whose `request.user` has not been looked up.
+    Raises TypeError for an argument that is not a TaskResult, ValueError without arguments, and
+    SynchronousOnlyOperation in an async view that has not loaded `request.user`.
     """
     return _events_url(_user(request), results)
 
@@ -94,10 +94,10 @@ async def acancel_token(request: HttpRequest, result: AnyResult) -> str:
 
 def watched_tasks(request: HttpRequest) -> list[TaskRef]:
     """
-    Return the tasks that a request names, each of them once. Not for the event loop's thread.
+    Return the tasks in a request, each of them once. Not for the event loop's thread.
 
-    They are not allowed if the token is forged, too old or somebody else's, or if the
-    application's channel manager says no.
+    A task is not allowed if its token is forged, too old or bound to another user, or if the
+    application's channel manager refuses it.
     """
     user = _user(request)
     tokens = dict.fromkeys(request.GET.getlist("task"))
@@ -119,7 +119,7 @@ def cancelled_task(request: HttpRequest) -> TaskRef:
 
 
 def claimed_ids(request: HttpRequest) -> list[str]:
-    """Return the ids that a request names, whether or not it may."""
+    """Return the task ids in a request, authorized or not."""
     return sorted({_claimed_id(token) for token in request.GET.getlist("task")})
 
 
@@ -132,12 +132,13 @@ def _events_url(user: Any, results: Iterable[AnyResult]) -> str:
 
 
 def _user(request: HttpRequest) -> Any:
-    """Return the logged-in user, or None, as django-eventstream has it. May use the ORM."""
+    """Return the logged-in user, or None, as django-eventstream expects it. May use the ORM."""
     user = getattr(request, "user", None)
     try:
         return user if user is not None and user.is_authenticated else None
     except SynchronousOnlyOperation as error:
-        # Even after `await request.auser()`: what that remembers is not what request.user looks at.
+        # `await request.auser()` alone does not help: Django caches its user in another attribute
+        # than the one that request.user reads.
         raise SynchronousOnlyOperation(UNKNOWN_USER) from error
 
 
@@ -145,7 +146,7 @@ async def _auser(request: HttpRequest) -> Any:
     """
     See _user().
 
-    Not request.auser(): a middleware that replaces `request.user` does not replace that.
+    Does not call request.auser(): a middleware that replaces `request.user` does not replace it.
     """
     return await sync_to_async(_user)(request)
 
@@ -167,7 +168,7 @@ def _make_token(salt: str, user: Any, result: AnyResult) -> str:
 def _read_token(salt: str, user: Any, token: str) -> TaskRef:
     if len(token) <= MAX_TOKEN_LENGTH:
         max_age = timedelta(seconds=sse_settings().token_max_age)
-        # A logged-in user may also hold a bearer link, from before the login.
+        # A logged-in user may still have a bearer link that was made before the login.
         for bound_to in (user, None) if user is not None else (None,):
             try:
                 value = _signer(salt, bound_to).unsign(token, max_age=max_age)

@@ -6,7 +6,7 @@ from django.apps import AppConfig
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 
-# Imported for its effect: it connects the signal receivers that publish tasks of other backends.
+# Imported for its side effect: it connects the receivers that publish tasks of other backends.
 from django_tasks_local import foreign  # noqa: F401
 
 from .checks import CHECKS
@@ -21,7 +21,7 @@ class TasksSSEConfig(AppConfig):
 
     def ready(self) -> None:
         """
-        Register the checks, and the bridge if there is to be one.
+        Register the checks; install the bridge if TASKS_SSE enables it.
 
         Runs once, in the thread of django.setup(). Raises ImproperlyConfigured without
         django-eventstream, which our modules import.
@@ -34,6 +34,6 @@ class TasksSSEConfig(AppConfig):
         for check in CHECKS:
             checks.register(check)
         if sse_settings().bridge:
-            from . import bridge  # with django-eventstream, which takes a while to import
+            from . import bridge  # here, because importing django-eventstream is slow
 
             bridge.install()

@@ -3,8 +3,8 @@ Task events on django-eventstream's own channels.
 
     hub ---> thread "django-tasks-bridge" ---> send_event("task-<id>", kind, payload)
 
-The thread reads the hub as any other reader does. While a store or a Redis is slow, it is given the
-latest event of each task when it comes back, and nobody else waits.
+The thread has a subscription of the hub, as streams have. While a store or Redis is slow, only this
+thread waits; afterwards it receives the latest event of each task.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RETRY_DELAYS = (1.0, 4.0)  # seconds; then the event is dropped, so that the others are not held up
+RETRY_DELAYS = (1.0, 4.0)  # seconds; then the event is dropped, so that later events are sent
 
 
 class _State:
     def __init__(self) -> None:
         self.started = False
-        self.lock = threading.Lock()  # Guards `started`: there is one thread.
+        # Held by the one thread that starts the bridge. Other threads skip the start instead of
+        # waiting: a finalizer may enqueue a task, and so call _start(), in the thread that has it.
+        self.starting = threading.Lock()
 
 
 _state = _State()
@@ -44,18 +46,19 @@ _state = _State()
 
 def install() -> None:
     """
-    Have the bridge start with the first task.
+    Start the bridge when the first task is enqueued or starts.
 
-    Refused while anyone may read every channel: servers do not run the system check that says so.
+    Does nothing but log an error if anyone may read every channel. There is a system check for it,
+    but servers do not run system checks.
     """
     try:
         refused = anyone_may_read()
     except Exception:
-        logger.exception("TASKS_SSE['BRIDGE'] is not acted on: there is no channel manager.")
+        logger.exception("TASKS_SSE['BRIDGE'] is ignored: the channel manager cannot be created.")
         return
     if refused:
         logger.error(
-            "TASKS_SSE['BRIDGE'] is not acted on: django-eventstream's channel manager would let "
+            "TASKS_SSE['BRIDGE'] is ignored: django-eventstream's channel manager would let "
             "anyone read every task. Run `manage.py check`."
         )
         return
@@ -65,16 +68,20 @@ def install() -> None:
 
 def _start(**kwargs: Any) -> None:
     """Start the thread. A signal's receiver: called in any thread."""
-    if _state.started:
+    state = _state
+    if state.started or not state.starting.acquire(blocking=False):
         return
-    with _state.lock:
-        if not _state.started:
+    try:
+        if not state.started:
             threading.Thread(target=_run, name="django-tasks-bridge", daemon=True).start()
-            _state.started = True
+            state.started = True
+    finally:
+        state.starting.release()
 
 
 def _run() -> None:
-    # The state of every task comes first, so nothing is missed between the signal and this.
+    # A subscription receives the state of every task first, so it misses no event that was
+    # published between the signal and this line.
     missed = 0
     with hub.subscribe() as subscription:
         while events := subscription.take():
@@ -90,7 +97,7 @@ def _run() -> None:
 
 
 def _send(event: TaskEvent) -> None:
-    """Send an event, if need be a few times. Called in the bridge's thread; raises nothing."""
+    """Send an event; retry it after RETRY_DELAYS. Called in the bridge's thread; raises nothing."""
     for delay in (*RETRY_DELAYS, None):
         try:
             content = encoding.to_json(encoding.payload(event, sse_settings()))
@@ -107,7 +114,7 @@ def _send(event: TaskEvent) -> None:
 
 
 @reset_in_child
-def _start_anew() -> None:
-    """In a child of fork(): the thread is the parent's."""
+def _reset() -> None:
+    """Allow a child of fork() to start its own thread: it has no copy of the parent's."""
     global _state
     _state = _State()

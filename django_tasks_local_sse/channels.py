@@ -1,4 +1,4 @@
-"""What django-eventstream contributes: the application's rules for channels, CORS, headers."""
+"""The parts of django-eventstream that are used: rules for channels, CORS settings, headers."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -23,8 +23,10 @@ def allowed_by_channel_manager(user: Any, result_ids: Iterable[str]) -> set[str]
     """
     Ask the application's channel manager which of these tasks `user` may see.
 
-    `user` is None for an anonymous one, as django-eventstream has it. May use the ORM, so it is not
-    for the event loop's thread. Source: django-eventstream's README, "Authorization".
+    `user` is None for an anonymous visitor, as django-eventstream expects it. May use the ORM, so
+    it must not run in the event loop's thread.
+
+    Source: django-eventstream's README, "Authorization".
     """
     manager = get_channelmanager()
     return {
@@ -33,18 +35,19 @@ def allowed_by_channel_manager(user: Any, result_ids: Iterable[str]) -> set[str]
 
 
 def anyone_may_read() -> bool:
-    """Whether the application has not said who may read a channel."""
+    """Whether the channel manager is the default one, which lets anyone read every channel."""
     read = type(get_channelmanager()).can_read_channel
     return read is DefaultChannelManager.can_read_channel
 
 
 def set_headers(response: HttpResponseBase, request: HttpRequest) -> None:
-    """Set django-eventstream's headers: CORS as its settings say, and nothing buffered."""
+    """Set django-eventstream's headers: CORS by its settings, and none that allows buffering."""
     add_default_headers(response, request=request)
     origins = get_cors_from_settings()
     if isinstance(origins, list):
-        # django-eventstream looks at the Referer, which Django's own Referrer-Policy keeps browsers
-        # from sending. The header for this is Origin (Fetch standard, "CORS protocol").
+        # django-eventstream compares its list with the Referer, but under Django's default
+        # Referrer-Policy browsers do not send that header to another origin. The right header is
+        # Origin (Fetch standard, "CORS protocol").
         patch_vary_headers(response, ["Origin"])
         if (origin := request.headers.get("Origin", "")) in origins:
             response["Access-Control-Allow-Origin"] = origin

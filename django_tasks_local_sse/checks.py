@@ -1,4 +1,6 @@
-"""System checks: what would not work, and how to mend it. Django's "System check framework"."""
+"""System checks: each reports a configuration that would not work, with the remedy.
+
+Source: Django's topic guide "System check framework"."""
 
 from __future__ import annotations
 
@@ -24,16 +26,16 @@ SCRIPT = "django_tasks_local_sse/task-progress.js"
 
 
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
-    """Complain of what TASKS_SSE says and cannot mean."""
+    """Report unknown keys and invalid values in TASKS_SSE."""
     given = getattr(settings, "TASKS_SSE", {})
     if not isinstance(given, dict):
         return [
             Error(f"TASKS_SSE must be a dict, not {given!r}.", id="django_tasks_local_sse.E001")
         ]
-    return list(_wrong_keys(given))
+    return list(_find_mistakes(given))
 
 
-def _wrong_keys(given: dict[Any, Any]) -> Iterator[CheckMessage]:
+def _find_mistakes(given: dict[Any, Any]) -> Iterator[CheckMessage]:
     for key, value in given.items():
         if key not in FIELDS:
             yield Error(
@@ -49,17 +51,17 @@ def _wrong_keys(given: dict[Any, Any]) -> Iterator[CheckMessage]:
 
 
 def check_channel_manager(**kwargs: Any) -> list[CheckMessage]:
-    """Complain of a channel manager that cannot be made; every stream asks it."""
+    """Report a channel manager that cannot be created; every stream asks it."""
     from django_eventstream.utils import get_channelmanager
 
     try:
         get_channelmanager()
-    except Exception as error:  # noqa: BLE001 - whatever the application's module raises
+    except Exception as error:  # noqa: BLE001 - the application's module may raise anything
         return [
             Error(
-                f"EVENTSTREAM_CHANNELMANAGER_CLASS names no channel manager that can be made: "
+                f"EVENTSTREAM_CHANNELMANAGER_CLASS names a channel manager that cannot be created: "
                 f"{type(error).__name__}: {error}",
-                hint="Every stream asks it who may see a task, and would fail.",
+                hint="Every stream asks it whether the user may see a task, and would fail.",
                 id="django_tasks_local_sse.E005",
             )
         ]
@@ -67,25 +69,26 @@ def check_channel_manager(**kwargs: Any) -> list[CheckMessage]:
 
 
 def check_bridge(**kwargs: Any) -> list[CheckMessage]:
-    """Complain of a bridge to channels that everybody may read."""
-    # django-eventstream takes a while to import, and a worker process does not need it.
+    """Report a bridge to channels that anyone may read."""
+    # Imported here, because django-eventstream is slow to import and worker processes do not
+    # need it.
     from .channels import anyone_may_read
 
     if not sse_settings().bridge or check_channel_manager() or not anyone_may_read():
         return []
     return [
         Error(
-            "TASKS_SSE['BRIDGE'] is not acted on: django-eventstream's channel manager lets anyone "
-            "read every channel, and so every task.",
+            "TASKS_SSE['BRIDGE'] is ignored: django-eventstream's channel manager lets anyone read "
+            "every channel, and so every task.",
             hint="Set EVENTSTREAM_CHANNELMANAGER_CLASS to a manager of your own, whose "
-            "can_read_channel(user, channel) says who may read 'task-<result id>'.",
+            "can_read_channel(user, channel) decides about 'task-<result id>'.",
             id="django_tasks_local_sse.E003",
         )
     ]
 
 
 def check_eventstream(**kwargs: Any) -> list[CheckMessage]:
-    """Complain when django-eventstream is there, but not installed as an application."""
+    """Report that django-eventstream is missing from INSTALLED_APPS."""
     if apps.is_installed("django_eventstream"):
         return []
     return [
@@ -98,7 +101,7 @@ def check_eventstream(**kwargs: Any) -> list[CheckMessage]:
 
 
 def check_static_files(**kwargs: Any) -> list[CheckMessage]:
-    """Complain when {% task_progress_media %} would name files that nobody finds."""
+    """Report that no finder finds the static files to which {% task_progress_media %} links."""
     if not apps.is_installed("django.contrib.staticfiles"):
         problem = "'django.contrib.staticfiles' is not in INSTALLED_APPS"
         hint = "Add it, or serve the package's static files yourself and silence this check."
@@ -122,11 +125,11 @@ def _finds_script() -> bool:
     try:
         return finders.find(SCRIPT) is not None
     except ImproperlyConfigured:
-        return True  # Another mistake, of which the application staticfiles complains itself.
+        return True  # A wrong setting, which a check of the application staticfiles reports.
 
 
 def check_web_workers(**kwargs: Any) -> list[CheckMessage]:
-    """Complain when several web workers are announced, which do not know of each other's tasks."""
+    """Report several web workers: they do not share tasks, results and events."""
     workers = os.environ.get("WEB_CONCURRENCY", "")
     local = [alias for alias in task_backends if isinstance(task_backends[alias], LocalBackend)]
     if not workers.isdecimal() or int(workers) < 2 or not local:
@@ -134,10 +137,10 @@ def check_web_workers(**kwargs: Any) -> list[CheckMessage]:
     return [
         CheckWarning(
             f"WEB_CONCURRENCY announces {workers} web workers, and each knows its own tasks only: "
-            f"a stream that comes to another one is told 'unknown'. "
+            f"a stream from another worker reports them as 'unknown'. "
             f"Task backends in the web process: {', '.join(local)}.",
-            hint="Run one web worker, with threads or async views; or have the load balancer send "
-            "a visitor to the same worker every time, and silence this check.",
+            hint="Run one web worker, with threads or async views; or let the load balancer send "
+            "each visitor to the same worker every time, and silence this check.",
             id="django_tasks_local_sse.W002",
         )
     ]

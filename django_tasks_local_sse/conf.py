@@ -21,36 +21,36 @@ def _is_positive(value: Any) -> bool:
     return _is_number(value) and value > 0
 
 
-def _key(default: Any, check: Callable[[Any], bool], wanted: str) -> Any:
+def _option(default: Any, check: Callable[[Any], bool], wanted: str) -> Any:
     return field(default=default, metadata={"check": check, "wanted": wanted})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SSESettings:
-    """What TASKS_SSE may say."""
+    """The keys of TASKS_SSE, with their defaults and checks."""
 
-    # How long a link to a task is good for, in seconds.
-    token_max_age: float = _key(86_400, _is_positive, "a number of seconds above 0")
+    # How long a link to a task is valid, in seconds.
+    token_max_age: float = _option(86_400, _is_positive, "a number of seconds above 0")
     # Whether return values may leave the server.
-    expose_results: bool = _key(False, _is_bool, "True or False")
-    # Whether the type and the text of an error may; the default is DEBUG.
-    expose_errors: bool = _key(False, _is_bool, "True or False")
-    # A comment is sent after so many seconds of silence, for proxies that close idle connections.
-    keepalive: float = _key(15, _is_positive, "a number of seconds above 0")
+    expose_results: bool = _option(False, _is_bool, "True or False")
+    # Whether the type and the text of an error may leave the server; the default is DEBUG.
+    expose_errors: bool = _option(False, _is_bool, "True or False")
+    # Seconds without an event after which a comment is sent: proxies close idle connections.
+    keepalive: float = _option(15, _is_positive, "a number of seconds above 0")
     # How long a browser waits before it connects again, in milliseconds.
-    retry: int = _key(1000, lambda value: type(value) is int and value > 0, "an integer above 0")
+    retry: int = _option(1000, lambda value: type(value) is int and value > 0, "an integer above 0")
     # How long a stream may occupy a worker under WSGI, in seconds.
-    wsgi_hold: float = _key(0, _is_number, "a number of seconds, 0 or more")
+    wsgi_hold: float = _option(0, _is_number, "a number of seconds, 0 or more")
     # Whether events are also sent to django-eventstream's channels, one for each task.
-    bridge: bool = _key(False, _is_bool, "True or False")
+    bridge: bool = _option(False, _is_bool, "True or False")
 
 
-# By their keys in TASKS_SSE.
+# The options by their keys in TASKS_SSE.
 FIELDS = {option.name.upper(): option for option in fields(SSESettings)}
 
 
 def sse_settings() -> SSESettings:
-    """Return the present settings; a key that a system check complains of counts as not set."""
+    """Return the present settings. A key that a system check reports has its default."""
     given = getattr(settings, "TASKS_SSE", None)
     values: dict[str, Any] = {"expose_errors": bool(settings.DEBUG)}
     if isinstance(given, dict):

@@ -31,7 +31,7 @@ KEEPALIVE = b":\n\n"  # A comment line: WHATWG HTML, section 9.2.7, "Authoring n
 
 
 def payload(event: TaskEvent, settings: SSESettings) -> Payload:
-    """Return what a client may know of an event, as EXPOSE_RESULTS and EXPOSE_ERRORS say."""
+    """Return the content of an event that EXPOSE_RESULTS and EXPOSE_ERRORS let a client see."""
     return {
         "id": event.id,
         "sequence": event.sequence,
@@ -40,16 +40,20 @@ def payload(event: TaskEvent, settings: SSESettings) -> Payload:
         "name": event.name,
         "position": event.position,
         "progress": event.progress and _progress(event.progress),
-        "enqueued_at": _time(event.enqueued_at),
-        "started_at": _time(event.started_at),
-        "finished_at": _time(event.finished_at),
+        "enqueued_at": _to_text(event.enqueued_at),
+        "started_at": _to_text(event.started_at),
+        "finished_at": _to_text(event.finished_at),
         "error": event.error and _error(event.error, settings.expose_errors),
         "result": _json_value(event.id, event.return_value) if settings.expose_results else None,
     }
 
 
 def unknown_payload(result_id: str) -> Payload:
-    """Return the payload for a task that is not here or not for this client, which look alike."""
+    """
+    Return the payload for a task that does not exist or that the client may not see.
+
+    The two are indistinguishable on purpose.
+    """
     return {
         "id": result_id,
         "sequence": 0,
@@ -66,7 +70,7 @@ def unknown_payload(result_id: str) -> Payload:
     }
 
 
-# An event is encoded once, not once per listener, and its encoding lives as long as the event.
+# Each event is encoded once for all streams. An entry lives as long as its event.
 _encoded: WeakKeyDictionary[TaskEvent, dict[tuple[bool, ...], bytes]] = WeakKeyDictionary()
 
 
@@ -117,12 +121,14 @@ def _digest(parts: Iterable[str]) -> str:
 
 
 def to_json(content: Payload) -> str:
-    """Return a payload as JSON, without NaN and in one line, whatever counts as a line's end."""
+    """Return a payload as JSON without NaN, in one line for every reader of lines."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    # No line ends for server-sent events, but for str.splitlines() and the clients that use it.
+    # These characters end no line of a server-sent event, but str.splitlines() splits at them, and
+    # clients use it.
     for character, escape in _LINE_ENDS.items():
         text = text.replace(character, escape)
-    # A lone surrogate in a message is no UTF-8, and must not end the stream.
+    # A lone surrogate in a message cannot be encoded as UTF-8; it becomes "?", because an exception
+    # would end the stream.
     return text.encode("utf-8", "replace").decode()
 
 
@@ -151,18 +157,18 @@ def _error(error: TaskFailure, expose: bool) -> Payload:
     }
 
 
-def _time(moment: datetime | None) -> str | None:
+def _to_text(moment: datetime | None) -> str | None:
     if moment is None:
         return None
-    if timezone.is_naive(moment):  # USE_TZ is off; a browser would take it for its own time.
+    if timezone.is_naive(moment):  # USE_TZ is off; a browser would read it as a time in its zone.
         moment = timezone.make_aware(moment)
     return moment.isoformat()
 
 
 def _json_value(result_id: str, value: Any) -> Any:
-    """Return a value with null for NaN and infinity, which Django lets pass and JSON does not."""
+    """Return a value with None for NaN and infinity: Django allows them, and JSON has none."""
     try:
         return json.loads(json.dumps(value), parse_constant=lambda constant: None)
     except (TypeError, ValueError) as error:
-        logger.warning("Task id=%s: its return value is not shown: %s", result_id, error)
+        logger.warning("Task id=%s: its return value is not sent to clients: %s", result_id, error)
         return None

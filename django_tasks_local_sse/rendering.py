@@ -1,4 +1,4 @@
-"""The state of a task as the server renders it, until the widget takes over. Plain functions."""
+"""The state of a task as the server renders it; in the browser the widget replaces it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STATES = {
     TaskResultStatus.SUCCESSFUL: "done",
     TaskResultStatus.FAILED: "failed",
 }
-# The words of task-progress.js, so that the widget takes over without a visible change.
+# The same words as in task-progress.js, so that nothing changes visibly when the widget starts.
 _WORDS = {
     "waiting": "Waiting",
     "running": "Running",
@@ -45,9 +45,9 @@ def widget_context(
     request: HttpRequest | None, result: AnyResult, *, href: str | None, label: str | None
 ) -> dict[str, Any]:
     """
-    Return what the widget's template needs.
+    Return the context of the widget's template.
 
-    Raises TypeError for what is not a TaskResult, and ImproperlyConfigured without a request.
+    Raises TypeError if `result` is not a TaskResult, and ImproperlyConfigured without a request.
     """
     if request is None:
         raise ImproperlyConfigured(
@@ -77,17 +77,17 @@ def state(event: TaskEvent) -> str:
 
 
 def message(event: TaskEvent, *, expose_errors: bool) -> str:
-    """Return what the task said last, or why it failed, if that may be told."""
+    """Return the latest message of the task; if it failed and errors are exposed, the error."""
     error = event.error
     text = event.progress.message if event.progress else ""
     if error is not None and expose_errors and state(event) == "failed":
         text = ": ".join(filter(None, (error.type.rpartition(".")[2], error.message)))
-    # A lone surrogate, as in a file's name that is no UTF-8, could not be sent.
+    # A lone surrogate, as in a file name that is not UTF-8, cannot be encoded; it becomes "?".
     return text.encode("utf-8", "replace").decode()
 
 
 def detail(event: TaskEvent) -> str:
-    """Return what stands at the end of the bar: a word, a place, a percentage or a count."""
+    """Return the text at the end of the bar: a state, a position, a percentage or a count."""
     progress = event.progress
     if state(event) == "running" and progress is not None and progress.current is not None:
         if progress.percent is None:

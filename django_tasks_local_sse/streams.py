@@ -1,7 +1,8 @@
 """
-What one connection is sent, and the two loops that send it: async under ASGI, sync under WSGI.
+The content of one stream, and the two loops that send it: async under ASGI, sync under WSGI.
 
-Every connection begins with the state of every task, so nothing depends on history.
+Every stream begins with the state of each of its tasks, so a client that reconnects needs no
+history.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
     from .conf import SSESettings
 
 
-# Then the browser reconnects by itself, and its access is checked again: it may have logged out,
-# its link may be too old, and the channel manager may decide differently.
+# Seconds after which the server ends a stream. The browser reconnects by itself, and its access is
+# checked again: the user may have logged out, the link may be too old, and the channel manager may
+# decide differently.
 MAX_STREAM_SECONDS = 300.0
 
 
@@ -49,9 +51,9 @@ async def find_events(refs: Iterable[TaskRef]) -> dict[RefKey, TaskEvent]:
 
 class Conversation:
     """
-    What one client has been sent.
+    The state of one stream: which version of each task was sent.
 
-    `found` are the states that the view has found; a task that was not found is unknown.
+    `found` are the states that the view has found; a task without one is reported as unknown.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class Conversation:
         return self.update(states.values(), unknown)
 
     def _encode_alone(self, event: TaskEvent) -> bytes:
-        """See _encode(): the same bytes, for the most frequent stream, that of a single task."""
+        """Return the bytes of _encode() for the most frequent stream, that of one task: cached."""
         self._versions[event.key] = event.version
         if event.is_last:
             self._open.clear()
@@ -140,24 +142,24 @@ class Conversation:
 
 class EventStreamResponse(StreamingHttpResponse):
     """
-    A stream that the server closes when the client goes away.
+    A stream that the server closes when the client disconnects.
 
-    Django would iterate through two generators of its own. They cost each event a tenth, and when
-    they are closed they leave ours to the garbage collector.
+    Django would wrap our generator in two of its own. They add a tenth to the cost of each event,
+    and when they are closed, our generator stays open until the garbage collector finds it.
     """
 
     def __init__(self, content: AsyncIterator[bytes] | Iterator[bytes], **kwargs: Any) -> None:
         super().__init__(content, **kwargs)
-        self._own = content
+        self._content = content
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        if vars(self)["_iterator"] is self._own and isinstance(self._own, AsyncIterator):
-            return self._own
-        return super().__aiter__()  # A middleware has put something else in its place.
+        if vars(self)["_iterator"] is self._content and isinstance(self._content, AsyncIterator):
+            return self._content
+        return super().__aiter__()  # A middleware has replaced our generator.
 
 
 async def stream_async(conversation: Conversation) -> AsyncIterator[bytes]:
-    """Send a client the states, and each change until its time is up. Occupies no thread."""
+    """Send the states of the tasks, then each change until the stream ends. Occupies no thread."""
     await release_request_thread()
     if not conversation.found:  # Without ids, subscribe() would mean every task.
         yield conversation.initial()
@@ -186,10 +188,10 @@ async def _find_again(conversation: Conversation) -> dict[RefKey, TaskEvent]:
 
 def stream_sync(conversation: Conversation, hold: float) -> Iterator[bytes]:
     """
-    Send a client the states, and each change in the next `hold` seconds.
+    Send the states of the tasks, then each change in the next `hold` seconds.
 
-    Under WSGI a stream occupies a worker, so it ends early, and EventSource connects again: that is
-    polling, with the same client and the same URL.
+    Under WSGI a stream occupies a worker, so it ends early, and EventSource reconnects: polling
+    with the same client and the same URL.
     """
     if not conversation.found:
         yield conversation.initial()
@@ -209,7 +211,7 @@ def stream_sync(conversation: Conversation, hold: float) -> Iterator[bytes]:
 
 
 def _max_seconds() -> float:
-    # Spread, so that streams that began together after a restart do not reconnect together.
+    # Random, so that streams that started together after a restart reconnect at different times.
     return MAX_STREAM_SECONDS * random.uniform(0.8, 1)  # noqa: S311 - no secret
 
 
@@ -217,9 +219,9 @@ async def release_request_thread() -> None:
     """
     Give back the thread that Django holds for this request, and its database connections.
 
-    Django's ASGI handler gives each request an executor with one thread and keeps it until the
-    response ends, which for a stream is long. Code that needs a thread later gets a new one
-    automatically. Outside of such a request, as under Django's AsyncClient, nothing is done: the
+    Django's ASGI handler creates an executor with one thread for each request and keeps it until
+    the response ends, up to MAX_STREAM_SECONDS here. Code that needs a thread later gets a new one
+    automatically. Outside of such a request, as under Django's AsyncClient, this does nothing: the
     connections there belong to the caller.
     """
     context = SyncToAsync.thread_sensitive_context.get(None)

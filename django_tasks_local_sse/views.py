@@ -1,4 +1,4 @@
-"""The three views. Thin: who may is in `access`, what is told in `streams`."""
+"""The three views. `access` decides about permissions, `streams` has the content of a stream."""
 
 from __future__ import annotations
 
@@ -34,22 +34,21 @@ if TYPE_CHECKING:
 
 FORBIDDEN = (
     "No task that you may see: the link is missing, was changed, is too old, or was made for "
-    "somebody else. Reload the page that it comes from."
+    "another user. Reload the page that contains it."
 )
 
 
-def _by_link[ViewT: Callable[..., Any]](view: ViewT) -> ViewT:
+def _authorized_by_link[ViewT: Callable[..., Any]](view: ViewT) -> ViewT:
     """
-    Let the link be what decides, not LoginRequiredMiddleware, and hold no transaction.
-
-    ATOMIC_REQUESTS would be an error: Django has no transactions for async views.
+    Exempt a view from LoginRequiredMiddleware, because the link authorizes it, and from
+    ATOMIC_REQUESTS, because Django raises an error for it in async views.
     """
     for alias in connections:
         view = transaction.non_atomic_requests(using=alias)(view)
     return login_not_required(view)
 
 
-@_by_link
+@_authorized_by_link
 @require_safe
 async def events(request: HttpRequest) -> HttpResponseBase:
     """
@@ -59,7 +58,7 @@ async def events(request: HttpRequest) -> HttpResponseBase:
     """
     last_event_id = request.headers.get("Last-Event-ID", "")
     if last_event_id == encoding.end_id(access.claimed_ids(request)):
-        # The client has seen the end. 204 is how EventSource is told not to connect again.
+        # The client has received the last event. EventSource does not reconnect after a 204.
         return _finish(HttpResponse(status=204), request)
     refs = await sync_to_async(access.watched_tasks)(request)
     if not any(ref.allowed for ref in refs):
@@ -69,17 +68,17 @@ async def events(request: HttpRequest) -> HttpResponseBase:
     conversation = Conversation(refs, await find_events(refs), last_event_id, settings)
     content: AsyncIterator[bytes] | Iterator[bytes]
     if isinstance(request, ASGIRequest):
-        content = stream_async(conversation) if request.method == "GET" else _nothing()
+        content = stream_async(conversation) if request.method == "GET" else _empty_content()
     else:
-        hold = _hold(request, settings)
+        hold = _hold_seconds(request, settings)
         content = stream_sync(conversation, hold) if request.method == "GET" else iter(())
-    # A middleware that compresses would collect events before it lets any of them go. It asks the
-    # request whether it may.
+    # A middleware that compresses would buffer events. It compresses only if the request has this
+    # header.
     request.META.pop("HTTP_ACCEPT_ENCODING", None)
     return _finish(EventStreamResponse(content, content_type="text/event-stream"), request)
 
 
-@_by_link
+@_authorized_by_link
 @require_safe
 async def status(request: HttpRequest) -> HttpResponseBase:
     """Return the payloads of the tasks that the tokens `task=...` name, as a JSON array."""
@@ -97,15 +96,15 @@ async def status(request: HttpRequest) -> HttpResponseBase:
     return _finish(JsonResponse(payloads, safe=False), request)
 
 
-@_by_link
+@_authorized_by_link
 @require_POST
 @csrf_protect
 def cancel(request: HttpRequest) -> HttpResponse:
     """
     Cancel the task that the token `task` names; it must have been made by cancel_token().
 
-    Answers {"cancelled": true}, or false when the task has finished already; 403 for a token that
-    is no good, 404 for an unknown task, 501 for a backend that cannot cancel.
+    The answer is {"cancelled": true}, or false if the task has finished already; 403 for an invalid
+    token, 404 for an unknown task, 501 for a backend that cannot cancel.
     """
     ref = access.cancelled_task(request)
     if ref.alias is None:
@@ -124,13 +123,13 @@ def _finish(response: HttpResponseBase, request: HttpRequest) -> HttpResponseBas
     return response
 
 
-async def _nothing() -> AsyncIterator[bytes]:
-    """The content of an answer to HEAD, through which Django's ASGI handler iterates as well."""
+async def _empty_content() -> AsyncIterator[bytes]:
+    """Return the content of an answer to HEAD: Django's ASGI handler iterates over it too."""
     return
     yield b""  # makes it a generator
 
 
-def _hold(request: HttpRequest, settings: SSESettings) -> float:
+def _hold_seconds(request: HttpRequest, settings: SSESettings) -> float:
     # Django's threaded development server has a thread for every connection.
     is_development_server = request.META.get("SERVER_SOFTWARE", "").startswith("WSGIServer/")
     if is_development_server and request.META.get("wsgi.multithread"):

@@ -8,7 +8,7 @@ from inspect import iscoroutinefunction
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from django.tasks import TaskContext
+from django.tasks import Task, TaskContext
 from django.tasks.base import TaskError
 from django.utils.json import normalize_json
 
@@ -37,11 +37,14 @@ class Outcome:
         kind = type(exception)
         try:
             message = str(exception)
-        except Exception:  # noqa: BLE001 - an error in a user's __str__ must not hide this one
+        except BaseException:  # noqa: BLE001 - an error in a user's __str__ must not hide this one
             message = ""
+        try:
+            traceback = "".join(format_exception(exception))
+        except BaseException:  # noqa: BLE001 - as above: it calls methods of users' exceptions
+            traceback = f"{kind.__name__}: (the traceback could not be formatted)\n"
         error = TaskError(
-            exception_class_path=f"{kind.__module__}.{kind.__qualname__}",
-            traceback="".join(format_exception(exception)),
+            exception_class_path=f"{kind.__module__}.{kind.__qualname__}", traceback=traceback
         )
         return cls(error=error, message=message, exception=exception)
 
@@ -83,6 +86,8 @@ def _call(run: Runnable) -> Any:
     kwargs = json_dict(run.kwargs) if run.kwargs else {}
     if task.takes_context:
         args.insert(0, TaskContext(task_result=run.task_result()))
+    if type(task).call is not Task.call:  # a task class with a call() of its own
+        return task.call(*args, **kwargs)
     if _is_coroutine_function(task.func):
         return run_coroutine(task.func(*args, **kwargs), run.get_cancellation())
     return task.func(*args, **kwargs)

@@ -10,7 +10,8 @@ from django.dispatch import receiver
 
 from .. import shutdown
 from ..forking import reset_in_child
-from .base import Pool, PoolStatistics
+from .base import Pool
+from .statistics import PoolStatistics
 
 if TYPE_CHECKING:
     from ..conf import Options
@@ -45,9 +46,9 @@ def discard_all() -> None:
     """Discard all pools; the next task of an alias starts a new one. Called from any thread."""
     with _pools_lock:
         pools = all_pools()
-        _pools.clear()
         for pool in pools:
-            pool.is_replaced = True
+            pool.is_replaced = True  # first, for the child of a concurrent fork()
+        _pools.clear()
     for pool in pools:
         pool.discard()
         shutdown.unregister(pool)

@@ -18,7 +18,6 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import shutdown
@@ -29,6 +28,7 @@ from ..record import READY, RUNNING, TaskRecord
 from . import signals
 from .positions import Positions
 from .queue import TaskQueue, make_queue
+from .statistics import PoolStatistics
 from .store import ResultStore
 
 if TYPE_CHECKING:
@@ -40,20 +40,6 @@ if TYPE_CHECKING:
     from ..events import Progress
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolStatistics:
-    """Counts of one pool: its workers, its waiting and running tasks, and its results."""
-
-    workers: int
-    waiting: int
-    running: int
-    # Waiting, running, or finished with receivers of task_finished that have not returned.
-    unfinished: int
-    # When the first task of the queue was enqueued; None if none waits.
-    oldest_waiting: datetime | None
-    results: int
 
 
 class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
@@ -132,17 +118,19 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         MAX_PENDING tasks wait, and RuntimeError after close().
         """
         record = self._make_record(task, args, kwargs)
-        if self.closed or not shutdown.register(self):
+        # The second check: register() may register a pool that was closed in between.
+        if self.closed or not shutdown.register(self) or self.closed:
             raise RuntimeError(
                 f"The task backend {self.alias!r} is shutting down; "
                 f"task {record.path} was not enqueued."
             )
         self.results.add(record)
-        self._unfinished[record.id] = record
-        position = len(self.queue) + self.waiting_in_workers()
-        record.enqueue(position)
-        task_result = record.task_result()
+        position = 0
         try:
+            self._unfinished[record.id] = record
+            position = len(self.queue) + self.waiting_in_workers()
+            record.enqueue(position)
+            task_result = record.task_result()
             if signals.enqueued.has_receivers:
                 signals.enqueued.send(self.sender, task_result)
             else:
@@ -300,7 +288,7 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
 
     def queue_changed(self) -> None:
         """Have the positions of the waiting tasks published. Called from any thread."""
-        if self.queue and not self.closed:
+        if not self._positions.has_moved and self.queue and not self.closed:
             self._positions.schedule()
 
     def _finished(self, record: RecordT, outcome: Outcome) -> None:
@@ -337,6 +325,8 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
             raise exception
         except BaseException:  # noqa: BLE001 - it was raised two lines above
             self._send(signals.finished, record, logging.ERROR)
+        finally:
+            del exception  # Its traceback refers to this frame, which refers to it.
 
     def _send(self, signal: signals.TaskSignal, record: RecordT, level: int) -> None:
         """Call receivers, or only Django's log receiver if there is no other. Raises nothing."""

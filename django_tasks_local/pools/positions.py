@@ -48,7 +48,7 @@ class Positions:
         self._ticker = ticker or default_ticker
         # Unlocked: a scan resets it before it copies the queue, so the scan sees every change that
         # found it set, and a later change sets it again.
-        self._has_moved = False
+        self.has_moved = False
         # Guards the two below: the ticker has this object once, or not at all.
         self._lock = threading.RLock()
         self._is_scheduled = False
@@ -59,9 +59,9 @@ class Positions:
 
     def schedule(self) -> None:
         """Have the queue scanned when it is time to, because it has changed. From any thread."""
-        if self._has_moved:
+        if self.has_moved:
             return
-        self._has_moved = True
+        self.has_moved = True
         with self._lock:
             if self._is_scheduled:
                 return
@@ -78,14 +78,15 @@ class Positions:
             return self._scan_slice()
         except Exception:
             self._scan = None
+            self.has_moved = False  # So that the next schedule() starts a new scan.
             with self._lock:
-                self._is_scheduled = False  # The next schedule() starts a new scan.
+                self._is_scheduled = False
             raise
 
     def _scan_slice(self) -> float | None:
         began = self._clock()
         if self._scan is None:
-            self._has_moved = False
+            self.has_moved = False
             self._scan, self._place = iter(list(self._queue)), self._count_ahead()
             self._next_scan_at = began + INTERVAL_SECONDS
         records = list(islice(self._scan, TASKS_PER_SLICE))
@@ -100,5 +101,5 @@ class Positions:
         self._scan = None
         with self._lock:
             self._next_scan_at = max(self._next_scan_at, continue_at)
-            self._is_scheduled = self._has_moved
+            self._is_scheduled = self.has_moved
             return self._next_scan_at if self._is_scheduled else None

@@ -39,7 +39,7 @@ _ANY_SENDER = id(None)
 class TaskSignal:
     """One of Django's task signals."""
 
-    __slots__ = ("_django_key", "_log", "_our_key", "_signal")
+    __slots__ = ("_django_key", "_known", "_log", "_our_key", "_signal")
 
     def __init__(self, signal: Signal, log: Callable[..., object], our_dispatch_uid: str) -> None:
         self._signal = signal
@@ -47,21 +47,27 @@ class TaskSignal:
         self._django_key = (id(log), _ANY_SENDER)
         # Our own receiver makes events for the tasks of other backends (see `foreign`).
         self._our_key = (our_dispatch_uid, _ANY_SENDER)
+        # The two entries of `receivers` that were compared last and have these keys.
+        self._known: tuple[Any, Any] = (None, None)
 
     @property
     def has_receivers(self) -> bool:
         """Whether a receiver other than Django's log and this package's is connected."""
-        receivers: list[Any] = self._signal.receivers
-        if len(receivers) != 2:
-            return True
         try:
-            first, second = receivers[0][0], receivers[1][0]
+            first, second = self._signal.receivers
+        except (TypeError, ValueError):
+            return True  # There are more or fewer than two.
+        known = self._known
+        if first is known[0] and second is known[1]:
+            return False
+        try:
+            keys = [first[0], second[0]]
         except (IndexError, TypeError):
-            return True  # An unknown Django version, or a receiver was disconnected concurrently.
-        return not (
-            (first == self._django_key and second == self._our_key)
-            or (first == self._our_key and second == self._django_key)
-        )
+            return True  # The shape is that of an unknown Django version.
+        if keys not in ([self._django_key, self._our_key], [self._our_key, self._django_key]):
+            return True
+        self._known = first, second
+        return False
 
     def send(self, sender: type, task_result: AnyResult) -> None:
         """

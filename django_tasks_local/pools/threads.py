@@ -162,7 +162,7 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
                     return None
                 continue
             # Unlocked: a worker that is about to become idle checks the queue again.
-            if self.queue and (self._idle or self._workers < self.options.max_workers):
+            if (self._idle or self._workers < self.options.max_workers) and self.queue:
                 self._call_worker()
             return record
 
@@ -174,6 +174,9 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
             if self._stopping:
                 return False
             self._idle += 1
+        if self.queue:
+            # A finalizer has enqueued a task between the check above and `_idle += 1`.
+            self._call_worker()
         self._wake_ups.get()
         self._arrived()
         close_old_resources()  # A connection may have become too old while this thread waited.

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..aliases import Number
 from ..cancellation import Cancellation
 from ..events import Progress
+from ..forking import reset_in_child
 from ..ticker import Ticker
 from ..ticker import ticker as default_ticker
 from .rate import Rate, percent_of, seconds_left
@@ -139,30 +140,33 @@ class Reporter:
         """
         if self.cancellation.requested:
             self.cancellation.raise_if_requested()
+        sample = None
         with self._lock:
-            if self._closed:
-                logger.debug(
-                    "Task id=%s reported progress after it was finished; it is ignored.",
-                    current_result_id.get(None),
-                )
-                return
-            shown = self._shown
-            if current is not UNSET:
-                shown.current = current
-            if total is not UNSET:
-                shown.total = total
-            if message is not UNSET:
-                shown.message = message
-            if data is not UNSET:
-                self._data = data
-            if self._queued:
-                return
-            now = self._clock()
-            if now < self._next_at or self._closed:
-                self._queue_locked()
-                return
-            number, progress = self._sample_locked(now)
-        self._publish(number, progress)
+            if not self._closed:
+                shown = self._shown
+                if current is not UNSET:
+                    shown.current = current
+                if total is not UNSET:
+                    shown.total = total
+                if message is not UNSET:
+                    shown.message = message
+                if data is not UNSET:
+                    self._data = data
+                if self._queued:
+                    return
+                now = self._clock()
+                if now < self._next_at or self._closed:
+                    self._queue_locked()
+                    return
+                sample = self._sample_locked(now)
+        if sample is not None:
+            self._publish(*sample)
+            return
+        # Outside of the lock: a log handler may report the progress of another task.
+        logger.debug(
+            "Task id=%s reported progress after it was finished; it is ignored.",
+            current_result_id.get(None),
+        )
 
     def tick(self) -> float | None:
         """
@@ -315,4 +319,11 @@ class Reporting(Protocol):
         return (0, None) if self.reporter is None else self.reporter.close()
 
 
-current_reporting: ContextVar[Reporting] = ContextVar("current_reporting")
+current_reporting: ContextVar[Reporting | None] = ContextVar("current_reporting")
+
+
+@reset_in_child
+def _leave_task() -> None:
+    # The task goes on in the parent, whose hub no report of the child reaches. Another thread of
+    # the parent may have held the lock of the task at the fork.
+    current_reporting.set(None)

@@ -17,9 +17,10 @@ There is one topic per task and one mailbox per event loop (or per reading threa
 publication does not grow with the number of subscriptions of a loop, and nothing can overflow: a
 slow subscription reads the latest event from the topic.
 
-`latest` holds the topics, `delivery` the mailboxes and subscriptions, `facade` the Hub. The only
-lock is that of a topic. It is re-entrant, because a finalizer (`__del__`) may publish while its
-thread holds it, and no other lock of this package is taken inside of it.
+`latest` holds the topics, `mailbox` and `subscription` the way to a reader, `facade` the Hub. The
+only locks are those of topics. They are re-entrant, because a finalizer (`__del__`) may publish
+while its thread holds one. Inside of a topic's lock only the lock of a topic that waits for the
+same id is taken.
 """
 
 from .facade import Hub, HubStatistics, hub

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from ..aliases import task_reference
+from ..events import NO_VERSION
 from ..forking import reset_in_child
-from .delivery import Mailbox, Subscription
 from .latest import Latest, Topic
+from .mailbox import Mailbox
+from .subscription import Subscription
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from ..events import TaskEvent
-    from .latest import Reader, Recorder
+    from ..events import TaskEvent, Version
+    from .latest import Recorder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +44,13 @@ class Hub:
         self.ended = False
         self.recorders: tuple[Recorder, ...] = ()
         self._recorders_lock = threading.RLock()  # Guards the change of `recorders`.
+        self._recorded: WeakKeyDictionary[Topic, Version] = WeakKeyDictionary()
         # The mailboxes of the subscriptions to all tasks.
         self.to_all: dict[Mailbox, None] = {}
         self._latest = Latest()
         self._open: dict[Subscription, None] = {}
+        # Topics of closed subscriptions, with the mailbox that may no longer read them.
+        self._to_release: deque[tuple[Topic, Mailbox]] = deque()
         self._all_closed = threading.Condition()  # `_open` has become empty.
         self._mailboxes: dict[asyncio.AbstractEventLoop, Mailbox] = {}
 
@@ -64,32 +71,39 @@ class Hub:
                     continue  # Another thread has dropped it between the two lines above.
                 if not topic.replace(event):
                     return False
-                topic.is_kept = topic.is_kept or keep
-                if not topic.is_kept:
+                if keep:
+                    self._latest.keep(topic)
+                elif not topic.is_kept:
                     self._latest.touch(topic)
-                readers = self.mark(topic)
+                self._latest.adopt_readers(topic)
             break
-        for reader in readers:
-            reader.wake()
+        self.notify(topic)
         self._latest.trim()
         return True
 
-    def mark(self, topic: Topic) -> Sequence[Reader]:
+    def notify(self, topic: Topic) -> None:
         """
-        Note a later event of this topic; return the readers for which to call wake().
+        Have the later event of this topic read. The caller does not hold the topic's lock.
 
-        The caller has the topic's lock, and calls wake() after it has released the lock. A
-        subscription that is attached concurrently waits for that lock and then reads the event.
+        A subscription that is attached concurrently adds its mailbox with the lock and reads the
+        event afterwards. So it reads this event unless its mailbox is found here.
         """
         if self.recorders:
+            self._record(topic)
+        # Copies, because another thread may change the dictionaries.
+        for reader in (*(topic.readers or ()), *self.to_all):
+            if reader.mark(topic):
+                reader.wake()
+
+    def _record(self, topic: Topic) -> None:
+        # In order: with the lock no later event of the task is recorded in between.
+        with topic.lock:
             event = topic.event
-            assert event is not None
+            if event is None or event.version <= self._recorded.get(topic, NO_VERSION):
+                return  # Another thread has recorded this event or a later one.
+            self._recorded[topic] = event.version
             for record in self.recorders:
                 record(event)
-        if not topic.readers and not self.to_all:
-            return ()
-        readers = (*(topic.readers or ()), *self.to_all)
-        return [reader for reader in readers if reader.mark(topic)]
 
     def add(self, topic: Topic) -> None:
         """Take in the topic of a new task, which a pool keeps until release()."""
@@ -187,10 +201,17 @@ class Hub:
         # Before the topics are changed, so that a concurrent detach() of another subscription of
         # this mailbox leaves the mailbox in them.
         mailbox.add(subscription)
-        if not subscription.references:
-            self._attach_to_all(subscription, mailbox)
-        for backend, id in subscription.references:
-            self._attach_to(subscription, mailbox, backend, id)
+        self._release_readers()
+        try:
+            if not subscription.references:
+                self._attach_to_all(subscription, mailbox)
+            for backend, id in subscription.references:
+                self._attach_to(subscription, mailbox, backend, id)
+        except BaseException:  # an ambiguous id
+            self.detach(subscription)
+            raise
+        if loop is not None:
+            self._drop_closed_loops()
 
     def detach(self, subscription: Subscription) -> None:
         """
@@ -213,6 +234,19 @@ class Hub:
                 self._detach(subscription, mailbox)  # The loop is closed.
         else:
             self._detach(subscription, mailbox)
+
+    def drop(self, mailbox: Mailbox) -> None:
+        """End the subscriptions of an event loop that is closed. Called from any thread."""
+        for subscriber in list(mailbox.subscriptions):
+            assert isinstance(subscriber, Subscription)
+            self._open.pop(subscriber, None)
+            # Also those that detach() left to the loop, which has not run since.
+            self._detach(subscriber, mailbox)
+
+    def _drop_closed_loops(self) -> None:
+        for loop, mailbox in list(self._mailboxes.items()):
+            if loop.is_closed():
+                self.drop(mailbox)
 
     def _attach_to(
         self, subscription: Subscription, mailbox: Mailbox, backend: str | None, id: str
@@ -237,20 +271,45 @@ class Hub:
 
     def _detach(self, subscription: Subscription, mailbox: Mailbox) -> None:
         mailbox.remove(subscription)
+        if mailbox.loop is None:
+            mailbox.wake()  # The thread that reads may be another one.
+        elif not mailbox.loop.is_closed():
+            subscription.resume()
         if not mailbox.to_all:
             self.to_all.pop(mailbox, None)
-        for topic in subscription.topics:
-            newest = topic.newest
-            with newest.lock:
-                if newest.id not in mailbox.by_id:
-                    newest.remove_reader(mailbox)
-            self._latest.remove_if_idle(newest)
-        subscription.topics = []
+        topics, subscription.topics = subscription.topics, []
+        self._to_release.extend((topic, mailbox) for topic in topics)
+        self._release_readers()
         loop = mailbox.loop
         if loop is None or mailbox.subscriptions:
             return
         if self._mailboxes.get(loop) is mailbox:  # Otherwise another one has taken its place.
             self._mailboxes.pop(loop, None)
+
+    def _release_readers(self) -> None:
+        """
+        Take mailboxes out of topics that none of their subscriptions reads any longer.
+
+        Waits for no lock, because a finalizer may call this while its thread has another topic's
+        lock. A topic whose lock is taken is left for the next call.
+        """
+        for _ in range(len(self._to_release)):
+            try:
+                topic, mailbox = self._to_release.popleft()
+            except IndexError:
+                return
+            newest = topic.newest
+            if not newest.lock.acquire(blocking=False):
+                self._to_release.append((topic, mailbox))
+                continue
+            try:
+                if newest is not topic.newest:  # It was replaced before the lock was acquired.
+                    self._to_release.append((topic, mailbox))
+                elif not mailbox.reads(newest):
+                    newest.remove_reader(mailbox)
+                    self._latest.remove_if_idle(newest)
+            finally:
+                newest.lock.release()
 
 
 hub = Hub()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..aliases import TaskKey
     from ..events import TaskEvent
 
     type Recorder = Callable[[TaskEvent], object]
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
 # `enqueued` of a task that runs in another process, and nothing more.
 UNKEPT_LIMIT = 1000  # tasks
 UNKEPT_SECONDS = 3600.0  # since the task's last event
+# Topics that one publication visits to forget them: more than it adds, and few if all have readers.
+MAX_TRIMMED = 10
 
 
 class Reader(Protocol):
@@ -44,7 +45,6 @@ class Topic:
         "id",
         "is_gone",
         "is_kept",
-        "last_event_at",
         "lock",
         "readers",
         "successor",
@@ -59,7 +59,6 @@ class Topic:
         self.is_kept = False  # until release(): the store of a pool bounds it
         self.is_gone = False  # The hub has dropped it, or another topic has replaced it.
         self.successor: Topic | None = None
-        self.last_event_at = 0.0  # time.monotonic()
 
     @property
     def event(self) -> TaskEvent | None:
@@ -105,21 +104,23 @@ class Latest:
     """
 
     def __init__(self) -> None:
-        self.topics: dict[TaskKey, Topic] = {}
-        self._aliases: dict[str, None] = {}
+        # By alias, then by id: a tuple as the key would be one more object for each task.
+        self._topics: dict[str, dict[str, Topic]] = {}
         # Ids without an alias for which a subscription waits.
         self._awaited: dict[str, Topic] = {}
-        # Topics that no pool keeps; the one with the oldest event comes first.
-        self._unkept: dict[TaskKey, Topic] = {}
+        # Topics that no pool keeps, and the time of their last event, the oldest first.
+        self._unkept: dict[Topic, float] = {}
         # Held by the one thread that trims; other threads skip trimming instead of waiting.
         self._trimming = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self.topics)
+        return sum(map(len, list(self._topics.values())))
 
     def __iter__(self) -> Iterator[Topic]:
         """Iterate over a copy."""
-        return iter(list(self.topics.values()))
+        return iter(
+            [t for of_alias in list(self._topics.values()) for t in list(of_alias.values())]
+        )
 
     def find(self, backend: str | None, id: str) -> Topic | None:
         """
@@ -128,11 +129,11 @@ class Latest:
         Raises ValueError if `backend` is None and several backends have a task with this id.
         """
         if backend is not None:
-            return self.topics.get((backend, id))
+            return self._of(backend).get(id)
         found = [
             topic
-            for alias in list(self._aliases)
-            if (topic := self.topics.get((alias, id))) is not None
+            for topics in list(self._topics.values())
+            if (topic := topics.get(id)) is not None and topic.event is not None
         ]
         if len(found) > 1:
             aliases = " and ".join(repr(topic.backend) for topic in found)
@@ -150,59 +151,70 @@ class Latest:
         if found is not None:
             return found
         awaited = self._awaited.setdefault(id, Topic(None, id))
-        # add() in another thread checks `_awaited` after it has stored a topic, so either it has
-        # found this entry or the topic is found now.
-        return self.find(None, id) or awaited
+        # A publisher in another thread checks `_awaited` after it has stored an event, so either it
+        # has found this entry or the topic is found now.
+        found = self.find(None, id)
+        if found is None:
+            return awaited
+        self.remove_if_idle(awaited)
+        return found
 
     def get_or_create(self, backend: str, id: str) -> Topic:
         """Return the topic of a task of any backend."""
-        topic = self.topics.get((backend, id))
+        topics = self._of(backend)
+        topic = topics.get(id)
         if topic is None:
             topic = Topic(backend, id)
-            known = self.topics.setdefault((backend, id), topic)
-            if known is not topic:
-                return known
-            self._introduce(topic)
+            topic = topics.setdefault(id, topic)
         return topic
 
     def add(self, topic: Topic) -> None:
         """Store the topic of a new task that a pool keeps until remove()."""
         assert topic.backend is not None
-        key = topic.backend, topic.id
-        known = self.topics.setdefault(key, topic)
+        topics = self._of(topic.backend)
+        known = topics.setdefault(topic.id, topic)
         if known is not topic:
-            self.topics[key] = topic
+            topics[topic.id] = topic
             _replace(known, topic)
-            self._unkept.pop(key, None)
-        self._introduce(topic)
+            self._unkept.pop(known, None)
+        if topic.is_gone:
+            self.remove(topic)  # Its pool was discarded concurrently.
+        elif self._awaited:
+            self.adopt_readers(topic)
 
     def remove(self, topic: Topic) -> None:
         """Forget a topic. Subscriptions that are open still receive its last event."""
         assert topic.backend is not None
+        topics = self._of(topic.backend)
+        removed = topics.pop(topic.id, topic)
+        if removed is not topic:
+            topics.setdefault(topic.id, removed)  # It has replaced the topic.
+        self._unkept.pop(topic, None)
+        # Afterwards: while a topic is found that is gone, publish() looks it up again.
         topic.is_gone = True
-        key = topic.backend, topic.id
-        if self.topics.get(key) is topic:
-            del self.topics[key]
-        self._unkept.pop(key, None)
 
     def remove_if_idle(self, topic: Topic) -> None:
         """Forget a topic that has neither an event nor a reader."""
         with topic.lock:
             if topic.readers or topic.is_kept or topic.event is not None:
                 return
-            topic.is_gone = True
-        if topic.backend is not None:
-            self.remove(topic)
-        elif self._awaited.get(topic.id) is topic:
-            del self._awaited[topic.id]
+            if topic.backend is not None:
+                self.remove(topic)
+            else:
+                removed = self._awaited.pop(topic.id, topic)
+                if removed is not topic:
+                    self._awaited.setdefault(topic.id, removed)
+                topic.is_gone = True
+
+    def keep(self, topic: Topic) -> None:
+        """Keep a topic until remove(). The caller has the topic's lock."""
+        topic.is_kept = True
+        self._unkept.pop(topic, None)
 
     def touch(self, topic: Topic) -> None:
         """Note an event of a topic that no pool keeps. The caller has the topic's lock."""
-        assert topic.backend is not None
-        key = topic.backend, topic.id
-        topic.last_event_at = time.monotonic()
-        self._unkept.pop(key, None)
-        self._unkept[key] = topic
+        self._unkept.pop(topic, None)
+        self._unkept[topic] = time.monotonic()
 
     def trim(self) -> None:
         """
@@ -213,21 +225,19 @@ class Latest:
         if not self._trimming.acquire(blocking=False):
             return
         try:
-            for _ in range(len(self._unkept)):
-                oldest = self._oldest_unkept()
-                if oldest is None:
+            for _ in range(MAX_TRIMMED):
+                topic, last_event_at = self._oldest_unkept()
+                is_old = time.monotonic() - last_event_at > UNKEPT_SECONDS
+                if topic is None or (not is_old and len(self._unkept) <= UNKEPT_LIMIT):
                     return
-                is_old = time.monotonic() - oldest.last_event_at > UNKEPT_SECONDS
-                if not is_old and len(self._unkept) <= UNKEPT_LIMIT:
-                    return
-                self._drop_or_keep(oldest)
+                self._drop_or_keep(topic)
         finally:
             self._trimming.release()
 
-    def _oldest_unkept(self) -> Topic | None:
+    def _oldest_unkept(self) -> tuple[Topic | None, float]:
         while True:
             try:
-                return next(iter(self._unkept.values()), None)
+                return next(iter(self._unkept.items()), (None, 0.0))
             except RuntimeError:  # Another thread has changed the dictionary in between.
                 continue
 
@@ -238,22 +248,23 @@ class Latest:
             else:
                 self.remove(topic)
 
-    def _introduce(self, topic: Topic) -> None:
-        assert topic.backend is not None
-        if topic.backend not in self._aliases:
-            self._aliases[topic.backend] = None
-        if self._awaited:
-            awaited = self._awaited.pop(topic.id, None)
-            if awaited is not None:
-                _replace(awaited, topic)
+    def _of(self, backend: str) -> dict[str, Topic]:
+        topics = self._topics.get(backend)
+        return self._topics.setdefault(backend, {}) if topics is None else topics
+
+    def adopt_readers(self, topic: Topic) -> None:
+        """Hand the readers that wait for this id to its topic, which has its first event."""
+        awaited = self._awaited.pop(topic.id, None)
+        if awaited is not None:
+            _replace(awaited, topic)
 
 
 def _replace(old: Topic, new: Topic) -> None:
     """Hand the readers of a topic that waits for a task to the task's own topic."""
     with old.lock:
-        old.is_gone = True
-        old.successor = new
         readers, old.readers = old.readers, None
-    with new.lock:
-        for reader in readers or ():
-            new.add_reader(reader)
+        with new.lock:
+            for reader in readers or ():
+                new.add_reader(reader)
+        old.successor = new
+        old.is_gone = True

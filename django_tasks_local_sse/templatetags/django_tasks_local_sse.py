@@ -1,4 +1,4 @@
-"""`{% task_progress result %}` and `{% task_progress_media %}`, thin over `rendering`."""
+"""`{% task_progress result %}` and `{% task_progress_media %}`; `rendering` does the work."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def task_progress(
     """
     Show the live progress of a task.
 
-    `result` is the TaskResult; `href` is where the browser goes when the task succeeds; `label`
-    stands before the bar instead of the task's name. Needs a template rendered with a request.
+    `result` is the TaskResult; `href` is the page that the browser opens when the task succeeds;
+    `label` replaces the task's name before the bar. Needs a template rendered with a request.
     """
-    # The context's own request is there too without its processor, and in `{% include … only %}`.
+    # `context.request` needs no context processor, and exists in `{% include … only %}` too.
     request = getattr(context, "request", None) or context.get("request")
     return widget_context(request, result, href=href, label=label)
 
@@ -35,7 +35,8 @@ def task_progress(
 def task_progress_media(context: template.Context) -> SafeString:
     """Link the widget's style sheet and module, with any CSP nonce; once, in a page's head."""
     nonce = context.get("csp_nonce")
-    # Not `if nonce`: Django's is false until it is written, and in the header only if it has been.
+    # Not `if nonce`: Django's lazy nonce is false until it is rendered, and Django adds it to the
+    # header only if it was rendered.
     attribute = "" if nonce is None else format_html(' nonce="{}"', nonce)
     return format_html(
         '<link rel="stylesheet" href="{}"{}>\n<script type="module" src="{}"{}></script>',

@@ -130,7 +130,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert event is record.event
             assert event.status == status
             assert event.is_last == record.is_finished
-            assert event.run == (0 if status == READY else 1)
+            assert event.run == (0 if record.started_at is None else 1)
 
     @invariant()
     def the_store_has_what_the_model_has(self) -> None:

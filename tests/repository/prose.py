@@ -26,6 +26,8 @@ GROUPS = (
     "stress",
     "example.py",
     "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "docs",
 )
 

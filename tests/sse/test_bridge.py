@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ SETTINGS: dict[str, Any] = {
     "TASKS_SSE": {"BRIDGE": True, "EXPOSE_RESULTS": True},
 }
 
+
+REAL_THREAD = threading.Thread
 
 SETUP = """
 from django.contrib.auth.models import User
@@ -167,6 +170,27 @@ def test_bridge_requires_channel_manager(caplog: pytest.LogCaptureFixture) -> No
     """The bridge checks this itself, because servers run no system checks."""
     with override_settings(TASKS_SSE={"BRIDGE": True}):
         bridge.install()
-    assert "is not acted on" in caplog.text
+    assert "is ignored" in caplog.text
     last_event()
     assert not bridge._state.started
+
+
+def test_finalizer_may_enqueue_while_the_bridge_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[bridge._State] = []
+
+    class Thread:
+        def __init__(self, **kwargs: Any) -> None:
+            pass
+
+        def start(self) -> None:
+            started.append(bridge._state)
+            bridge._start()  # as the receiver of task_enqueued, in the same thread
+
+    monkeypatch.setattr(bridge, "_state", bridge._State())
+    monkeypatch.setattr(bridge.threading, "Thread", Thread)
+    caller = REAL_THREAD(target=bridge._start, daemon=True)
+    caller.start()
+    caller.join(LIMIT)
+    assert not caller.is_alive(), "the thread waits for itself"
+    assert started == [bridge._state]
+    assert bridge._state.started

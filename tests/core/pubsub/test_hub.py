@@ -13,7 +13,7 @@ import pytest
 
 from django_tasks_local.events import TaskEvent
 from django_tasks_local.hub import Hub
-from django_tasks_local.pubsub import HubStatistics, delivery, latest
+from django_tasks_local.pubsub import HubStatistics, latest, mailbox
 from django_tasks_local.pubsub.latest import Topic
 from tests.support.factories import event
 from tests.support.waiting import LIMIT, wait_until
@@ -93,6 +93,9 @@ def test_two_backends_with_the_same_id(hub: Hub) -> None:
     assert hub.snapshot("1", "second").sequence == 5
     with pytest.raises(ValueError, match="'first' and 'second'"):
         hub.snapshot("1")
+    with pytest.raises(ValueError, match="ambiguous"), hub.subscribe("2", "1"):
+        pass
+    assert hub.statistics() == HubStatistics(subscriptions=0, tasks=2, event_loops=0)
     with hub.subscribe(hub.snapshot("1", "first")) as subscription:
         hub.publish(event("1", 6, "finished", backend="second"))
         assert [(e.backend, e.sequence) for e in subscription.take(timeout=0)] == [("first", 2)]
@@ -296,9 +299,9 @@ def test_a_finalizer_that_publishes_in_the_middle_of_a_publication(
 ) -> None:
     """As `__del__` may, in the thread that has the lock of the task."""
     nested = iter(range(2, 1000))
-    mark = delivery.Mailbox.mark
+    mark = mailbox.Mailbox.mark
 
-    def publish_again(mailbox: delivery.Mailbox, topic: Topic) -> bool:
+    def publish_again(box: mailbox.Mailbox, topic: Topic) -> bool:
         if threading.current_thread() is publisher and depth.depth == 0:
             depth.depth = 1
             try:
@@ -306,12 +309,12 @@ def test_a_finalizer_that_publishes_in_the_middle_of_a_publication(
                 hub.publish(event("other", next(nested)))
             finally:
                 depth.depth = 0
-        return mark(mailbox, topic)
+        return mark(box, topic)
 
     depth = threading.local()
     depth.depth = 0
     publisher = threading.current_thread()
-    monkeypatch.setattr(delivery.Mailbox, "mark", publish_again)
+    monkeypatch.setattr(mailbox.Mailbox, "mark", publish_again)
     with hub.subscribe(task_id, "other") as subscription, hub.subscribe() as to_all:
         hub.publish(event(task_id, 1))
         for reader in (subscription, to_all):
@@ -414,7 +417,7 @@ def test_a_subscription_to_a_released_task_leaves_its_successor_alone(
 async def test_the_unread_events_of_a_subscription_to_all_tasks_are_bounded(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, in_loop: bool
 ) -> None:
-    monkeypatch.setattr(delivery, "UNREAD_LIMIT", 10)
+    monkeypatch.setattr(mailbox, "UNREAD_LIMIT", 10)
     subscription = hub.subscribe()
     if in_loop:
         await subscription.__aenter__()
@@ -439,7 +442,7 @@ async def test_a_blocked_loop_does_not_collect_released_tasks_without_limit(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loop does not run between these publications, so nothing is delivered."""
-    monkeypatch.setattr(delivery, "UNREAD_LIMIT", 10)
+    monkeypatch.setattr(mailbox, "UNREAD_LIMIT", 10)
     async with hub.subscribe() as to_all, hub.subscribe("0") as some:
         for number in range(100):
             hub.release(keep(hub, event(str(number), 1, "finished")))
