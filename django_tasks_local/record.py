@@ -62,7 +62,7 @@ class TaskRecord(Topic, Reporting):
         "kwargs",
         "task",
         # `lock` guards the following, and the event.
-        "_changes",
+        "changes",
         "cancellation",
         "error",
         "error_message",
@@ -96,7 +96,7 @@ class TaskRecord(Topic, Reporting):
         self.id = id
         self.lock = threading.RLock()
         self._event: TaskEvent | None = None
-        self._changes = 0  # how often the state has changed
+        self.changes = 0  # how often the state has changed
         self.readers = None
         self.is_kept = True
         self.is_gone = False
@@ -163,45 +163,13 @@ class TaskRecord(Topic, Reporting):
         """The latest event: created at its first access, and the same object until a later one."""
         event = self._event
         while event is None:
-            changes, made = self._make_event()
+            changes, made = _make_event(self)
             with self.lock:
-                if self._event is None and self._changes == changes:
+                if self._event is None and self.changes == changes:
                     self._event = made
                 # None if another thread, or a finalizer of this one, has changed the task.
                 event = self._event
         return event
-
-    def _make_event(self) -> tuple[int, TaskEvent]:
-        """Return the event of the present state, and the number of changes before it."""
-        with self.lock:
-            changes, status, position = self._changes, self.status, self.position
-            number, progress, started_at = self.number, self.progress, self.started_at
-            finished_at, return_value = self.finished_at, self.return_value
-            error, message = self.error, self.error_message
-        if status is READY:
-            kind, sequence = EventKind.ENQUEUED, ENQUEUED_SEQUENCE
-        elif status is not RUNNING:
-            kind, sequence = EventKind.FINISHED, STARTED_SEQUENCE + number + 1
-        elif progress is None:
-            kind, sequence = EventKind.STARTED, STARTED_SEQUENCE
-        else:
-            kind, sequence = EventKind.PROGRESS, STARTED_SEQUENCE + number
-        return changes, TaskEvent(
-            id=self.id,
-            run=0 if started_at is None else 1,
-            sequence=sequence,
-            kind=kind,
-            status=status,
-            name=self.task.name,
-            backend=self.backend,
-            position=position if status is READY else None,
-            progress=progress,
-            enqueued_at=self.enqueued_at,
-            started_at=started_at,
-            finished_at=finished_at,
-            error=None if error is None else failure(error, message),
-            return_value=return_value,
-        )
 
     # Changing. No code is called while a record's lock is held: a finalizer may run at any call,
     # and it may need the lock of another task, whose thread may need this one.
@@ -212,7 +180,7 @@ class TaskRecord(Topic, Reporting):
             if self.status is not READY:
                 return  # Its pool was discarded concurrently by another thread.
             self.position = position
-            self._changes += 1
+            self.changes += 1
             self._event = None
         hub.add(self)
         if self.readers or hub.to_all or hub.recorders:
@@ -224,7 +192,7 @@ class TaskRecord(Topic, Reporting):
             if self.status is not READY or self.position is None or position >= self.position:
                 return
             self.position = position
-            self._changes += 1
+            self.changes += 1
             self._event = None
         if self.readers or hub.to_all or hub.recorders:
             hub.notify(self)
@@ -239,7 +207,7 @@ class TaskRecord(Topic, Reporting):
             self.status = RUNNING
             self.started_at = at
             self.worker_id = worker_id
-            self._changes += 1
+            self.changes += 1
             self._event = None
         if self.readers or hub.to_all or hub.recorders:
             hub.notify(self)
@@ -251,7 +219,7 @@ class TaskRecord(Topic, Reporting):
             if self.status is not RUNNING or number <= self.number:
                 return
             self.number, self.progress = number, progress
-            self._changes += 1
+            self.changes += 1
             self._event = None
         if self.readers or hub.to_all or hub.recorders:
             hub.notify(self)
@@ -304,10 +272,43 @@ class TaskRecord(Topic, Reporting):
                 self.number, self.progress = last
             self.finished_at = now
             self.reporter = None  # It refers to this record: a cycle would keep both alive.
-            self._changes += 1
+            self.changes += 1
             self._event = None
         if self.unfinished is not None:
             self.unfinished.discard(self)
         if self.readers or hub.to_all or hub.recorders:
             hub.notify(self)
         return True
+
+
+def _make_event(record: TaskRecord) -> tuple[int, TaskEvent]:
+    """Return the event of the present state, and the number of changes before it."""
+    with record.lock:
+        changes, status, position = record.changes, record.status, record.position
+        number, progress, started_at = record.number, record.progress, record.started_at
+        finished_at, return_value = record.finished_at, record.return_value
+        error, message = record.error, record.error_message
+    if status is READY:
+        kind, sequence = EventKind.ENQUEUED, ENQUEUED_SEQUENCE
+    elif status is not RUNNING:
+        kind, sequence = EventKind.FINISHED, STARTED_SEQUENCE + number + 1
+    elif progress is None:
+        kind, sequence = EventKind.STARTED, STARTED_SEQUENCE
+    else:
+        kind, sequence = EventKind.PROGRESS, STARTED_SEQUENCE + number
+    return changes, TaskEvent(
+        id=record.id,
+        run=0 if started_at is None else 1,
+        sequence=sequence,
+        kind=kind,
+        status=status,
+        name=record.task.name,
+        backend=record.backend,
+        position=position if status is READY else None,
+        progress=progress,
+        enqueued_at=record.enqueued_at,
+        started_at=started_at,
+        finished_at=finished_at,
+        error=None if error is None else failure(error, message),
+        return_value=return_value,
+    )

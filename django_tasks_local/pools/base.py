@@ -15,8 +15,6 @@ A subclass defines how a task reaches a worker and how a running one is stopped.
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +28,10 @@ from .positions import Positions
 from .queue import TaskQueue, make_queue
 from .statistics import PoolStatistics
 from .store import ResultStore
+from .unfinished import UnfinishedTasks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from ..aliases import AnyResult, AnyTask
@@ -65,13 +64,10 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         # The tasks that no worker has taken and nobody has cancelled.
         self.queue: TaskQueue[RecordT] = make_queue()
         # A task is in here from enqueue() until the receivers of task_finished have returned.
-        # Each entry is added once and removed once, which is atomic.
-        self._unfinished: dict[str, RecordT] = {}
+        self._unfinished: UnfinishedTasks[RecordT] = UnfinishedTasks()
         self._positions = Positions(
             self.queue, self._unfinished, count_ahead=self.waiting_in_workers
         )
-        self._task_ended = threading.Condition()
-        self._waiters = 0  # threads that wait for `_task_ended`, which guards this
         self._discarded = False
 
     # What a subclass defines
@@ -127,7 +123,7 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         self.results.add(record)
         position = 0
         try:
-            self._unfinished[record.id] = record
+            self._unfinished.add(record)
             position = len(self.queue) + self.waiting_in_workers()
             record.enqueue(position)
             task_result = record.task_result()
@@ -159,7 +155,7 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         if not record.start(worker_id, started_at):
             return False
         self.queue_changed()
-        self._send(signals.started, record, logging.INFO)
+        signals.started.deliver(self.sender, record, logging.INFO, self._call_receivers)
         return True
 
     def finish(
@@ -233,14 +229,14 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
     def refuse(self) -> None:
         """Refuse new tasks and fail the waiting ones: the first part of close()."""
         self.closed = True
-        self._lose_waiting(list(self._unfinished.values()))
+        self._lose_waiting(self._unfinished.records())
 
     def drain(self, timeout: float) -> None:
         """Let running tasks finish for `timeout` seconds, then fail them: the second part."""
         records = self.wait_until_idle(timeout)
         message = "The process ended before the task finished."
         lost = [r for r in records if self.finish(r, Outcome.failure(TaskLost(message)))]
-        self._log_lost(lost)
+        _log_lost(self.alias, lost)
         for record in lost:
             # If the process goes on, a lost task must not keep its worker.
             self._stop(record)
@@ -251,15 +247,7 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
 
         Returns the tasks that are unfinished after `timeout` seconds.
         """
-        deadline = time.monotonic() + timeout
-        with self._task_ended:
-            self._waiters += 1
-            try:
-                while self._unfinished and (left := deadline - time.monotonic()) > 0:
-                    self._task_ended.wait(left)
-            finally:
-                self._waiters -= 1
-        return list(self._unfinished.values())
+        return self._unfinished.wait_until_empty(timeout)
 
     def discard(self) -> None:
         """Close at once and let the hub forget every task."""
@@ -274,7 +262,7 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         """Return the present counts. They are read one after the other, without a lock."""
         waiting = list(self.queue)
         # By status: a task that moves from the queue to a worker concurrently is counted once.
-        statuses = [record.status for record in list(self._unfinished.values())]
+        statuses = [record.status for record in self._unfinished.records()]
         return PoolStatistics(
             workers=self.count_workers(),
             waiting=statuses.count(READY),
@@ -292,49 +280,23 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
             self._positions.schedule()
 
     def _finished(self, record: RecordT, outcome: Outcome) -> None:
-        self._send_finished(record, outcome)
+        exception, outcome.exception = outcome.exception, None
+        signals.send_finished(self.sender, record, exception, self._call_receivers)
         for evicted in self.results.make_evictable(record):
             hub.release(evicted)
-        del self._unfinished[record.id]
+        self._unfinished.remove(record)
         if self._discarded:
             hub.release(record)
-        # Unlocked: a thread that starts to wait after this point finds that the task is gone.
-        if self._waiters:
-            with self._task_ended:
-                self._task_ended.notify_all()
 
     def _lose_waiting(self, records: list[RecordT]) -> None:
         message = "The process ended before the task started."
-        self._log_lost([r for r in records if self.fail_waiting(r, TaskLost(message))])
+        _log_lost(self.alias, [r for r in records if self.fail_waiting(r, TaskLost(message))])
 
-    def _log_lost(self, records: list[RecordT]) -> None:
-        if records:
-            logger.warning(
-                "The task backend %r was closed; these tasks are lost: %s",
-                self.alias,
-                ", ".join(f"{record.id} ({record.path})" for record in records),
-            )
 
-    def _send_finished(self, record: RecordT, outcome: Outcome) -> None:
-        exception, outcome.exception = outcome.exception, None
-        if exception is None:
-            self._send(signals.finished, record, logging.INFO)
-            return
-        try:
-            # Django's log receiver reads sys.exc_info().
-            raise exception
-        except BaseException:  # noqa: BLE001 - it was raised two lines above
-            self._send(signals.finished, record, logging.ERROR)
-        finally:
-            del exception  # Its traceback refers to this frame, which refers to it.
-
-    def _send(self, signal: signals.TaskSignal, record: RecordT, level: int) -> None:
-        """Call receivers, or only Django's log receiver if there is no other. Raises nothing."""
-        try:
-            if signal.has_receivers:
-                self._call_receivers(signal.send, self.sender, record.task_result())
-            else:
-                signal.log(self.sender, record, level)
-        except BaseException:
-            # A SystemExit of a receiver must not end a worker, nor keep a task from its end.
-            logger.exception("A receiver failed for task id=%s.", record.id)
+def _log_lost(alias: str, records: Sequence[TaskRecord]) -> None:
+    if records:
+        logger.warning(
+            "The task backend %r was closed; these tasks are lost: %s",
+            alias,
+            ", ".join(f"{record.id} ({record.path})" for record in records),
+        )

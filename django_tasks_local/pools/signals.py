@@ -69,6 +69,23 @@ class TaskSignal:
         self._known = first, second
         return False
 
+    def deliver(
+        self,
+        sender: type,
+        record: TaskRecord,
+        level: int,
+        call_receivers: Callable[..., object],
+    ) -> None:
+        """Call the receivers, or only Django's log receiver if it is alone. Raises nothing."""
+        try:
+            if self.has_receivers:
+                call_receivers(self.send, sender, record.task_result())
+            else:
+                self.log(sender, record, level)
+        except BaseException:
+            # A SystemExit of a receiver must not end a worker, nor keep a task from its end.
+            logger.exception("A receiver failed for task id=%s.", record.id)
+
     def send(self, sender: type, task_result: AnyResult) -> None:
         """
         Call all receivers. An Exception is logged and has no effect; SystemExit and the like pass.
@@ -98,3 +115,22 @@ started = TaskSignal(
 finished = TaskSignal(
     django_signals.task_finished, django_signals.log_task_finished, foreign.FINISHED_UID
 )
+
+
+def send_finished(
+    sender: type,
+    record: TaskRecord,
+    exception: BaseException | None,
+    call_receivers: Callable[..., object],
+) -> None:
+    """Deliver task_finished, where sys.exc_info() returns the exception of the task."""
+    if exception is None:
+        finished.deliver(sender, record, logging.INFO, call_receivers)
+        return
+    try:
+        raise exception
+    except BaseException:  # noqa: BLE001 - it was raised one line above
+        # Django's log receiver reads sys.exc_info().
+        finished.deliver(sender, record, logging.ERROR, call_receivers)
+    finally:
+        del exception  # Its traceback refers to this frame, which refers to it.

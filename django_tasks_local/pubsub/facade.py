@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from ..aliases import task_reference
-from ..events import NO_VERSION
 from ..forking import reset_in_child
 from .latest import Latest, Topic
 from .mailbox import Mailbox
+from .recording import Recording
 from .subscription import Subscription
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
-    from ..events import TaskEvent, Version
-    from .latest import Recorder
+    from ..events import TaskEvent
+    from .recording import Recorder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,15 +39,12 @@ class Hub:
     def reset(self) -> None:
         """Drop everything. In a child of fork() neither the threads nor the loops exist."""
         self.ended = False
-        self.recorders: tuple[Recorder, ...] = ()
-        self._recorders_lock = threading.RLock()  # Guards the change of `recorders`.
-        self._recorded: WeakKeyDictionary[Topic, Version] = WeakKeyDictionary()
+        self._recording = Recording()
+        self.recorders = self._recording.recorders  # empty unless recording() is in use
         # The mailboxes of the subscriptions to all tasks.
         self.to_all: dict[Mailbox, None] = {}
         self._latest = Latest()
         self._open: dict[Subscription, None] = {}
-        # Topics of closed subscriptions, with the mailbox that may no longer read them.
-        self._to_release: deque[tuple[Topic, Mailbox]] = deque()
         self._all_closed = threading.Condition()  # `_open` has become empty.
         self._mailboxes: dict[asyncio.AbstractEventLoop, Mailbox] = {}
 
@@ -89,21 +83,11 @@ class Hub:
         event afterwards. So it reads this event unless its mailbox is found here.
         """
         if self.recorders:
-            self._record(topic)
+            self._recording.note(topic)
         # Copies, because another thread may change the dictionaries.
         for reader in (*(topic.readers or ()), *self.to_all):
             if reader.mark(topic):
                 reader.wake()
-
-    def _record(self, topic: Topic) -> None:
-        # In order: with the lock no later event of the task is recorded in between.
-        with topic.lock:
-            event = topic.event
-            if event is None or event.version <= self._recorded.get(topic, NO_VERSION):
-                return  # Another thread has recorded this event or a later one.
-            self._recorded[topic] = event.version
-            for record in self.recorders:
-                record(event)
 
     def add(self, topic: Topic) -> None:
         """Take in the topic of a new task, which a pool keeps until release()."""
@@ -145,8 +129,7 @@ class Hub:
         """
         return Subscription(self, tuple(map(task_reference, results_or_ids)))
 
-    @contextmanager
-    def recording(self, record: Recorder) -> Iterator[None]:
+    def recording(self, record: Recorder) -> AbstractContextManager[None]:
         """
         Call `record` with every event that is published in the `with` block. For tests.
 
@@ -154,13 +137,7 @@ class Hub:
         of one task in order. It is called in the publisher's thread while the task's lock is held,
         so it may do no more than note the event.
         """
-        with self._recorders_lock:
-            self.recorders = (*self.recorders, record)
-        try:
-            yield
-        finally:
-            with self._recorders_lock:
-                self.recorders = tuple(r for r in self.recorders if r is not record)
+        return self._recording.with_recorder(record)
 
     def statistics(self) -> HubStatistics:
         """Return how much the hub holds at this moment."""
@@ -201,7 +178,6 @@ class Hub:
         # Before the topics are changed, so that a concurrent detach() of another subscription of
         # this mailbox leaves the mailbox in them.
         mailbox.add(subscription)
-        self._release_readers()
         try:
             if not subscription.references:
                 self._attach_to_all(subscription, mailbox)
@@ -278,38 +254,12 @@ class Hub:
         if not mailbox.to_all:
             self.to_all.pop(mailbox, None)
         topics, subscription.topics = subscription.topics, []
-        self._to_release.extend((topic, mailbox) for topic in topics)
-        self._release_readers()
+        self._latest.remove_reader(topics, mailbox)
         loop = mailbox.loop
         if loop is None or mailbox.subscriptions:
             return
         if self._mailboxes.get(loop) is mailbox:  # Otherwise another one has taken its place.
             self._mailboxes.pop(loop, None)
-
-    def _release_readers(self) -> None:
-        """
-        Take mailboxes out of topics that none of their subscriptions reads any longer.
-
-        Waits for no lock, because a finalizer may call this while its thread has another topic's
-        lock. A topic whose lock is taken is left for the next call.
-        """
-        for _ in range(len(self._to_release)):
-            try:
-                topic, mailbox = self._to_release.popleft()
-            except IndexError:
-                return
-            newest = topic.newest
-            if not newest.lock.acquire(blocking=False):
-                self._to_release.append((topic, mailbox))
-                continue
-            try:
-                if newest is not topic.newest:  # It was replaced before the lock was acquired.
-                    self._to_release.append((topic, mailbox))
-                elif not mailbox.reads(newest):
-                    newest.remove_reader(mailbox)
-                    self._latest.remove_if_idle(newest)
-            finally:
-                newest.lock.release()
 
 
 hub = Hub()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from ..events import TaskEvent
-
-    type Recorder = Callable[[TaskEvent], object]
 
 # The limits for tasks of other backends, whose stores are elsewhere: a web process may receive
 # `enqueued` of a task that runs in another process, and nothing more.
@@ -29,6 +28,9 @@ class Reader(Protocol):
 
     def wake(self) -> None:
         """Have the noted topics read. Called without a lock."""
+
+    def reads(self, topic: Topic) -> bool:
+        """Whether it must still be notified of this topic."""
 
 
 class Topic:
@@ -110,6 +112,8 @@ class Latest:
         self._awaited: dict[str, Topic] = {}
         # Topics that no pool keeps, and the time of their last event, the oldest first.
         self._unkept: dict[Topic, float] = {}
+        # Topics of closed subscriptions, with the reader that may no longer read them.
+        self._to_release: deque[tuple[Topic, Reader]] = deque()
         # Held by the one thread that trims; other threads skip trimming instead of waiting.
         self._trimming = threading.Lock()
 
@@ -205,6 +209,32 @@ class Latest:
                 if removed is not topic:
                     self._awaited.setdefault(topic.id, removed)
                 topic.is_gone = True
+
+    def remove_reader(self, topics: Iterable[Topic], reader: Reader) -> None:
+        """
+        Take a reader out of topics that it no longer reads.
+
+        Waits for no lock, because a finalizer may call this while its thread has another topic's
+        lock. A topic whose lock is taken is left for the next call.
+        """
+        self._to_release.extend((topic, reader) for topic in topics)
+        for _ in range(len(self._to_release)):
+            try:
+                topic, reader = self._to_release.popleft()
+            except IndexError:
+                return  # Another thread has released it.
+            newest = topic.newest
+            if not newest.lock.acquire(blocking=False):
+                self._to_release.append((topic, reader))
+                continue
+            try:
+                if newest is not topic.newest:  # It was replaced before the lock was acquired.
+                    self._to_release.append((topic, reader))
+                elif not reader.reads(newest):
+                    newest.remove_reader(reader)
+                    self.remove_if_idle(newest)
+            finally:
+                newest.lock.release()
 
     def keep(self, topic: Topic) -> None:
         """Keep a topic until remove(). The caller has the topic's lock."""

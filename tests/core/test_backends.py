@@ -670,7 +670,7 @@ def test_close_waits_for_running_task(gate: str) -> None:
         pool = default_task_backend._pool
         closing = threading.Thread(target=default_task_backend.close, args=(LIMIT,))
         closing.start()
-        wait_until(lambda: pool._waiters, "close() does not wait for the task")
+        wait_until(lambda: pool._unfinished._waiters, "close() does not wait for the task")
         tasks.gates[gate].set()
         closing.join(LIMIT)
         assert finished(busy).return_value == gate

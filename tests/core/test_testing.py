@@ -119,7 +119,7 @@ def test_collect_progress(alias: str) -> None:
     tasks.steps.using(backend=alias).enqueue(1)
     wait_until_idle(alias, timeout=LIMIT)
     assert len(events) == 200, "events after the block were collected"
-    assert hub.recorders == ()
+    assert not hub.recorders
 
 
 def test_collect_progress_of_some_tasks(alias: str, gate: str) -> None:

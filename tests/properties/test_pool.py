@@ -47,7 +47,7 @@ class ManualPool(Pool[ThreadOptions, TaskRecord]):
 
     @property
     def unfinished(self) -> set[str]:
-        return set(self._unfinished)
+        return {record.id for record in self._unfinished.records()}
 
     def _make_record(self, task: Any, args: list[Any], kwargs: dict[str, Any]) -> TaskRecord:
         return TaskRecord(task, new_id(), args, kwargs, self.alias, timezone.now(), 0.0)

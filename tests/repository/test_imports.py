@@ -17,7 +17,7 @@ FLOORS = (
     ("aliases", "identifiers"),
     ("publishing", "pubsub.latest"),
     ("cancellation", "signal_handlers", "ticker", "progress.values", "progress.rate", "results"),
-    ("pubsub.mailbox", "progress.reporter"),
+    ("pubsub.mailbox", "pubsub.recording", "progress.reporter"),
     (
         "pubsub.subscription",
         "progress.tracking",
@@ -27,7 +27,14 @@ FLOORS = (
     ("pubsub.facade", "progress", "execution.coroutines"),
     ("hub", "pubsub"),
     ("execution", "foreign", "lookup", "record", "shutdown"),
-    ("pools.positions", "pools.queue", "pools.signals", "pools.statistics", "pools.store"),
+    (
+        "pools.positions",
+        "pools.queue",
+        "pools.signals",
+        "pools.statistics",
+        "pools.store",
+        "pools.unfinished",
+    ),
     ("pools.base",),
     ("pools", "pools.threads"),
     ("processes", "processes.lifeline", "processes.sender", "processes.task", "processes.settings"),
@@ -127,6 +134,7 @@ def test_the_hub_knows_no_pool_and_no_task() -> None:
             "pubsub",
             "pubsub.facade",
             "pubsub.mailbox",
+            "pubsub.recording",
             "pubsub.subscription",
             "pubsub.latest",
         )

@@ -349,7 +349,7 @@ def test_close_waits_for_running_task(fifo: Path) -> None:
         result = running(tasks.gated.enqueue(str(fifo)))
         closing = threading.Thread(target=task_backends["default"].close)  # type: ignore[attr-defined]
         closing.start()
-        wait_until(lambda: pool()._waiters, "close() does not wait for the task")
+        wait_until(lambda: pool()._unfinished._waiters, "close() does not wait for the task")
         fifo.write_text("go")
         assert finished(result).status == SUCCESSFUL
         closing.join(LIMIT)
@@ -634,7 +634,7 @@ def test_no_files_threads_or_jobs_leak() -> None:
         files, threads = before
         wait_until(lambda: open_files() <= files, "files stay open")
         wait_until(lambda: threading.active_count() <= threads, "threads stay alive")
-        wait_until(lambda: not pool()._unfinished, "tasks are left")
+        wait_until(lambda: not pool()._unfinished.records(), "tasks are left")
         assert not pool().queue
 
 
