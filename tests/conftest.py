@@ -22,13 +22,30 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Tests outside of tests/servers that run whole programs, kill worker processes or install packages:
+# three quarters of the time of all tests outside of tests/servers and tests/browser.
+PROGRAMS = (
+    "core/django_suite",
+    "core/processes/test_processes.py",
+    "core/processes/test_worker.py",
+    "core/test_fork.py",
+    "core/test_shutdown.py",
+    "repository/test_packaging.py",
+    "repository/test_published_2_0.py",
+    "stress",
+)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests in `servers` and `browser`, and all other tests that use the browser."""
+    """Mark the tests in `servers` and `browser`, PROGRAMS, and all that use the browser."""
     for item in items:
-        folder = item.path.relative_to(TESTS).parts[0]
+        path = item.path.relative_to(TESTS)
+        folder = path.parts[0]
         if folder in ("servers", "browser"):
             item.add_marker(folder)
+        if path.as_posix().startswith(PROGRAMS):
+            item.add_marker("servers")
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
 
