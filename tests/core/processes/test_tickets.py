@@ -95,17 +95,21 @@ def test_both_sides_read_at_the_same_time(tickets: Tickets) -> None:
     reader = TicketReader(tickets.pipe.fileno())
     begun: list[int] = []
     ready = threading.Semaphore(0)
+    room = threading.Semaphore(1_000)  # A pipe holds 8,192 numbers; a worker has at most 64 ahead.
 
     def work() -> None:
         for number in range(1, 20_001):
             ready.acquire(timeout=LIMIT)
             if reader.take(number):
                 begun.append(number)
+            room.release()
 
     worker = threading.Thread(target=work)
     worker.start()
     back: list[int] = []
     for _ in range(2_000):
+        for _ in range(10):
+            assert room.acquire(timeout=LIMIT)
         for _ in tickets.issue(10):
             ready.release()
         while len(back) % 5 != 4 and (number := tickets.take_back()) is not None:
