@@ -171,8 +171,9 @@ class TaskRecord(Topic, Reporting):
                 event = self._event
         return event
 
-    # Changing. No code is called while a record's lock is held: a finalizer may run at any call,
-    # and it may need the lock of another task, whose thread may need this one.
+    # Changing. No function is called while a record's lock is held, except for a test's recorders:
+    # a finalizer may run at any call, and it may need the lock of another task, whose thread may
+    # need this one.
 
     def enqueue(self, position: int) -> None:
         """Make the task known to the hub, with `position` tasks before it."""
@@ -182,8 +183,10 @@ class TaskRecord(Topic, Reporting):
             self.position = position
             self.changes += 1
             self._event = None
+            if hub.recorders:
+                hub.record(self)
         hub.add(self)
-        if self.readers or hub.to_all or hub.recorders:
+        if self.readers or hub.to_all:
             hub.notify(self)
 
     def move_up(self, position: int) -> None:
@@ -194,7 +197,9 @@ class TaskRecord(Topic, Reporting):
             self.position = position
             self.changes += 1
             self._event = None
-        if self.readers or hub.to_all or hub.recorders:
+            if hub.recorders:
+                hub.record(self)
+        if self.readers or hub.to_all:
             hub.notify(self)
 
     def start(self, worker_id: str, at: datetime | None = None) -> bool:
@@ -209,7 +214,9 @@ class TaskRecord(Topic, Reporting):
             self.worker_id = worker_id
             self.changes += 1
             self._event = None
-        if self.readers or hub.to_all or hub.recorders:
+            if hub.recorders:
+                hub.record(self)
+        if self.readers or hub.to_all:
             hub.notify(self)
         return True
 
@@ -221,7 +228,9 @@ class TaskRecord(Topic, Reporting):
             self.number, self.progress = number, progress
             self.changes += 1
             self._event = None
-        if self.readers or hub.to_all or hub.recorders:
+            if hub.recorders:
+                hub.record(self)
+        if self.readers or hub.to_all:
             hub.notify(self)
 
     def succeed(self, return_value: Any, last: tuple[int, Progress | None] | None = None) -> bool:
@@ -274,9 +283,11 @@ class TaskRecord(Topic, Reporting):
             self.reporter = None  # It refers to this record: a cycle would keep both alive.
             self.changes += 1
             self._event = None
+            if hub.recorders:
+                hub.record(self)
         if self.unfinished is not None:
             self.unfinished.discard(self)
-        if self.readers or hub.to_all or hub.recorders:
+        if self.readers or hub.to_all:
             hub.notify(self)
         return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +11,15 @@ from ..aliases import task_reference
 from ..forking import reset_in_child
 from .latest import Latest, Topic
 from .mailbox import Mailbox
-from .recording import Recording
 from .subscription import Subscription
 
 if TYPE_CHECKING:
     import asyncio
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterator
 
     from ..events import TaskEvent
-    from .recording import Recorder
+
+    type Recorder = Callable[[TaskEvent], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +40,7 @@ class Hub:
     def reset(self) -> None:
         """Drop everything. In a child of fork() neither the threads nor the loops exist."""
         self.ended = False
-        self._recording = Recording()
-        self.recorders = self._recording.recorders  # empty unless recording() is in use
+        self.recorders: list[Recorder] = []  # empty unless recording() is in use
         # The mailboxes of the subscriptions to all tasks.
         self.to_all: dict[Mailbox, None] = {}
         self._latest = Latest()
@@ -70,10 +70,19 @@ class Hub:
                 elif not topic.is_kept:
                     self._latest.touch(topic)
                 self._latest.adopt_readers(topic)
+                if self.recorders:
+                    self.record(topic)
             break
         self.notify(topic)
         self._latest.trim()
         return True
+
+    def record(self, topic: Topic) -> None:
+        """Pass the latest event of a topic to the recorders. The caller has the topic's lock."""
+        event = topic.event
+        assert event is not None
+        for record in tuple(self.recorders):
+            record(event)
 
     def notify(self, topic: Topic) -> None:
         """
@@ -82,8 +91,6 @@ class Hub:
         A subscription that is attached concurrently adds its mailbox with the lock and reads the
         event afterwards. So it reads this event unless its mailbox is found here.
         """
-        if self.recorders:
-            self._recording.note(topic)
         # Copies, because another thread may change the dictionaries.
         for reader in (*(topic.readers or ()), *self.to_all):
             if reader.mark(topic):
@@ -129,7 +136,8 @@ class Hub:
         """
         return Subscription(self, tuple(map(task_reference, results_or_ids)))
 
-    def recording(self, record: Recorder) -> AbstractContextManager[None]:
+    @contextmanager
+    def recording(self, record: Recorder) -> Iterator[None]:
         """
         Call `record` with every event that is published in the `with` block. For tests.
 
@@ -137,7 +145,11 @@ class Hub:
         of one task in order. It is called in the publisher's thread while the task's lock is held,
         so it may do no more than note the event.
         """
-        return self._recording.with_recorder(record)
+        self.recorders.append(record)
+        try:
+            yield
+        finally:
+            self.recorders.remove(record)
 
     def statistics(self) -> HubStatistics:
         """Return how much the hub holds at this moment."""

@@ -17,7 +17,7 @@ FLOORS = (
     ("aliases", "identifiers"),
     ("publishing", "pubsub.latest"),
     ("cancellation", "signal_handlers", "ticker", "progress.values", "progress.rate", "results"),
-    ("pubsub.mailbox", "pubsub.recording", "progress.reporter"),
+    ("pubsub.mailbox", "progress.reporter"),
     (
         "pubsub.subscription",
         "progress.tracking",
@@ -134,7 +134,6 @@ def test_the_hub_knows_no_pool_and_no_task() -> None:
             "pubsub",
             "pubsub.facade",
             "pubsub.mailbox",
-            "pubsub.recording",
             "pubsub.subscription",
             "pubsub.latest",
         )
