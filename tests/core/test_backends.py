@@ -158,6 +158,7 @@ def test_return_values_that_are_not_json(alias: str, task: Any, error: type[Exce
         ("interrupt", "builtins.KeyboardInterrupt", "KeyboardInterrupt"),
         ("generator", "builtins.GeneratorExit", "GeneratorExit"),
         ("unprintable", "tests.project.tasks.UnprintableError", "UnprintableError"),
+        ("exiting", "tests.project.tasks.ExitingError", "<exception str() failed>"),
         ("demanding", "tests.project.tasks.DemandingError", "7: because"),
         ("group", "builtins.ExceptionGroup", "TypeError: two"),
         ("cancelled", "asyncio.exceptions.CancelledError", "CancelledError"),
@@ -215,6 +216,27 @@ def test_unsupported_task_options(alias: str, change: dict[str, Any], message: s
 
 
 # Signals and log records
+
+
+class MaintainedBackend(ThreadPoolBackend):
+    """Refuses all tasks during maintenance."""
+
+    in_maintenance = False
+
+    def validate_task(self, task: Any) -> None:
+        super().validate_task(task)
+        if self.in_maintenance:
+            raise InvalidTask("maintenance")
+
+
+def test_subclass_validates_each_task() -> None:
+    """Its answer for the same Task may change."""
+    backend = MaintainedBackend("default", {"BACKEND": "maintained"})
+    backend.enqueue(tasks.noop, [], {})
+    backend.in_maintenance = True
+    with pytest.raises(InvalidTask, match="maintenance"):
+        backend.enqueue(tasks.noop, [], {})
+    assert backend.wait_until_idle(LIMIT) == []
 
 
 def test_signals(alias: str, gate: str) -> None:

@@ -84,6 +84,15 @@ def test_cancel_again_during_cleanup(task: Any, gate: str) -> None:
     assert notes == ["cleaning up", "cleaned up"]
 
 
+@pytest.mark.parametrize("task", [tasks.clean_up, tasks.clean_up_async])
+def test_report_during_cleanup_is_in_the_final_event(task: Any, gate: str) -> None:
+    result = running(task.enqueue(gate, gate))
+    assert cancel(result.id) is True
+    tasks.gates[gate].set()
+    assert was_cancelled(finished(result))
+    assert hub.snapshot(result).progress.message == "clean"
+
+
 def test_cancel_after_coroutine_has_ended(gate: str) -> None:
     """The coroutine has returned, so the task succeeds; its thread is not interrupted."""
     result = tasks.leave_a_query.enqueue(gate)

@@ -1,5 +1,6 @@
 """Tasks of other backends: Django's signals become events."""
 
+from contextvars import Context
 from datetime import timedelta
 from typing import Any
 
@@ -124,3 +125,34 @@ def test_events_from_stored_results() -> None:
     assert (event.kind, event.sequence, event.error) == ("enqueued", 1, None)
     object.__setattr__(ready, "status", TaskResultStatus.RUNNING)
     assert event_from_result(ready).sequence == 2
+
+
+def test_late_sample_has_the_state_in_which_the_task_started() -> None:
+    """The ImmediateBackend changes the result before it sends task_finished."""
+    result = tasks.noop.using(backend="dummy").enqueue()
+    sender = type(task_backends["dummy"])
+    object.__setattr__(result, "status", TaskResultStatus.RUNNING)
+    task_started.send(sender=sender, task_result=result)
+    object.__setattr__(result, "status", TaskResultStatus.SUCCESSFUL)
+    object.__setattr__(result, "finished_at", timezone.now())
+    foreign._running["dummy", result.id].get_reporter().report(5)
+    event = hub.snapshot(result)
+    assert (event.kind, event.status, event.finished_at) == ("progress", "RUNNING", None)
+    task_finished.send(sender=sender, task_result=result)
+    event = hub.snapshot(result)
+    assert (event.kind, event.status) == ("finished", "SUCCESSFUL")
+
+
+def test_number_of_running_tasks_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their end may be reported in another process."""
+    monkeypatch.setattr(foreign, "RUNNING_LIMIT", 3)
+    monkeypatch.setattr(foreign, "_running", {})
+    sender = type(task_backends["dummy"])
+    results = [tasks.noop.using(backend="dummy").enqueue() for _ in range(5)]
+
+    def start_all() -> list[str]:
+        for result in results:
+            task_started.send(sender=sender, task_result=result)
+        return [id for _, id in foreign._running]
+
+    assert Context().run(start_all) == [result.id for result in results[2:]]

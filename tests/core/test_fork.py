@@ -75,6 +75,82 @@ def test_forks_by_users(alias: str, ways: list[str], tmp_path: Path) -> None:
         assert not found.keys() & {parent, *children}
 
 
+def run_script(code: str) -> str:
+    """Run a script with a thread pool; return its output. Its children end with os._exit()."""
+    done = subprocess.run(
+        [sys.executable, "-c", SET_UP + code],
+        env=environment()
+        | {"DJANGO_SETTINGS_MODULE": "tests.project.settings", "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+SET_UP = """
+import os, signal, threading
+import django
+django.setup()
+from django.tasks import task
+from django_tasks_local import report_progress
+from django_tasks_local.progress.reporter import current_reporting
+from django_tasks_local.testing import wait_until_idle
+"""
+
+
+def test_application_blocks_a_signal_between_two_forks() -> None:
+    """It stays blocked: a fork() unblocks only what it has blocked itself."""
+    output = run_script("""
+def fork():
+    if not (pid := os.fork()):
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+
+fork()
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+fork()
+print(*(number.name for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+""")
+    assert output.split() == ["SIGTERM"]
+
+
+def test_report_in_a_child_of_a_task_whose_lock_is_held_by_another_thread() -> None:
+    """No thread of the child releases the lock."""
+    output = run_script("""
+@task
+def forking():
+    report_progress(1)
+    reporting = current_reporting.get()
+    held, forked = threading.Event(), threading.Event()
+
+    def hold():
+        with reporting.lock:
+            held.set()
+            forked.wait(20)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(20)
+    if not (pid := os.fork()):
+        signal.alarm(10)  # ends a child that waits for the lock
+        report_progress(2)
+        os._exit(0)
+    status = os.waitpid(pid, 0)[1]
+    forked.set()
+    holder.join()
+    return status
+
+result = forking.enqueue()
+wait_until_idle(timeout=20)
+result.refresh()
+print(result.return_value)
+""")
+    assert output.split() == ["0"]
+
+
 # Worker processes load the application as well, and cannot enqueue tasks.
 APP = """
 import os

@@ -1,5 +1,6 @@
 """TaskRecord and what it is made of: results, ids, references, finalizers of a task."""
 
+import functools
 import subprocess
 import sys
 import threading
@@ -14,12 +15,13 @@ from django.utils import timezone
 
 from django_tasks_local import identifiers, results
 from django_tasks_local.aliases import task_reference
-from django_tasks_local.events import Progress
+from django_tasks_local.events import Progress, TaskEvent
 from django_tasks_local.hub import hub
 from django_tasks_local.record import LEGAL_MOVES
 from django_tasks_local.results import make_result
 from tests.project import tasks
 from tests.support.factories import event, task_record, task_result
+from tests.support.interruptions import each_call
 from tests.support.paths import ROOT
 from tests.support.waiting import LIMIT
 
@@ -68,6 +70,62 @@ def test_first_outcome_counts() -> None:
     assert not record.fail(ERROR, "again")
     assert record.event.error.message == "no"
     assert record.task_result().errors == [ERROR]
+
+
+def test_task_that_never_started_ends_without_a_run() -> None:
+    record = task_record()
+    assert record.fail(ERROR, "no")
+    assert (record.event.kind, record.event.run) == ("finished", 0)
+
+
+def test_finalizer_ends_the_task_while_its_event_is_read() -> None:
+    """The subscription, the hub and the store agree on the end."""
+    for interruption in each_call():
+        record = task_record()
+        record.enqueue(0)
+        with hub.subscribe(record.task_result()) as subscription:
+            with interruption.by(functools.partial(record.fail, ERROR, "no")):
+                subscription.take(timeout=0)
+            subscription.take(timeout=0)
+            assert subscription.ended
+        assert record.status == FAILED
+        assert hub.snapshot(record.id).kind == "finished"
+        hub.release(record)
+
+
+def test_finalizers_of_two_threads_close_subscriptions_to_each_others_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They run while both threads create the event of their own task, and do not deadlock."""
+    records = [task_record(), task_record()]
+    subscriptions = {record.id: hub.subscribe(record.task_result()) for record in records}
+    both = threading.Barrier(2)
+
+    def create_event(**values: Any) -> TaskEvent:
+        if values["id"] in others:
+            other = others.pop(values["id"])
+            both.wait(LIMIT)
+            subscriptions[other].close()
+        return TaskEvent(**values)
+
+    others = {records[0].id: records[1].id, records[1].id: records[0].id}
+    for record in records:
+        record.enqueue(0)
+        subscriptions[record.id].__enter__()
+    monkeypatch.setattr("django_tasks_local.record.TaskEvent", create_event)
+    threads = [
+        threading.Thread(target=lambda record=record: record.event, daemon=True)  # type: ignore[misc]
+        for record in records
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT)
+    assert not any(thread.is_alive() for thread in threads)
+    assert others == {}
+    assert not any(record.readers for record in records)
+    for record in records:
+        hub.release(record)
 
 
 def test_unpublished_task_does_not_fail_as_waiting() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,26 @@ def test_timeout_names_unfinished_tasks(alias: str, gate: str) -> None:
         wait_until_idle("immediate", timeout=0)  # Only the given backend is waited for.
         tasks.gates[gate].set()
         wait_until_idle(alias, timeout=1000)  # The end of the last task ends the wait.
+
+
+def test_timeout_names_task_whose_receivers_still_run() -> None:
+    received, released = threading.Event(), threading.Event()
+
+    def receive(**kwargs: Any) -> None:
+        received.set()
+        released.wait(LIMIT)
+
+    task_finished.connect(receive)
+    try:
+        result = tasks.noop.enqueue()
+        assert received.wait(LIMIT)
+        with pytest.raises(TimeoutError, match=rf"{result.id} \(.*noop, SUCCESSFUL\)"):
+            wait_until_idle(timeout=0.01)
+        released.set()
+        wait_until_idle(timeout=LIMIT)
+    finally:
+        released.set()
+        task_finished.disconnect(receive)
 
 
 async def test_wait_in_event_loop(alias: str) -> None:

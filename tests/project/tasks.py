@@ -98,6 +98,13 @@ class UnprintableError(Exception):
         raise RuntimeError("no text")
 
 
+class ExitingError(Exception):
+    """An error whose str() raises SystemExit."""
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
 class DemandingError(Exception):
     """An error whose constructor has its own arguments, so that it cannot be unpickled."""
 
@@ -114,6 +121,7 @@ def fail(kind: str = "value") -> None:
         "interrupt": KeyboardInterrupt(),
         "generator": GeneratorExit(),
         "unprintable": UnprintableError(),
+        "exiting": ExitingError(),
         "demanding": DemandingError(7, "because"),
         "group": ExceptionGroup("several", [ValueError("one"), TypeError("two")]),
         "cancelled": asyncio.CancelledError(),

@@ -3,12 +3,14 @@
 import sqlite3
 import threading
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any, ClassVar
 
 import pytest
 from django.core.cache import cache
 from django.core.cache.backends.locmem import LocMemCache
 from django.db import connection, connections
+from django.tasks import Task
 from django.tasks.signals import task_finished, task_started
 from django.test import override_settings
 
@@ -191,3 +193,15 @@ def test_connection_of_caller_stays_open() -> None:
     finished(tasks.noop.enqueue())
     assert connection.connection is opened
     assert not is_closed(opened)
+
+
+class Doubled(Task):
+    """A task class that changes how its function is called."""
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        return 2 * super().call(*args, **kwargs)
+
+
+def test_call_of_custom_task_class() -> None:
+    doubled = Doubled(**{field.name: getattr(tasks.add, field.name) for field in fields(Task)})
+    assert finished(doubled.enqueue(3, b=4)).return_value == 14

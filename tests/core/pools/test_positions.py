@@ -119,6 +119,26 @@ def test_a_started_task_has_no_position(stage: Stage) -> None:
     assert hub.snapshot(stage.all[3].id).position == 2
 
 
+def test_queue_changes_during_a_scan_that_raises(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later changes start a new scan."""
+
+    def change_then_raise(record: TaskRecord, position: int) -> None:
+        stage.positions.schedule()  # in another thread
+        raise OSError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(TaskRecord, "move_up", change_then_raise)
+        stage.queue.popleft()
+        stage.positions.schedule()
+        with pytest.raises(OSError):  # noqa: PT011 - any would do
+            stage.tick()
+    stage.positions.schedule()
+    stage.tick()
+    assert stage.published() == [0, 0, 1, 2]
+
+
 @pytest.mark.parametrize("stage", [TASKS_PER_SLICE * 3 + 7], indirect=True)
 def test_many_tasks_take_a_small_share_of_the_time(stage: Stage) -> None:
     """Also if the queue changes all the time; in slices, because the ticker has other duties."""

@@ -1,13 +1,17 @@
 """The reporter and the cancellation of a task are made at their first use."""
 
+import logging
+import threading
 from typing import Any
 
 import pytest
 from django.tasks import task
 
 from django_tasks_local import report_progress, track
-from django_tasks_local.progress.reporter import current_reporting
+from django_tasks_local.progress.reporter import Reporter, current_reporting
 from django_tasks_local.testing import wait_until_idle
+from tests.support.stage import Stage
+from tests.support.waiting import LIMIT
 
 
 def made() -> list[bool]:
@@ -65,3 +69,43 @@ def test_a_report_after_the_end_has_no_effect(caplog: pytest.LogCaptureFixture) 
     run.get_reporter().report(1)
     assert "reported progress after it was finished" in caplog.text
     assert run.close_progress() == (0, None)
+
+
+class NoteLock(logging.Handler):
+    """Notes whether another thread can take the lock of a reporter while a record is handled."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__()
+        self.reporter = reporter
+        self.was_free: list[bool] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        thread = threading.Thread(target=self.take)
+        thread.start()
+        thread.join(LIMIT)
+
+    def take(self) -> None:
+        free = self.reporter._lock.acquire(blocking=False)
+        self.was_free.append(free)
+        if free:
+            self.reporter._lock.release()
+
+
+def test_log_record_of_a_late_report_is_handled_without_a_lock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    A log handler may report progress: it then holds its own lock and needs that of a task.
+
+    Two threads that took the two locks in opposite orders could deadlock.
+    """
+    reporter = Stage().reporter
+    reporter.close()
+    handler = NoteLock(reporter)
+    logger = logging.getLogger("django_tasks_local.progress.reporter")
+    monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr(logger, "level", logging.DEBUG)
+    logger.manager._clear_cache()  # type: ignore[attr-defined]
+    reporter.report(1)
+    logger.manager._clear_cache()  # type: ignore[attr-defined]
+    assert handler.was_free == [True]

@@ -105,6 +105,59 @@ def test_two_backends_with_the_same_id(hub: Hub) -> None:
         assert subscription.ended
 
 
+async def test_subscription_by_id_reads_only_the_task_that_came_first(hub: Hub) -> None:
+    """Also if another subscription of the loop reads the task of another backend with this id."""
+    async with hub.subscribe("1") as by_id:
+        hub.publish(event("1", 1, backend="first"))
+        assert sequences(await by_id.atake(timeout=LIMIT)) == [1]
+        async with hub.subscribe(event("1", 1, backend="second")) as other:
+            hub.publish(event("1", 7, "finished", backend="second"))
+            assert sequences(await other.atake(timeout=LIMIT)) == [7]
+            assert await by_id.atake(timeout=0) == []
+            assert not by_id.ended
+        hub.publish(event("1", 2, "finished", backend="first"))
+        assert sequences(await by_id.atake(timeout=LIMIT)) == [2]
+        assert by_id.ended
+
+
+async def test_closed_subscription_leaves_its_task_of_an_id_that_two_backends_have(
+    hub: Hub,
+) -> None:
+    events = [event("1", 1, backend=alias) for alias in ("first", "second")]
+    topics = [keep(hub, e) for e in events]
+    async with hub.subscribe(events[0]) as first, hub.subscribe(events[1]):
+        first.close()
+        assert [len(topic.readers or ()) for topic in topics] == [0, 1]
+    assert [len(topic.readers or ()) for topic in topics] == [0, 0]
+
+
+def test_subscription_to_an_unknown_task_takes_no_reader_of_its_id(hub: Hub) -> None:
+    """Only the first event decides which task a subscription by id reads."""
+    with hub.subscribe("1") as by_id, hub.subscribe(event("1", 1, backend="first")):
+        hub.publish(event("1", 1, "finished", backend="second"))
+        assert [e.backend for e in by_id.take(timeout=0)] == ["second"]
+        assert by_id.ended
+        assert hub.snapshot("1").backend == "second"
+
+
+async def test_two_calls_wait_for_events_of_one_subscription(hub: Hub, task_id: str) -> None:
+    async with hub.subscribe(task_id) as subscription:
+        waiting = [asyncio.create_task(subscription.atake()) for _ in range(2)]
+        await asyncio.sleep(0)
+        hub.publish(event(task_id, 1, "finished"))
+        done, _ = await asyncio.wait(waiting, timeout=LIMIT)
+        assert sorted(sequences(task.result()) for task in done) == [[], [1]]
+
+
+async def test_close_ends_a_wait_for_events(hub: Hub, task_id: str) -> None:
+    async with hub.subscribe(task_id) as subscription:
+        waiting = asyncio.create_task(subscription.atake())
+        await asyncio.sleep(0)
+        subscription.close()
+        done, _ = await asyncio.wait([waiting], timeout=LIMIT)
+        assert [task.result() for task in done] == [[]]
+
+
 @pytest.mark.parametrize("wrong", [7, None, b"id"])
 def test_what_does_not_name_a_task(hub: Hub, wrong: object) -> None:
     for read in (hub.subscribe, hub.snapshot):
@@ -256,6 +309,44 @@ def test_a_loop_closed_between_the_wake_up_and_the_delivery(hub: Hub, task_id: s
     assert not hub.to_all
 
 
+def test_subscriptions_closed_after_their_loop_has_stopped(hub: Hub, task_id: str) -> None:
+    """The loop runs no callback after that, so the publisher finds that it is closed."""
+
+    async def subscribe() -> None:
+        for subscription in subscriptions:
+            await subscription.__aenter__()
+
+    loop = asyncio.new_event_loop()
+    subscriptions = [hub.subscribe(), hub.subscribe(task_id)]
+    loop.run_until_complete(subscribe())
+    for subscription in subscriptions:
+        subscription.close()
+    loop.close()
+    hub.publish(event("other", 1))
+    assert hub.statistics() == HubStatistics(subscriptions=0, tasks=1, event_loops=0)
+    assert not hub.to_all
+    assert not hub._latest._awaited
+
+
+def test_subscription_of_a_closed_loop_to_an_id_that_is_never_published(
+    hub: Hub, task_id: str
+) -> None:
+    """The next subscription in any loop finds it."""
+
+    async def subscribe(id: str) -> None:
+        await hub.subscribe(id).__aenter__()
+
+    async def read() -> None:
+        async with hub.subscribe():
+            assert hub.statistics() == HubStatistics(subscriptions=1, tasks=0, event_loops=1)
+
+    for id in (task_id, "another"):
+        asyncio.run(subscribe(id))
+    asyncio.run(read())
+    assert hub.statistics() == HubStatistics(subscriptions=0, tasks=0, event_loops=0)
+    assert not hub._latest._awaited
+
+
 class HookedId(str):
     """An id that calls a function whenever a dictionary looks it up."""
 
@@ -392,6 +483,27 @@ def test_the_number_of_tasks_that_no_pool_keeps_is_bounded(
     hub.release(kept)
     hub.release(kept)
     assert len(hub) == 0
+
+
+def test_one_publication_visits_few_tasks_to_forget_them(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks with a reader stay beyond the limit; their number must not slow publications down."""
+    visited: list[Topic] = []
+    drop_or_keep = latest.Latest._drop_or_keep
+
+    def count(self: latest.Latest, topic: Topic) -> None:
+        visited.append(topic)
+        drop_or_keep(self, topic)
+
+    ids = [str(number) for number in range(5 * latest.MAX_TRIMMED)]
+    with hub.subscribe(*ids):
+        for id in ids:
+            hub.publish(event(id, 1))
+        monkeypatch.setattr(latest, "UNKEPT_LIMIT", 1)
+        monkeypatch.setattr(latest.Latest, "_drop_or_keep", count)
+        hub.publish(event(ids[0], 2))
+        assert len(visited) == latest.MAX_TRIMMED
 
 
 def test_a_subscription_still_gets_the_end_of_a_released_task(hub: Hub, task_id: str) -> None:

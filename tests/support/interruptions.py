@@ -1,0 +1,57 @@
+"""Calls a function at each point of an operation where other code may run in between."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+
+class Interruption:
+    """Calls a function once, in the thread of the operation, at the beginning or end of a call."""
+
+    def __init__(self, at: int) -> None:
+        self._at = at  # the number of such points in django_tasks_local before it
+        self.was_reached = False
+
+    @contextmanager
+    def by(self, action: Callable[[], object]) -> Iterator[None]:
+        """
+        Call `action` during the `with` block, or at its end if the block has fewer calls.
+
+        Finalizers and signal handlers run at calls, and other threads may run there.
+        """
+        seen = 0
+
+        def profile(frame: FrameType, what: str, argument: Any) -> None:
+            nonlocal seen
+            if what == "c_call":
+                return  # No other code can run between the arguments and the call.
+            if not frame.f_globals.get("__name__", "").startswith("django_tasks_local."):
+                return
+            if seen == self._at:
+                sys.setprofile(None)
+                self.was_reached = True
+                action()
+            seen += 1
+
+        previous = sys.getprofile()
+        sys.setprofile(profile)
+        try:
+            yield
+        finally:
+            sys.setprofile(previous)
+        if not self.was_reached:
+            action()
+
+
+def each_call() -> Iterator[Interruption]:
+    """Yield an interruption at the first call of an operation, at the second, and so on."""
+    at = 0
+    while True:
+        interruption = Interruption(at)
+        yield interruption
+        if not interruption.was_reached:
+            assert at > 0, "The operation called nothing in django_tasks_local."
+            return
+        at += 1
