@@ -254,9 +254,10 @@ class Hub:
         while True:
             topic = self._latest.find_or_await(backend, id)
             with topic.lock:
-                if topic.is_gone and not topic.is_kept:
-                    continue  # Another thread has replaced it between the two lines above.
                 topic.add_reader(mailbox)
+                # Afterwards, because a finalizer may run at that call.
+                if topic.is_gone and not topic.is_kept:
+                    continue  # It was replaced after it was found.
                 subscription.topics.append(topic)
                 subscription.changed[topic] = None
             return
@@ -298,18 +299,19 @@ class Hub:
                 topic, mailbox = self._to_release.popleft()
             except IndexError:
                 return
-            newest = topic.newest
-            if not newest.lock.acquire(blocking=False):
-                self._to_release.append((topic, mailbox))
-                continue
-            try:
-                if newest is not topic.newest:  # It was replaced before the lock was acquired.
+            newest = None
+            # Again if another thread or a finalizer replaces the topic before its reader is out.
+            while newest is not topic.newest:
+                newest = topic.newest
+                if not newest.lock.acquire(blocking=False):
                     self._to_release.append((topic, mailbox))
-                elif not mailbox.reads(newest):
-                    newest.remove_reader(mailbox)
-                    self._latest.remove_if_idle(newest)
-            finally:
-                newest.lock.release()
+                    break
+                try:
+                    if not mailbox.reads(newest):
+                        newest.remove_reader(mailbox)
+                        self._latest.remove_if_idle(newest)
+                finally:
+                    newest.lock.release()
 
 
 hub = Hub()
