@@ -242,9 +242,10 @@ class Hub:
         while True:
             topic = self._latest.find_or_await(backend, id)
             with topic.lock:
-                if topic.is_gone and not topic.is_kept:
-                    continue  # Another thread has replaced it between the two lines above.
                 topic.add_reader(mailbox)
+                # Afterwards, because a finalizer may run at that call.
+                if topic.is_gone and not topic.is_kept:
+                    continue  # It was replaced after it was found.
                 subscription.topics.append(topic)
                 subscription.changed[topic] = None
             return

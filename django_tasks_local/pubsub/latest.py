@@ -199,16 +199,16 @@ class Latest:
 
     def remove_if_idle(self, topic: Topic) -> None:
         """Forget a topic that has neither an event nor a reader."""
+        topics = self._awaited if topic.backend is None else self._of(topic.backend)
         with topic.lock:
-            if topic.readers or topic.is_kept or topic.event is not None:
+            # The event first: reading it is a call, at which a finalizer may subscribe or publish.
+            # No call follows until the topic is taken out.
+            if topic.event is not None or topic.readers or topic.is_kept or topic.is_gone:
                 return
-            if topic.backend is not None:
-                self.remove(topic)
-            else:
-                removed = self._awaited.pop(topic.id, topic)
-                if removed is not topic:
-                    self._awaited.setdefault(topic.id, removed)
-                topic.is_gone = True
+            removed = topics.pop(topic.id, topic)
+            if removed is not topic:
+                topics.setdefault(topic.id, removed)  # It has replaced the topic.
+            topic.is_gone = True
 
     def remove_reader(self, topics: Iterable[Topic], reader: Reader) -> None:
         """
@@ -223,18 +223,19 @@ class Latest:
                 topic, reader = self._to_release.popleft()
             except IndexError:
                 return  # Another thread has released it.
-            newest = topic.newest
-            if not newest.lock.acquire(blocking=False):
-                self._to_release.append((topic, reader))
-                continue
-            try:
-                if newest is not topic.newest:  # It was replaced before the lock was acquired.
+            newest = None
+            # Again if another thread or a finalizer replaces the topic before its reader is out.
+            while newest is not topic.newest:
+                newest = topic.newest
+                if not newest.lock.acquire(blocking=False):
                     self._to_release.append((topic, reader))
-                elif not reader.reads(newest):
-                    newest.remove_reader(reader)
-                    self.remove_if_idle(newest)
-            finally:
-                newest.lock.release()
+                    break
+                try:
+                    if not reader.reads(newest):
+                        newest.remove_reader(reader)
+                        self.remove_if_idle(newest)
+                finally:
+                    newest.lock.release()
 
     def keep(self, topic: Topic) -> None:
         """Keep a topic until remove(). The caller has the topic's lock."""
