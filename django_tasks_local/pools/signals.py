@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from django.dispatch import Signal
 
     from ..aliases import AnyResult
+    from ..execution import Outcome
     from ..record import TaskRecord
 
 logger = logging.getLogger(__name__)
@@ -120,10 +121,12 @@ finished = TaskSignal(
 def send_finished(
     sender: type,
     record: TaskRecord,
-    exception: BaseException | None,
+    outcome: Outcome,
     call_receivers: Callable[..., object],
 ) -> None:
     """Deliver task_finished, where sys.exc_info() returns the exception of the task."""
+    # No frame keeps the exception, because its traceback will refer to the frames of this call.
+    exception, outcome.exception = outcome.exception, None
     if exception is None:
         finished.deliver(sender, record, logging.INFO, call_receivers)
         return
@@ -133,4 +136,4 @@ def send_finished(
         # Django's log receiver reads sys.exc_info().
         finished.deliver(sender, record, logging.ERROR, call_receivers)
     finally:
-        del exception  # Its traceback refers to this frame, which refers to it.
+        del exception

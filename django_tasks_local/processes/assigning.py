@@ -16,7 +16,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ..exceptions import TaskLost
+from ..exceptions import TaskCancelled
 from .pace import Pace
 from .worker_process import State
 
@@ -37,11 +37,17 @@ MAX_AHEAD_SIZE = 1 << 14  # bytes of one; a longer one would delay the result be
 class Assigner:
     """The idle workers of a pool, and its waiting tasks. For the dispatcher, if not stated."""
 
-    def __init__(self, pool: Pool[ProcessOptions, ProcessTask], wake: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        pool: Pool[ProcessOptions, ProcessTask],
+        wake: Callable[[], object],
+        stop: Callable[[ProcessTask], object],
+    ) -> None:
         self._pool = pool
         self._queue = pool.queue
         self._max_tasks = pool.options.max_tasks_per_worker
-        self._wake = wake  # the dispatcher's thread
+        self._wake = wake  # wakes the dispatcher's thread
+        self._stop = stop  # has the dispatcher stop a task
         self._idle: list[WorkerProcess] = []  # Each step that changes it is atomic.
         self.pace = Pace()
 
@@ -56,14 +62,41 @@ class Assigner:
                 worker = idle.pop()
             except IndexError:
                 return
-            task = self.next_task()
-            if task is None or not task.claim():  # It was cancelled, or another thread has it.
-                idle.append(worker)
-            elif not worker.give([task]):
+            taken: list[ProcessTask] = []
+            try:
+                self._give_first(worker, taken)
+            except BaseException:  # a RecursionError, or Ctrl-C in the thread that enqueues
+                self._recover(worker, taken)
+                raise
+
+    def _give_first(self, worker: WorkerProcess, taken: list[ProcessTask]) -> None:
+        """Give the first task of the queue to this worker; `taken` gets the task."""
+        task = self.next_task()
+        if task is None or not task.claim():  # It was cancelled, or another thread has it.
+            self._idle.append(worker)
+            return
+        taken.append(task)
+        if not worker.give([task]):
+            self.requeue(task)
+            self._wake()  # The dispatcher must replace this worker.
+            return
+        if task.is_cancelled:
+            self._stop(task)
+        if worker.connection.has_unsent:
+            self._wake()  # The dispatcher sends the rest.
+
+    def _recover(self, worker: WorkerProcess, taken: list[ProcessTask]) -> None:
+        """Put back a worker and a task after an exception between their lists."""
+        if worker.state is State.BUSY:
+            # The task may have been sent in part. The worker reads the end of its socket and ends,
+            # and the dispatcher requeues a task that has not started.
+            worker.connection.stop_sending()
+        for task in taken:
+            if task not in worker.tasks and not task.is_finished and task not in self._queue:
                 self.requeue(task)
-                self._wake()  # The dispatcher must replace this worker.
-            elif worker.connection.has_unsent:
-                self._wake()  # The dispatcher sends the rest.
+        if worker.state is State.IDLE and worker not in self._idle:
+            self._idle.append(worker)
+        self._wake()
 
     def next_task(self) -> ProcessTask | None:
         """Take the first task out of the queue. Called from any thread."""
@@ -78,8 +111,9 @@ class Assigner:
         task.unclaim()
         self._put_back(task)
         if self._pool.closed:
-            error = TaskLost("The process ended before the task started.")
-            self._pool.fail_waiting(task, error)
+            self._pool.lose_waiting([task])
+        elif task.is_cancelled:
+            self._pool.fail_waiting(task, TaskCancelled("The task was cancelled."))
         self._pool.queue_changed()
 
     def _put_back(self, task: ProcessTask) -> None:
@@ -89,13 +123,18 @@ class Assigner:
 
     def refill(self, worker: WorkerProcess) -> None:
         """Send waiting tasks to a worker that has ended one; without any, it may become idle."""
-        is_idle = worker.state is State.IDLE
-        tasks = self._choose(worker)
-        if tasks and not (worker.give(tasks) if is_idle else worker.give_ahead(tasks)):
-            for task in reversed(tasks):
-                self.requeue(task)
-        if worker.state is State.IDLE:
-            self._idle.append(worker)
+        try:
+            is_idle = worker.state is State.IDLE
+            tasks = self._choose(worker)
+            if tasks and not (worker.give(tasks) if is_idle else worker.give_ahead(tasks)):
+                for task in reversed(tasks):
+                    self.requeue(task)
+            for task in tasks:
+                if task.is_cancelled:
+                    self._stop(task)
+        finally:
+            if worker.state is State.IDLE:
+                self._idle.append(worker)
         # Also for the tasks that were put back above, or by _choose().
         self.assign()
 
@@ -135,9 +174,10 @@ class Assigner:
             while self._idle and not self._queue and len(worker.tasks) > 1:
                 sent_ahead = worker.tasks[1]
                 self.recall(worker, sent_ahead)
-                if sent_ahead in worker.tasks:
-                    break  # The worker has begun it.
+                # Also if the worker has begun it: then the tasks after it were taken back.
                 self.assign()
+                if sent_ahead in worker.tasks:
+                    break
 
     def remove_idle(self, worker: WorkerProcess) -> None:
         """Forget a worker. A thread that has taken it finds that it is not idle any longer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING
 from .wire import READ_SIZE, FrameReader, decode
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
@@ -41,6 +41,11 @@ class WorkerConnection:
             return self._read()
         except BlockingIOError:
             return []
+
+    def stop_sending(self) -> None:
+        """Have the worker read the end of its socket, after which it ends. From any thread."""
+        with suppress(OSError):  # It has ended already.
+            self.sock.shutdown(socket.SHUT_WR)
 
     def receive_rest(self) -> Iterator[WorkerMessage]:
         """Yield everything that a dead worker has sent."""

@@ -81,17 +81,17 @@ class Crew:
         try:
             with ExitStack() as undo:
                 worker = self._starter.start()
-                undo.callback(
-                    worker.connection.close
-                )  # It ends if this end of its socket is closed.
+                # The worker ends if this end of its socket is closed.
+                undo.callback(worker.connection.close)
                 self._listen(worker, undo)
                 undo.pop_all()
         except Exception:  # noqa: BLE001 - whatever it is, enqueue() reports it to its caller
             error = format_exc()
         else:
             self._workers.add(worker)
-            # If replace() was called concurrently, it did not find this worker.
-            worker.is_outdated = version != self._settings_version
+            # If outdate() was called concurrently, it did not find this worker.
+            if version != self._settings_version:
+                worker.is_outdated = True
             return
         # Outside of the `except` block, so that this exception does not become the __context__ of
         # the errors of waiting tasks.

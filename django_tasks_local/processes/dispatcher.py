@@ -78,7 +78,7 @@ class Dispatcher:
                 on_end=finalizer.cancel,
             )
             undo.callback(self._loop.close)
-            self._assigner = Assigner(pool, self._loop.wake)
+            self._assigner = Assigner(pool, self._loop.wake, self.stop)
             self._crew = Crew(pool, self.starter, self._assigner, self._listen_to)
             self._loop.start()
             undo.pop_all()
@@ -94,6 +94,7 @@ class Dispatcher:
 
     def stop(self, task: ProcessTask) -> None:
         """Stop the worker that runs a cancelled task."""
+        task.is_cancelled = True  # A thread that is sending the task reads this afterwards.
         self._loop.post(self._stop_task, task)
 
     def workers(self) -> list[WorkerProcess]:
@@ -136,8 +137,9 @@ class Dispatcher:
             for at in (worker.deadline, worker.recall_at):
                 if at is not None and (due_at is None or at < due_at):
                     due_at = at
-        if self._pool.queue and not self.starter.is_due():
-            retry_at = self.starter.retry_at
+        retry_at = self.starter.retry_at
+        # The time of this turn's begin: start_missing() may have checked it before it became due.
+        if self._pool.queue and retry_at > now:
             due_at = retry_at if due_at is None else min(due_at, retry_at)
         return due_at
 
@@ -173,6 +175,10 @@ class Dispatcher:
 
     def _on_deadline(self, worker: WorkerProcess) -> None:
         """Act on a deadline of a worker, or take back tasks that wait for too long."""
+        # The worker may have sent a result in time, while a receiver occupied this thread.
+        self._handle(worker, worker.connection.receive_rest())
+        if worker not in self._crew or not worker.has_expired(time.monotonic()):
+            return
         self._assigner.recall(worker)
         if worker.deadline is not None and worker.deadline <= time.monotonic():
             worker.act_on_deadline()
@@ -238,10 +244,14 @@ class Dispatcher:
             if progress is not None:
                 task.report(number, progress)
         else:
-            self._assigner.pace.note(task, message.seconds)
+            if message.seconds:  # It is 0 if the function was not called.
+                self._assigner.pace.note(task, message.seconds)
             worker.end_first()
-            self._crew.offer(worker)  # The next task begins while this one's outcome is recorded.
-            self._pool.finish(task, message.outcome(), message.last)
+            try:
+                # The next task begins while the outcome of this one is recorded.
+                self._crew.offer(worker)
+            finally:
+                self._pool.finish(task, message.outcome(), message.last)
 
     def _reject(self, worker: WorkerProcess, message: WorkerMessage) -> None:
         """Terminate a worker that breaks the protocol. If it runs a task, the task fails."""
@@ -284,9 +294,8 @@ class Dispatcher:
     def _bury(self, dead: WorkerProcess) -> None:
         self._loop.unwatch(dead.connection.sock)
         death = self._crew.remove(dead)
-        # After its state is DEAD: until then another thread may give it a task.
         for task in reversed(dead.tasks):
-            self._resolve(task, dead, death)
+            self._loop.call(self._resolve, task, dead, death)
 
     def _resolve(self, task: ProcessTask, dead: WorkerProcess, death: str) -> None:
         """Fail a task of a dead worker, or requeue it if it had not started."""
@@ -294,7 +303,8 @@ class Dispatcher:
         if reason is None and not task.has_started and task.sends < MAX_SENDS:
             self._assigner.requeue(task)
         else:
-            error = reason or WorkerDied(f"{death} while it ran the task.")
+            what = "while it ran the task" if task.has_started else "before the task started"
+            error = reason or WorkerDied(f"{death} {what}.")
             self._pool.finish(task, Outcome.failure(error))
 
 

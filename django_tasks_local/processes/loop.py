@@ -77,8 +77,9 @@ class Loop:
         # Unlocked: the loop resets the flag before it checks commands and queues, so it finds
         # everything that was added before. Two wake-ups at once are harmless.
         if not self._wake_pending:
-            self._wake_pending = True
             with suppress(OSError):  # The loop has ended.
+                # No call between the two lines: an interrupt there would disable later wake-ups.
+                self._wake_pending = True
                 self._wake_send.send(b"\0")
 
     def join(self) -> None:

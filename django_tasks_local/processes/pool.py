@@ -120,12 +120,14 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
     @override
     def fail_waiting(self, record: ProcessTask, error: BaseException) -> bool:
         # A task that was sent to a worker may have started although the report is not here yet.
-        if not record.claim():
-            return False
-        if super().fail_waiting(record, error):
-            return True
-        # enqueue() has not published the task yet, so it is in no queue and no worker has it.
-        record.unclaim()
+        while record.claim():
+            if super().fail_waiting(record, error):
+                return True
+            # enqueue() has not published the task yet, so it is in no queue and no worker has it.
+            record.unclaim()
+            if record.position is None or record.is_finished:
+                return False
+            # enqueue() has published it since, and may have found it claimed.
         return False
 
     @override

@@ -21,7 +21,7 @@ class ProcessTask(TaskRecord):
     exactly one thread decides between "cancelled while waiting" and "sent to a worker".
     """
 
-    __slots__ = ("_claim", "body", "has_started", "sends", "ticket")
+    __slots__ = ("_claim", "body", "has_started", "is_cancelled", "sends", "ticket")
 
     def __init__(
         self,
@@ -39,6 +39,8 @@ class ProcessTask(TaskRecord):
         self.sends = 0  # to workers; it counts no task that was taken back by its ticket
         self.ticket = 0  # the number of its ticket if it was sent ahead
         self.has_started = False  # its worker has reported so
+        # cancel() was called for it while no thread could fail it, because it was being sent.
+        self.is_cancelled = False
         # No thread ever waits for it, so a finalizer cannot deadlock on it.
         self._claim = threading.Lock()
 

@@ -15,7 +15,6 @@ worker itself; so a lock guards the state. All other methods are called in the d
 from __future__ import annotations
 
 import signal
-import socket
 import threading
 import time
 from collections import deque
@@ -224,10 +223,11 @@ class WorkerProcess:
             self.tasks.remove(task)
             task.sends -= 1
             recalled.append(task)
-        if not self.tasks and self._state is State.BUSY:
-            self._move(State.IDLE)
-        if last is None:
-            self.recall_at = None
+        with self.lock:  # Another thread may be giving it a task.
+            if not self.tasks and self._state is State.BUSY:
+                self._move(State.IDLE)
+            if last is None or len(self.tasks) <= 1:
+                self.recall_at = None
         return recalled
 
     def _limit_wait(self) -> None:
@@ -259,8 +259,7 @@ class WorkerProcess:
             if self._state is not State.IDLE:
                 return  # Another thread has given it a task.
             self._move(State.ENDING, seconds=RETIRE_TIME)
-        with suppress(OSError):
-            self.connection.sock.shutdown(socket.SHUT_WR)
+        self.connection.stop_sending()
 
     def terminate(
         self, reason: BaseException | None = None, task: ProcessTask | None = None
