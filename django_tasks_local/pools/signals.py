@@ -81,8 +81,8 @@ class TaskSignal:
         try:
             if self.has_receivers:
                 call_receivers(self.send, sender, record.task_result())
-            else:
-                self.log(sender, record, level)
+            elif _tasks_logger.isEnabledFor(level):
+                self._log(sender=sender, task_result=record)
         except BaseException:
             # A SystemExit of a receiver must not end a worker, nor keep a task from its end.
             logger.exception("A receiver failed for task id=%s.", record.id)

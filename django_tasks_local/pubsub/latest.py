@@ -193,7 +193,8 @@ class Latest:
         removed = topics.pop(topic.id, topic)
         if removed is not topic:
             topics.setdefault(topic.id, removed)  # It has replaced the topic.
-        self._unkept.pop(topic, None)
+        if not topic.is_kept:
+            self._unkept.pop(topic, None)
         # Afterwards: while a topic is found that is gone, publish() looks it up again.
         topic.is_gone = True
 
