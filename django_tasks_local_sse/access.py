@@ -20,8 +20,8 @@ from django.core.signing import BadSignature, TimestampSigner
 from django.tasks import TaskResult
 from django.urls import reverse
 
-from .channels import allowed_by_channel_manager
 from .conf import sse_settings
+from .eventstream import allowed_by_channel_manager
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -22,8 +22,8 @@ from django_tasks_local.forking import reset_in_child
 from django_tasks_local.hub import hub
 
 from . import encoding
-from .channels import anyone_may_read, channel
 from .conf import sse_settings
+from .eventstream import anyone_may_read, channel_name
 
 if TYPE_CHECKING:
     from django_tasks_local.events import TaskEvent
@@ -101,7 +101,7 @@ def _send(event: TaskEvent) -> None:
     for delay in (*RETRY_DELAYS, None):
         try:
             content = encoding.to_json(encoding.payload(event, sse_settings()))
-            send_event(channel(event.id), event.kind, content, json_encode=False)
+            send_event(channel_name(event.id), event.kind, content, json_encode=False)
             return
         except Exception:
             message = "The event %r of task id=%s could not be sent to its channel; %s."

@@ -72,7 +72,7 @@ def check_bridge(**kwargs: Any) -> list[CheckMessage]:
     """Report a bridge to channels that anyone may read."""
     # Imported here, because django-eventstream is slow to import and worker processes do not
     # need it.
-    from .channels import anyone_may_read
+    from .eventstream import anyone_may_read
 
     if not sse_settings().bridge or check_channel_manager() or not anyone_may_read():
         return []

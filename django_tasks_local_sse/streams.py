@@ -13,15 +13,13 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
-from django.db import connections
+from asgiref.sync import async_to_sync
 from django.http import StreamingHttpResponse
 
-from django_tasks_local.events import NO_VERSION
 from django_tasks_local.hub import hub
 from django_tasks_local.lookup import afind_newest_event
 
-from . import encoding
+from .request_thread import release_request_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
     from django_tasks_local.events import TaskEvent
 
     from .access import RefKey, TaskRef
-    from .conf import SSESettings
+    from .conversation import Conversation
 
 
 # Seconds after which the server ends a stream. The browser reconnects by itself, and its access is
@@ -47,97 +45,6 @@ async def find_events(refs: Iterable[TaskRef]) -> dict[RefKey, TaskEvent]:
             if event is not None:
                 found[ref.key] = event
     return found
-
-
-class Conversation:
-    """
-    The state of one stream: which version of each task was sent.
-
-    `found` are the states that the view has found; a task without one is reported as unknown.
-    """
-
-    def __init__(
-        self,
-        refs: Iterable[TaskRef],
-        found: dict[RefKey, TaskEvent],
-        last_event_id: str,
-        settings: SSESettings,
-    ) -> None:
-        self.settings = settings
-        self.found = found
-        self._refs = {ref.key: ref for ref in refs}
-        self._open = set(self._refs)  # neither finished nor unknown
-        self._last_event_id = last_event_id
-        self._versions = dict.fromkeys(self._refs, NO_VERSION)  # of the last event sent
-
-    @property
-    def ended(self) -> bool:
-        """Whether no further event will be sent."""
-        return not self._open
-
-    @property
-    def open_refs(self) -> list[TaskRef]:
-        """The tasks that are neither finished nor unknown."""
-        return [self._refs[key] for key in self._open]
-
-    def initial(self, events: Iterable[TaskEvent] = ()) -> bytes:
-        """Return the state of every task: the one `found`, or the hub's if that is later."""
-        states = dict(self.found)
-        for event in events:
-            if event.version > states[event.key].version:
-                states[event.key] = event
-        message = f"retry: {self.settings.retry}\n\n".encode()
-        encoded = self._encode(states.values(), [key for key in self._refs if key not in states])
-        if self._open and self._last_event_id == encoding.state_digest(self._versions):
-            return message  # The client has all of this.
-        return message + encoded
-
-    def update(self, events: Iterable[TaskEvent], unknown: Iterable[RefKey] = ()) -> bytes:
-        """Return the changed states, or a comment that keeps the connection alive."""
-        later = [event for event in events if event.version > self._versions[event.key]]
-        if len(self._refs) == len(later) == 1:
-            return self._encode_alone(later[0])
-        return self._encode(later, unknown) or encoding.KEEPALIVE
-
-    def recheck(self, found: dict[RefKey, TaskEvent], events: Iterable[TaskEvent]) -> bytes:
-        """
-        Return the update after a quiet period.
-
-        `found` are the states that the stores returned, `events` those that the hub published
-        since. Tasks that are in neither are reported as unknown.
-        """
-        states = dict(found)
-        for event in events:
-            if event.key not in states or event.version > states[event.key].version:
-                states[event.key] = event
-        unknown = [ref.key for ref in self.open_refs if ref.key not in states]
-        return self.update(states.values(), unknown)
-
-    def _encode_alone(self, event: TaskEvent) -> bytes:
-        """Return the bytes of _encode() for the most frequent stream, that of one task: cached."""
-        self._versions[event.key] = event.version
-        if event.is_last:
-            self._open.clear()
-        return encoding.encode_alone(event, self.settings)
-
-    def _encode(self, events: Iterable[TaskEvent], unknown: Iterable[RefKey]) -> bytes:
-        messages = [encoding.encode_unknown(id) for _, id in unknown]
-        self._open.difference_update(unknown)
-        for event in events:
-            messages.append(encoding.encode(event, self.settings))
-            self._versions[event.key] = event.version
-            if event.is_last:
-                self._open.discard(event.key)
-        if messages:
-            # Only the last event carries the id, so that a client that loses the connection before
-            # it receives all of these events again.
-            messages[-1] = encoding.with_id(self._event_id(), messages[-1])
-        return b"".join(messages)
-
-    def _event_id(self) -> str:
-        if self.ended:
-            return encoding.end_id({id for _, id in self._refs})
-        return encoding.state_digest(self._versions)
 
 
 class EventStreamResponse(StreamingHttpResponse):
@@ -213,21 +120,3 @@ def stream_sync(conversation: Conversation, hold: float) -> Iterator[bytes]:
 def _max_seconds() -> float:
     # Random, so that streams that started together after a restart reconnect at different times.
     return MAX_STREAM_SECONDS * random.uniform(0.8, 1)  # noqa: S311 - no secret
-
-
-async def release_request_thread() -> None:
-    """
-    Give back the thread that Django holds for this request, and its database connections.
-
-    Django's ASGI handler creates an executor with one thread for each request and keeps it until
-    the response ends, up to MAX_STREAM_SECONDS here. Code that needs a thread later gets a new one
-    automatically. Outside of such a request, as under Django's AsyncClient, this does nothing: the
-    connections there belong to the caller.
-    """
-    context = SyncToAsync.thread_sensitive_context.get(None)
-    if context is None or context not in SyncToAsync.context_to_thread_executor:
-        return
-    await sync_to_async(connections.close_all)()
-    executor = SyncToAsync.context_to_thread_executor.pop(context, None)
-    if executor is not None:
-        executor.shutdown(wait=False)

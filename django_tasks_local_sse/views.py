@@ -23,9 +23,10 @@ from django_tasks_local import cancel as cancel_task
 from django_tasks_local import signal_handlers
 
 from . import access, encoding
-from .channels import set_headers
 from .conf import SSESettings, sse_settings
-from .streams import Conversation, EventStreamResponse, find_events, stream_async, stream_sync
+from .conversation import Conversation
+from .eventstream import set_headers
+from .streams import EventStreamResponse, find_events, stream_async, stream_sync
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -1,4 +1,4 @@
-"""Run one task, in the calling thread: context, arguments, outcome, clean-up."""
+"""Run one task in the calling thread: call its function and return how the task ended."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Outcome:
-    """How a task ended. `error` and `message` describe `exception`, which stays in its process."""
+    """
+    Holds how a task ended: with a return value, or with an exception.
+
+    `error` and `message` describe `exception`. A worker process sends `error` and `message` to its
+    parent instead of `exception`, because the parent may be unable to import its class.
+    """
 
     return_value: Any = None
     error: TaskError | None = None
@@ -37,11 +42,11 @@ class Outcome:
         kind = type(exception)
         try:
             message = str(exception)
-        except BaseException:  # noqa: BLE001 - an error in a user's __str__ must not hide this one
+        except BaseException:  # noqa: BLE001 - a user's __str__ may raise anything
             message = ""
         try:
             traceback = "".join(format_exception(exception))
-        except BaseException:  # noqa: BLE001 - as above: it calls methods of users' exceptions
+        except BaseException:  # noqa: BLE001 - format_exception() calls users' methods
             traceback = f"{kind.__name__}: (the traceback could not be formatted)\n"
         error = TaskError(
             exception_class_path=f"{kind.__module__}.{kind.__qualname__}", traceback=traceback
@@ -50,7 +55,7 @@ class Outcome:
 
 
 class Runnable(Reporting, Protocol):
-    """A task that was started, as execute() needs it."""
+    """Defines what execute() needs to know of a task that has started."""
 
     __slots__ = ()
 
@@ -59,21 +64,22 @@ class Runnable(Reporting, Protocol):
     kwargs: dict[str, Any]
 
     def task_result(self) -> AnyResult:
-        """Return the running result, for a task with `takes_context`."""
+        """Return the TaskResult, with status RUNNING, for the context of a `takes_context` task."""
 
 
 def execute(run: Runnable) -> Outcome:
     """
-    Run a task that was started and return its outcome; an exception of the task is part of it.
+    Run a task and return its outcome. An exception that the task raises is in the outcome.
 
-    Called in the worker's thread, in a contextvars.Context that the caller made for this task.
-    Before it returns, it closes old database connections and caches, as at the end of a request.
+    Called from: the thread that runs the task, in a contextvars.Context that the caller has made
+    for this task. Before execute() returns, it closes old database connections and caches, as
+    Django does at the end of a request.
     """
     current_result_id.set(run.id)
     current_reporting.set(run)
     try:
         return Outcome(json_value(_call(run)))
-    except BaseException as exception:  # noqa: BLE001 - a SystemExit ends the task, not the worker
+    except BaseException as exception:  # noqa: BLE001 - SystemExit must not end the worker
         return Outcome.failure(exception)
     finally:
         close_old_resources()
@@ -81,12 +87,12 @@ def execute(run: Runnable) -> Outcome:
 
 def _call(run: Runnable) -> Any:
     task = run.task
-    # Copies, so that a task which changes its arguments does not change those in its result.
+    # The task gets copies, so that its changes to an argument do not reach its TaskResult.
     args = json_list(run.args) if run.args else []
     kwargs = json_dict(run.kwargs) if run.kwargs else {}
     if task.takes_context:
         args.insert(0, TaskContext(task_result=run.task_result()))
-    if type(task).call is not Task.call:  # a task class with a call() of its own
+    if type(task).call is not Task.call:  # The class overrides call().
         return task.call(*args, **kwargs)
     if _is_coroutine_function(task.func):
         return run_coroutine(task.func(*args, **kwargs), run.get_cancellation())
@@ -95,21 +101,21 @@ def _call(run: Runnable) -> Any:
 
 _is_coroutine_function = lru_cache(iscoroutinefunction)
 
-# normalize_json() returns values of exactly these types as they are, and takes as long for None
-# as the rest of the end of a task. Values of subclasses take the long way, to the same result.
+# normalize_json() returns values of exactly these types unchanged, so json_value() skips the call:
+# even for None it would take as long as all other work at the end of a task.
 _UNCHANGED = frozenset({str, int, float, bool, type(None)})
 
 
 def json_value(value: Any) -> Any:
-    """Return normalize_json(value)."""
+    """Return normalize_json(value), but faster for values that it would not change."""
     return value if type(value) in _UNCHANGED else normalize_json(value)
 
 
 def json_list(values: Sequence[Any]) -> list[Any]:
-    """Return normalize_json() of a list or a tuple: always a new list."""
+    """Return a new list of the values of a list or tuple, each as normalize_json() returns it."""
     return [value if type(value) in _UNCHANGED else normalize_json(value) for value in values]
 
 
 def json_dict(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return normalize_json() of a dict: always a new dict."""
+    """Return a new dict of the keys and values of a dict, each as normalize_json() returns it."""
     return {json_value(name): json_value(value) for name, value in values.items()}

@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 
 
 class _Thread(threading.local):
-    """State of the calling thread."""
+    """Holds state that each thread has for itself."""
 
-    has_connected = False  # Whether it has opened a database connection, ever.
+    has_connected = False  # True once the thread has opened a database connection.
 
 
 _thread = _Thread()
@@ -39,13 +39,13 @@ def close_old_resources() -> None:
     """
     Close the calling thread's old connections and its context's caches, as after a request.
 
-    An error is logged and not raised: it must not hide how the task ended.
+    Logs an error instead of raising it, because the error must not replace the task's outcome.
     """
-    if _thread.has_connected:  # Checking each alias takes as long as the rest of a task's end.
+    if _thread.has_connected:  # Without connections, skip the slow check of each alias.
         try_to(close_old_connections)
-    # An open cache is a variable of the context (asgiref's Local). Asking for one takes a lock
-    # that all threads share and wait for, so first check whether the context has any variable
-    # besides this package's own two.
+    # Django stores an open cache in a context variable (asgiref's Local). close_caches() takes a
+    # lock that all threads share, so call it only if the context has any variable besides this
+    # package's own two.
     context = copy_context()
     if len(context) > (current_result_id in context) + (current_reporting in context):
         try_to(close_caches)
@@ -53,11 +53,11 @@ def close_old_resources() -> None:
 
 def drop_stale_connections() -> None:
     """
-    Close the calling thread's connections that the database server has closed, as at its restart.
+    Close the calling thread's database connections that the server has closed, e.g. at a restart.
 
-    Django notices a closed connection when a query fails, and then a task would fail with it.
-    CONN_HEALTH_CHECKS costs a query for each task. This checks the socket, which has unread data
-    only if the server has closed the connection.
+    Without this call, Django would notice a closed connection only when a query of the task fails.
+    CONN_HEALTH_CHECKS would cost a query for each task. This function polls the socket, and sends
+    a query only if the socket has unread data: the end of the connection, or a notice.
     """
     if _thread.has_connected:
         try_to(_drop_stale_connections)
@@ -70,28 +70,29 @@ def _drop_stale_connections() -> None:
 
 
 def _has_unread_data(driver_connection: Any) -> bool:
-    """Whether the server has sent data without a query: most likely that it closes."""
-    # PostgreSQL's drivers have fileno(). Other drivers, and Windows, need CONN_HEALTH_CHECKS.
+    """Return whether the socket has unread data, most likely because the server has closed it."""
+    # The drivers psycopg and mysqlclient have fileno(). With a driver that has none, and on
+    # Windows, which has no poll(), only CONN_HEALTH_CHECKS finds a closed connection.
     fileno = getattr(driver_connection, "fileno", None)
     if fileno is None or not hasattr(select, "poll"):
         return False
     poll = select.poll()
     try:
         poll.register(fileno(), select.POLLIN)
-    except Exception:  # noqa: BLE001 - each driver raises its own for a closed connection
+    except Exception:  # noqa: BLE001 - closed connections raise various errors
         return True
     return bool(poll.poll(0))
 
 
 def close_thread_resources() -> None:
-    """Close all connections of the calling thread, which is about to end, and the caches."""
+    """Close all database connections and caches of the calling thread, which is about to end."""
     if _thread.has_connected:
         try_to(connections.close_all)
     try_to(close_caches)
 
 
 def try_to(close: Callable[[], None]) -> None:
-    """Call one of Django's functions that close something; log its error."""
+    """Call one of Django's functions that close connections or caches; log its error."""
     try:
         close()
     except Exception:

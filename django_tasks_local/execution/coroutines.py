@@ -1,4 +1,4 @@
-"""Run a coroutine in the calling thread, in an event loop of its own."""
+"""Run the coroutine of a task in the calling thread, in a new event loop."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 def run_coroutine(coroutine: Coroutine[Any, Any, Any], cancellation: Cancellation) -> Any:
     """
-    Run a task's coroutine and return its value; `cancellation` cancels it.
+    Run a task's coroutine and return its value. A request to `cancellation` cancels the coroutine.
 
-    async_to_sync() is no alternative: it takes a thread that the interpreter waits for at exit,
-    however long the task takes. The calling thread is a daemon, as are those for sync code.
+    async_to_sync() cannot replace this function: it starts a thread that the interpreter joins at
+    exit, however long the task takes. The calling thread and the threads for the coroutine's sync
+    code are daemon threads, which the interpreter does not join.
     """
-    # Thread-sensitive code, such as the ORM's, gets a thread of this task's own, if it needs one.
+    # Thread-sensitive sync code of this task, such as the ORM's, runs in this executor's thread.
     executor = DaemonExecutor(max_workers=1)
     key = ThreadSensitiveContext()
     token = SyncToAsync.thread_sensitive_context.set(key)

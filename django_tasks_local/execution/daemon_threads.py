@@ -1,4 +1,4 @@
-"""Daemon threads for the sync code of coroutines, which the interpreter does not join at exit."""
+"""Run the sync code of coroutines in daemon threads, which do not delay the exit of the process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
 
-# The class that asyncio.new_event_loop() uses by default, without an event loop policy.
+# asyncio.new_event_loop() makes a loop of this class, unless an event loop policy is set.
 if sys.platform == "win32":
     _EventLoop = asyncio.ProactorEventLoop
 else:
@@ -31,10 +31,11 @@ class _Call(NamedTuple):
 
 class DaemonExecutor(ThreadPoolExecutor):
     """
-    A ThreadPoolExecutor with daemon threads, which do not delay the end of the process.
+    Works as a ThreadPoolExecutor, but with daemon threads, which do not delay the process's end.
 
     The interpreter joins every thread of a ThreadPoolExecutor before it calls atexit, however long
-    that takes. This is a subclass because asyncio accepts no other class.
+    the thread runs. DaemonExecutor inherits from ThreadPoolExecutor because asyncio accepts no
+    other class as an event loop's default executor.
 
     Source: the documentation of concurrent.futures, "ThreadPoolExecutor", note on shutdown.
     """
@@ -42,24 +43,24 @@ class DaemonExecutor(ThreadPoolExecutor):
     def __init__(self, max_workers: int | None = None) -> None:
         super().__init__(max_workers)
         self._limit = max_workers or min(32, (os.cpu_count() or 1) + 4)
-        self._calls: SimpleQueue[_Call | None] = SimpleQueue()  # None ends one thread
-        self._idle: SimpleQueue[None] = SimpleQueue()  # one item for each thread without a call
-        # Guards the attributes below, and that no call is queued behind the None of shutdown().
-        # Reentrant, because a finalizer of the task may call submit() in a thread that is in it.
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()  # Each None ends one thread.
+        self._idle: SimpleQueue[None] = SimpleQueue()  # It has one item for each idle thread.
+        # Guards: the attributes below, and that submit() queues no call behind shutdown()'s None.
+        # Reentrant, because a finalizer that runs while this thread holds it may call submit().
         self._guard = threading.RLock()
         self._workers: list[threading.Thread] = []
-        self._alive = 0  # of `_workers`
+        self._alive = 0  # counts the threads of `_workers` that have not ended
         self._closed = False
-        self.ended: Future[None] = Future()  # done when the last thread has ended after shutdown()
+        self.ended: Future[None] = Future()  # done after shutdown(), when all threads have ended
 
     @property
     def has_threads(self) -> bool:
-        """Whether any function was ever called."""
+        """Return whether submit() has started a thread."""
         return bool(self._workers)
 
     def submit[**P, T](self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """
-        Have a function called in one of the threads. Called in any thread.
+        Queue a call of a function for one of the daemon threads. Called from: any thread.
 
         Raises RuntimeError after shutdown(), or when the system cannot start the first thread.
         """
@@ -76,7 +77,11 @@ class DaemonExecutor(ThreadPoolExecutor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Make the calls that are queued, and no others; see concurrent.futures.Executor."""
+        """
+        Refuse further calls, and end the threads after the calls that are queued.
+
+        `cancel_futures` cancels the queued calls first; `wait` waits until all threads have ended.
+        """
         with self._guard:
             if not self._closed and not self._alive:
                 self.ended.set_result(None)
@@ -90,7 +95,7 @@ class DaemonExecutor(ThreadPoolExecutor):
 
     def _start_worker(self) -> None:
         worker = threading.Thread(target=self._work, name="django-tasks-sync", daemon=True)
-        # Before start(), in which a finalizer may call submit(): it counts this thread.
+        # Count the thread before start(): a finalizer that runs in start() may call submit().
         self._workers.append(worker)
         self._alive += 1
         try:
@@ -99,7 +104,7 @@ class DaemonExecutor(ThreadPoolExecutor):
             self._workers.remove(worker)
             self._alive -= 1
             if not self._workers:
-                self._calls.get_nowait()  # No thread would ever take it.
+                self._calls.get_nowait()  # No thread exists to take this call.
                 raise
 
     def _cancel_calls(self) -> None:
@@ -114,9 +119,9 @@ class DaemonExecutor(ThreadPoolExecutor):
     def _work(self) -> None:
         while (call := self._next()) is not None:
             _do(call)
-            del call  # While this thread waits, nothing should keep the call's objects.
+            del call  # Free the call's objects while this thread waits.
         with self._guard:
-            self._calls.put(None)  # It ends the next thread.
+            self._calls.put(None)  # This None ends the next thread.
             self._alive -= 1
             if not self._alive:
                 self.ended.set_result(None)
@@ -130,29 +135,30 @@ class DaemonExecutor(ThreadPoolExecutor):
 
 
 class DaemonThreadsEventLoop(_EventLoop):
-    """An event loop whose default executor, used by asyncio.to_thread(), is a DaemonExecutor."""
+    """Runs the functions of asyncio.to_thread() in a DaemonExecutor, as its default executor."""
 
     _executor: DaemonExecutor | None = None
     _has_default = False
 
     def set_default_executor(self, executor: Any) -> None:
-        """See asyncio.loop.set_default_executor(): the task wants an executor of its own."""
+        """Use an executor that the task chooses instead of a DaemonExecutor."""
         self._has_default = True
         super().set_default_executor(executor)
 
     def run_in_executor[*Ts, T](
         self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts
     ) -> asyncio.Future[T]:
-        """See asyncio.loop.run_in_executor()."""
+        """Call a function in an executor; without an executor, in this loop's DaemonExecutor."""
         if executor is None and not self._has_default:
             executor = self._executor = self._executor or DaemonExecutor()
         return super().run_in_executor(executor, func, *args)
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """
-        See asyncio.loop.shutdown_default_executor().
+        Shut the DaemonExecutor down and wait for its threads without blocking the event loop.
 
-        asyncio starts a thread for this, which the interpreter refuses during its shutdown.
+        asyncio's own method would start a thread for the wait, and the interpreter refuses to
+        start threads during its shutdown.
         """
         if self._executor is not None:
             self._executor.shutdown(wait=False)
@@ -166,8 +172,8 @@ def _do(call: _Call) -> None:
         return
     try:
         value = call.function(*call.args, **call.kwargs)
-    except BaseException as error:  # noqa: BLE001 - the caller gets it from the future
+    except BaseException as error:  # noqa: BLE001 - the future passes it to the caller
         future.set_exception(error)
-        del call, future  # They hold the error, and its traceback holds this frame's variables.
+        del call, future  # Break the cycle: error, traceback, frame, future.
     else:
         future.set_result(value)

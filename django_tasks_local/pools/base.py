@@ -136,7 +136,7 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
             if self.closed:
                 # Race: another thread may close the pool after the check above. Its refuse() fails
                 # this task only if record.enqueue() has returned; otherwise this line fails it.
-                self._lose_waiting([record])
+                self.lose_waiting([record])
             else:
                 self._submit(record)
                 if record.id not in self._unfinished:
@@ -229,7 +229,7 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
     def refuse(self) -> None:
         """Refuse new tasks and fail the waiting ones. close() calls this as its first step."""
         self.closed = True
-        self._lose_waiting(self._unfinished.records())
+        self.lose_waiting(self._unfinished.records())
 
     def drain(self, timeout: float) -> None:
         """Wait `timeout` seconds for running tasks, then fail them; the second step of close()."""
@@ -260,15 +260,14 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
 
     def statistics(self) -> PoolStatistics:
         """Return the counts of this pool, which are read one after the other, without a lock."""
-        waiting = list(self.queue)
-        # Each status is read once, so a task that a worker takes concurrently is counted once.
-        statuses = [record.status for record in self._unfinished.records()]
+        unfinished = [(record.status, record.enqueued_at) for record in self._unfinished.records()]
+        waiting = [enqueued_at for status, enqueued_at in unfinished if status is READY]
         return PoolStatistics(
             workers=self.count_workers(),
-            waiting=statuses.count(READY),
-            running=statuses.count(RUNNING),
-            unfinished=len(statuses),
-            oldest_waiting=waiting[0].enqueued_at if waiting else None,
+            waiting=len(waiting),
+            running=sum(status is RUNNING for status, _ in unfinished),
+            unfinished=len(unfinished),
+            oldest_waiting=min(waiting, default=None),
             results=len(self.results),
         )
 
@@ -280,15 +279,15 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
             self._positions.schedule()
 
     def _finished(self, record: RecordT, outcome: Outcome) -> None:
-        exception, outcome.exception = outcome.exception, None
-        signals.send_finished(self.sender, record, exception, self._call_receivers)
+        signals.send_finished(self.sender, record, outcome, self._call_receivers)
         for evicted in self.results.make_evictable(record):
             hub.release(evicted)
         self._unfinished.remove(record)
         if self._discarded:
             hub.release(record)
 
-    def _lose_waiting(self, records: list[RecordT]) -> None:
+    def lose_waiting(self, records: list[RecordT]) -> None:
+        """Fail tasks of a closed pool that have not started, and log their ids."""
         message = "The process ended before the task started."
         _log_lost(self.alias, [r for r in records if self.fail_waiting(r, TaskLost(message))])
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from django.dispatch import Signal
 
     from ..aliases import AnyResult
+    from ..execution import Outcome
     from ..record import TaskRecord
 
 logger = logging.getLogger(__name__)
@@ -85,8 +86,8 @@ class TaskSignal:
         try:
             if self.has_receivers:
                 call_receivers(self.send, sender, record.task_result())
-            else:
-                self.log(sender, record, level)
+            elif _tasks_logger.isEnabledFor(level):
+                self._log(sender=sender, task_result=record)
         except BaseException:
             # BaseException, because a receiver that raises SystemExit must neither end a worker
             # thread nor prevent the outcome of a task from being recorded.
@@ -132,10 +133,13 @@ finished = TaskSignal(
 def send_finished(
     sender: type,
     record: TaskRecord,
-    exception: BaseException | None,
+    outcome: Outcome,
     call_receivers: Callable[..., object],
 ) -> None:
     """Deliver task_finished while sys.exc_info() returns the exception that failed the task."""
+    # `outcome` and this frame must not keep the exception: its traceback refers to the frames of
+    # this call, which would be a reference cycle.
+    exception, outcome.exception = outcome.exception, None
     if exception is None:
         finished.deliver(sender, record, logging.INFO, call_receivers)
         return
@@ -145,4 +149,4 @@ def send_finished(
         # Django's log receiver reads the traceback of a failed task from sys.exc_info().
         finished.deliver(sender, record, logging.ERROR, call_receivers)
     finally:
-        del exception  # This breaks the cycle of the exception, its traceback and this frame.
+        del exception

@@ -18,7 +18,7 @@ class PoolStatistics:
     running: int
     # Tasks that wait, that run, or whose task_finished receivers have not returned yet.
     unfinished: int
-    # The time at which the first task of the queue was enqueued; None if the queue is empty.
+    # The earliest time at which one of the waiting tasks was enqueued; None if no task waits.
     oldest_waiting: datetime | None
     # Results in the store, including those of unfinished tasks.
     results: int

@@ -1,1 +1,1 @@
-"""The pool of worker processes: how a task reaches one, and how its outcome returns."""
+"""Run tasks in worker processes: send each task to a worker, and receive its outcome."""

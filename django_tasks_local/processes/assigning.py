@@ -1,14 +1,14 @@
 """
-Which worker gets which task.
+Decide which worker process gets which task.
 
-An idle worker gets a task from any thread: the thread that enqueues a task hands it over itself, so
-that this task need not wait for the dispatcher's thread.
+Any thread may give a task to an idle worker: the thread that enqueues the task sends it itself, so
+that the task need not wait for the dispatcher's thread.
 
-A busy worker is sent further tasks ahead, by the dispatcher, if all that it has will take less than
-AHEAD_SECONDS. Then one write and one read serve several tasks, and the worker need not wait between
-two of them. Each task that was sent ahead has a ticket (see `tickets`), so it can be taken back and
-given to another worker: if a task before it takes longer than expected, if another worker is idle,
-if it is cancelled.
+The dispatcher sends further tasks ahead to a busy worker, if it expects all tasks of this worker to
+take less than AHEAD_SECONDS together. Then one write and one read serve several tasks, and the
+worker need not wait between two tasks. Each task that was sent ahead has a ticket (see
+`tickets.py`). With it, the dispatcher takes the task back if a task before it takes longer than
+expected, if another worker is idle, or if the task is cancelled.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ..exceptions import TaskLost
+from ..exceptions import TaskCancelled
 from .pace import Pace
 from .worker_process import State
 
@@ -28,79 +28,122 @@ if TYPE_CHECKING:
     from .task import ProcessTask
     from .worker_process import WorkerProcess
 
-# Tasks that a worker has at a time, the running one included. 64 instead of 16 save 8 µs per task.
+# The most tasks that a worker has at a time, with the running one. 64, not 16, saves 8 µs per task.
 MAX_AHEAD = 64
-AHEAD_SECONDS = 0.002  # that all of them together are expected to take
-MAX_AHEAD_SIZE = 1 << 14  # bytes of one; a longer one would delay the result before it
+# The dispatcher sends tasks ahead while it expects all tasks of the worker to take less than this.
+AHEAD_SECONDS = 0.002
+MAX_AHEAD_SIZE = 1 << 14  # bytes of one task sent ahead; reading more would delay a result
 
 
 class Assigner:
-    """The idle workers of a pool, and its waiting tasks. For the dispatcher, if not stated."""
+    """
+    Gives the waiting tasks of a pool to its workers, and knows which workers are idle.
 
-    def __init__(self, pool: Pool[ProcessOptions, ProcessTask], wake: Callable[[], object]) -> None:
+    Called from: the dispatcher's thread, unless a method states "any thread".
+    """
+
+    def __init__(
+        self,
+        pool: Pool[ProcessOptions, ProcessTask],
+        wake: Callable[[], object],
+        stop: Callable[[ProcessTask], object],
+    ) -> None:
         self._pool = pool
         self._queue = pool.queue
         self._max_tasks = pool.options.max_tasks_per_worker
-        self._wake = wake  # the dispatcher's thread
-        self._idle: list[WorkerProcess] = []  # Each step that changes it is atomic.
+        self._wake = wake  # It wakes the dispatcher's thread.
+        self._stop = stop  # It has the dispatcher stop the worker of a cancelled task.
+        self._idle: list[WorkerProcess] = []  # Unlocked: append(), pop() and remove() are atomic.
         self.pace = Pace()
 
     def assign(self) -> None:
-        """Give waiting tasks to idle workers. Called from any thread."""
+        """Give waiting tasks to idle workers. Called from: any thread."""
         idle, queue = self._idle, self._queue
-        # Race: a thread may hold the last worker or the last task while another thread adds its
-        # counterpart and finds the other list empty. So after a thread has put something back, it
-        # checks both lists again.
+        # Race: while thread A holds the last idle worker, thread B may add a task and find no idle
+        # worker (or the reverse). So after A has put its worker back, A checks both lists again.
         while idle and queue:
             try:
                 worker = idle.pop()
             except IndexError:
                 return
-            task = self.next_task()
-            if task is None or not task.claim():  # It was cancelled, or another thread has it.
-                idle.append(worker)
-            elif not worker.give([task]):
+            taken: list[ProcessTask] = []
+            try:
+                self._give_first(worker, taken)
+            except BaseException:  # a RecursionError, or Ctrl-C in the thread that enqueues
+                self._recover(worker, taken)
+                raise
+
+    def _give_first(self, worker: WorkerProcess, taken: list[ProcessTask]) -> None:
+        """Give the first waiting task to this worker, and append it to `taken` before that."""
+        task = self.next_task()
+        if task is None or not task.claim():  # Another thread has sent or cancelled the task.
+            self._idle.append(worker)
+            return
+        taken.append(task)
+        if not worker.give([task]):
+            self.requeue(task)
+            self._wake()  # The dispatcher must replace this worker.
+            return
+        if task.is_cancelled:
+            self._stop(task)
+        if worker.connection.has_unsent:
+            self._wake()  # The dispatcher sends the unsent bytes.
+
+    def _recover(self, worker: WorkerProcess, taken: list[ProcessTask]) -> None:
+        """Put back a worker and a task after an exception between their lists."""
+        if worker.state is State.BUSY:
+            # The task may have been sent in part. The worker reads the end of its socket and ends,
+            # and the dispatcher requeues a task that has not started.
+            worker.connection.stop_sending()
+        for task in taken:
+            if task not in worker.tasks and not task.is_finished and task not in self._queue:
                 self.requeue(task)
-                self._wake()  # The dispatcher must replace this worker.
-            elif worker.connection.has_unsent:
-                self._wake()  # The dispatcher sends the rest.
+        if worker.state is State.IDLE and worker not in self._idle:
+            self._idle.append(worker)
+        self._wake()
 
     def next_task(self) -> ProcessTask | None:
-        """Take the first task out of the queue. Called from any thread."""
+        """Remove and return the first waiting task, or None. Called from: any thread."""
         try:
             return self._queue.popleft()
         except IndexError:
             return None
 
     def requeue(self, task: ProcessTask) -> None:
-        """Put a claimed task back to the front of the queue. Called from any thread."""
-        # In this order, because a thread that finds a claimed task in the queue drops it.
+        """Put a claimed task back at the front of the queue. Called from: any thread."""
+        # Unclaim the task first, because a thread that finds a claimed task in the queue drops it.
         task.unclaim()
         self._put_back(task)
         if self._pool.closed:
-            error = TaskLost("The process ended before the task started.")
-            self._pool.fail_waiting(task, error)
+            self._pool.lose_waiting([task])
+        elif task.is_cancelled:
+            self._pool.fail_waiting(task, TaskCancelled("The task was cancelled."))
         self._pool.queue_changed()
 
     def _put_back(self, task: ProcessTask) -> None:
         self._queue.appendleft(task)
-        if task.is_finished:  # It was cancelled before it was in the queue.
+        if task.is_finished:  # It was cancelled while it was not in the queue.
             self._queue.discard(task)
 
     def refill(self, worker: WorkerProcess) -> None:
-        """Send waiting tasks to a worker that has ended one; without any, it may become idle."""
-        is_idle = worker.state is State.IDLE
-        tasks = self._choose(worker)
-        if tasks and not (worker.give(tasks) if is_idle else worker.give_ahead(tasks)):
-            for task in reversed(tasks):
-                self.requeue(task)
-        if worker.state is State.IDLE:
-            self._idle.append(worker)
-        # Also for the tasks that were put back above, or by _choose().
+        """Send waiting tasks to a worker that has none or few; note it as idle if it gets none."""
+        try:
+            is_idle = worker.state is State.IDLE
+            tasks = self._choose(worker)
+            if tasks and not (worker.give(tasks) if is_idle else worker.give_ahead(tasks)):
+                for task in reversed(tasks):
+                    self.requeue(task)
+            for task in tasks:
+                if task.is_cancelled:
+                    self._stop(task)
+        finally:
+            if worker.state is State.IDLE:
+                self._idle.append(worker)
+        # Assign again, because this method or _choose() may have put tasks back into the queue.
         self.assign()
 
     def _choose(self, worker: WorkerProcess) -> list[ProcessTask]:
-        """Return claimed tasks: one for an idle worker, and those that may be sent ahead."""
+        """Claim and return tasks to send: one to run now if the worker is idle, others ahead."""
         has = len(worker.tasks)
         most = MAX_AHEAD if worker.connection.tickets is not None else 1
         if self._max_tasks is not None:
@@ -122,24 +165,25 @@ class Assigner:
         return chosen
 
     def recall(self, worker: WorkerProcess, last: ProcessTask | None = None) -> None:
-        """Requeue tasks that were sent ahead to a worker; with `last` only up to this one."""
+        """Requeue the tasks that were sent ahead to a worker; with `last`, only those up to it."""
         tasks = worker.recall(last)
         for task in reversed(tasks):
             self.requeue(task)
-        if tasks and worker.state is State.IDLE:  # It was busy before.
+        if tasks and worker.state is State.IDLE:  # recall() made it idle.
             self._idle.append(worker)
 
     def share(self, workers: list[WorkerProcess]) -> None:
-        """Give tasks that were sent ahead to idle workers."""
+        """Take back tasks that were sent ahead to `workers`, and give them to idle workers."""
         for worker in workers:
             while self._idle and not self._queue and len(worker.tasks) > 1:
                 sent_ahead = worker.tasks[1]
                 self.recall(worker, sent_ahead)
-                if sent_ahead in worker.tasks:
-                    break  # The worker has begun it.
+                # If the worker has begun this task, recall() has taken back those after it.
                 self.assign()
+                if sent_ahead in worker.tasks:
+                    break
 
     def remove_idle(self, worker: WorkerProcess) -> None:
-        """Forget a worker. A thread that has taken it finds that it is not idle any longer."""
+        """Give no task to this worker. If another thread has popped it, give() returns False."""
         with suppress(ValueError):
             self._idle.remove(worker)

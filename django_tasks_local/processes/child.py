@@ -1,15 +1,15 @@
 """
-The worker's side: sets up Django as its parent has it, and runs one task after another.
+Run a worker process: set up Django as in the parent, then run one task after another.
 
     the parent's dispatcher          main thread                    ticker's thread
     -----------------------          -----------                    ---------------
-    RunTask -----------------------> reads it
-            <------- Started ------- then runs it, in a fresh context
-            <------- Sample -------- report_progress()              Sample, when one is due
-            <------- Result -------- how it ended
+    RunTask -----------------------> reads the task
+            <------- Started ------- runs the task, in a fresh context
+            <------- Sample -------- report_progress()              sends a Sample when due
+            <------- Result -------- sends the outcome
 
-The main thread sends the result of a task together with the start of the next one if that has
-arrived already. It never waits for another task before it sends a result.
+If the next task has already arrived, the main thread sends the Result of a task together with the
+Started of the next one. It never waits for another task before it sends a Result.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ if TYPE_CHECKING:
     from .settings import WorkerSettings
     from .wire import RunTask, TaskOptions
 
-# Seconds without a task after which a database connection may have become too old.
+# Seconds of waiting for a task after which the worker closes connections older than CONN_MAX_AGE.
 CONNECTION_IDLE = 1.0
 
 _is_worker = False
 
 
 def in_worker_process() -> bool:
-    """Return whether this process is a worker of a process pool."""
+    """Return whether this process is a worker process of a ProcessPoolBackend."""
     return _is_worker
 
 
@@ -79,14 +79,14 @@ def main(
     tickets: Connection | None,
     settings: WorkerSettings,
 ) -> None:
-    """Run the worker. Called in the main thread of a new process."""
+    """Set up Django, then run tasks until the parent ends it. Called from: a new process."""
     global _is_worker
     _is_worker = True
     die_with_parent(lifeline)
-    # Ctrl-C in a terminal reaches every process of the group; the parent ends its workers.
+    # Ignore SIGINT: Ctrl-C sends it to the whole process group, and the parent ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal_handlers.leave_signals_alone()
-    # Programs that a task starts must not hold the socket open.
+    # A program that a task starts must not inherit the socket: it would keep the socket open.
     sock.set_inheritable(False)
     reader = None
     if tickets is not None:
@@ -95,14 +95,14 @@ def main(
     sender = Sender(sock)
     try:
         set_up_django(settings)
-    except BaseException:  # noqa: BLE001 - the parent logs it, whatever it is
+    except BaseException:  # noqa: BLE001 - the parent logs any error
         sender.send(encode(Broken(format_exc())))
         return
     WorkerMain(sock, sender, reader, settings).serve()
 
 
 class RunningTask(Runnable):
-    """The task that the worker runs."""
+    """Holds the task that this worker runs, as execute() and report_progress() need it."""
 
     __slots__ = (
         "args",
@@ -120,7 +120,7 @@ class RunningTask(Runnable):
     )
 
     def __init__(self, worker: WorkerMain, message: RunTask, started_at: float) -> None:
-        """Import the task's module and load its arguments. Raises whatever that raises."""
+        """Import the task's module and load its arguments. Raises any exception of these two."""
         self.worker = worker
         self.id = message.result_id
         self.message = message
@@ -135,15 +135,15 @@ class RunningTask(Runnable):
 
     @property
     def is_finished(self) -> bool:
-        """See Reporting."""
+        """Return whether the task's function has ended, after which reports have no effect."""
         return self.is_over
 
     def report(self, number: int, progress: Progress) -> None:
-        """See Reporting."""
+        """Send a sample of the progress to the parent. Called from: any thread."""
         self.worker.send(encode_sample(self.id, number, progress))
 
     def task_result(self) -> AnyResult:
-        """See Runnable."""
+        """Return the TaskResult, with status RUNNING, for the context of a `takes_context` task."""
         return make_result(
             self.task,
             self.id,
@@ -161,7 +161,7 @@ class RunningTask(Runnable):
 
 
 class WorkerMain:
-    """The main loop of a worker, and its handler of SIGTERM."""
+    """Runs the main loop of a worker process, and handles SIGTERM."""
 
     def __init__(
         self,
@@ -178,25 +178,26 @@ class WorkerMain:
         self.progress_interval = settings.progress_interval
         self._thread = threading.get_ident()
         self._reader = FrameReader()
-        self._bodies: deque[memoryview] = deque()  # of frames that were read
-        self._unsent = b""  # the result of the last task
+        # The bodies of frames that recv() has returned and whose tasks have not begun.
+        self._bodies: deque[memoryview] = deque()
+        self._unsent = b""  # the frame of a Result that was not sent yet
         self._running: RunningTask | None = None
-        self._terminated = False  # SIGTERM has come.
-        # While the main thread sends a frame, or has the result of a task to send, SIGTERM is only
-        # noted: its handler may raise, and would leave the frame unfinished.
+        self._terminated = False  # True after the first SIGTERM.
+        # True while the main thread sends a frame or has a Result to send. The SIGTERM handler then
+        # only sets `_terminated`: an exception of it would leave the frame unfinished.
         self._defers_sigterm = False
 
     def serve(self) -> None:
-        """Run tasks until the parent closes its side of the socket."""
+        """Run tasks until the parent closes its side of the socket or sends SIGTERM."""
         signal_handlers.install(signal.SIGTERM, self._on_sigterm)
         self.send(encode(Ready()))
         while not self._terminated and (message := self._next_message()) is not None:
-            # A fresh context for every task: no variable leaks from one into the next.
+            # Run every task in a fresh context, so that it sees no variable of an earlier task.
             Context().run(self._run, message)
         self._send_result()
 
     def send(self, data: bytes) -> None:
-        """Send frames. Called from any thread."""
+        """Send one or several frames to the parent. Called from: any thread."""
         if threading.get_ident() != self._thread:
             self._sender.send(data)
             return
@@ -209,7 +210,7 @@ class WorkerMain:
             self._end_task()
 
     def _next_message(self) -> RunTask | None:
-        """Return the next task; None when the parent has closed its side."""
+        """Return the next task to run; None when the parent has closed its side of the socket."""
         while True:
             while self._bodies and not self._terminated:
                 body = self._bodies.popleft()
@@ -226,7 +227,7 @@ class WorkerMain:
                 close_old_resources()
 
     def _may_begin(self, ticket: int) -> bool:
-        """Whether the parent has not taken this task back."""
+        """Return whether the worker may run the task: the parent has not taken the ticket back."""
         return not ticket or (self._tickets is not None and self._tickets.take(ticket))
 
     def _run(self, message: RunTask) -> None:
@@ -235,17 +236,17 @@ class WorkerMain:
         drop_stale_connections()
         try:
             running = RunningTask(self, message, started_at)
-        except BaseException as exception:  # noqa: BLE001 - e.g. the task's module has an error
+        except BaseException as exception:  # noqa: BLE001 - the import may raise anything
             failed = Outcome.failure(exception)
             self._defers_sigterm = True
             self._unsent = encode_result(message.result_id, 0.0, failed, (0, None))
             return
-        # After the import of the task's module, which only the first task of a worker waits for.
+        # Measure without the import of the task's module, which happens once per worker.
         began = time.perf_counter()
         outcome = self._execute(running)
         seconds = time.perf_counter() - began
         if os.getpid() != self._pid:
-            os._exit(0)  # The task has forked: this is its child, which is not a worker.
+            os._exit(0)  # The task called fork(), and its child must not go on as a worker.
         if not (self._terminated and outcome.error is not None):
             last = running.close_progress()
             self._unsent = encode_result(message.result_id, seconds, outcome, last)
@@ -254,7 +255,7 @@ class WorkerMain:
         self._running = running
         try:
             outcome = execute(running)
-        except BaseException as exception:  # noqa: BLE001 - it was cancelled after its last line
+        except BaseException as exception:  # noqa: BLE001 - SIGTERM may cancel it very late
             outcome = Outcome.failure(exception)
         finally:
             self._defers_sigterm = True
@@ -263,7 +264,7 @@ class WorkerMain:
         return outcome
 
     def _send_result(self, following: bytes = b"") -> None:
-        """Send the result of the last task, if there is one, together with the next frame."""
+        """Send the unsent Result, if there is one, and the frame `following` in one write."""
         self._defers_sigterm = True
         self._sender.send(self._unsent + following)
         self._unsent = b""
@@ -273,9 +274,10 @@ class WorkerMain:
 
     def _on_sigterm(self, number: int, stack: FrameType | None) -> None:
         """
-        Cancel the task, so that it can clean up: the parent sends SIGKILL after KILL_AFTER seconds.
+        Cancel the running task, so that it can clean up; without a task, end the process.
 
-        Runs in the main thread, between any two of its instructions.
+        The parent sends SIGKILL after KILL_AFTER seconds. Python calls this handler in the main
+        thread, between any two of its instructions.
         """
         self._terminated = True
         if not self._defers_sigterm:
@@ -285,19 +287,19 @@ class WorkerMain:
         if self._running is None:
             _die_of_sigterm()
         else:
-            # Only the first call has an effect, so the task's clean-up is not interrupted.
+            # A second interrupt() has no effect, so it cannot interrupt the task's clean-up.
             self._running.get_cancellation().interrupt()
 
 
 def _die_of_sigterm() -> None:
-    """End as if SIGTERM had no handler, so that the parent can name the signal."""
+    """End this process by SIGTERM, so that the parent can name the signal in its error."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.raise_signal(signal.SIGTERM)
 
 
 @cache
 def _task(path: str, options: TaskOptions) -> AnyTask:
-    """Return the task with this function and these options."""
+    """Return the Task with the function at this dotted path and these options."""
     found = import_string(path)
     priority, backend, queue_name, run_after, takes_context = options
     task: AnyTask = task_backends[backend].task_class(

@@ -1,7 +1,8 @@
-"""The parent's ends of a worker's socket and pipes: bytes in both directions, and nothing waits."""
+"""Send tasks to a worker and receive its messages, in the parent and without blocking."""
 
 from __future__ import annotations
 
+import socket
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING
 from .wire import READ_SIZE, FrameReader, decode
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
@@ -18,32 +18,42 @@ if TYPE_CHECKING:
 
 
 class WorkerConnection:
-    """The connection to one worker. Any thread may send; only the dispatcher's thread receives."""
+    """
+    Holds the parent's ends of one worker's socket and pipes.
+
+    Any thread may send; only the dispatcher's thread receives.
+    """
 
     def __init__(
         self, sock: socket.socket, lifeline: Connection, tickets: Tickets | None = None
     ) -> None:
         self.sock = sock
-        # A pipe of which the parent holds this end only: the kernel closes it if the parent dies,
-        # and the worker ends.
+        # Only the parent holds this end of a pipe. If the parent dies, the kernel closes the end,
+        # and the worker, which watches the other end, dies too.
         self._lifeline = lifeline
-        self.tickets = tickets  # None where no tasks are sent ahead
+        self.tickets = tickets  # None on Windows, where no task is sent ahead.
         self.reader = FrameReader()
-        # Guards `_unsent` and the writing to the socket. Reentrant, because a finalizer that runs
-        # while this thread holds it may enqueue.
+        # Guards: `_unsent` and the order of writes to the socket. Reentrant, because a finalizer
+        # that runs while this thread holds it may enqueue a task.
         self._lock = threading.RLock()
         self._unsent = bytearray()  # The socket has not accepted these bytes yet.
-        self.is_watched_for_writing = False  # by the dispatcher
+        # Whether the dispatcher calls flush() when the socket accepts more bytes.
+        self.is_watched_for_writing = False
 
     def receive(self) -> list[WorkerMessage]:
-        """Return the messages that are complete now, of one read. Raises EOFError at the end."""
+        """Read once; return the complete messages. Raises EOFError if the worker closed it."""
         try:
             return self._read()
         except BlockingIOError:
             return []
 
+    def stop_sending(self) -> None:
+        """Have the worker read the end of its socket, after which it ends. From any thread."""
+        with suppress(OSError):  # It has ended already.
+            self.sock.shutdown(socket.SHUT_WR)
+
     def receive_rest(self) -> Iterator[WorkerMessage]:
-        """Yield everything that a dead worker has sent."""
+        """Yield all complete messages that a dead worker has sent and nobody has received."""
         with suppress(BlockingIOError, EOFError):
             while True:
                 yield from self._read()
@@ -61,11 +71,11 @@ class WorkerConnection:
 
     @property
     def has_unsent(self) -> bool:
-        """Whether flush() must be called when the socket accepts more."""
+        """Return whether the dispatcher must call flush() when the socket accepts more bytes."""
         return bool(self._unsent)
 
     def send(self, data: bytes) -> None:
-        """Send data now as far as the socket accepts it; the rest is for flush()."""
+        """Send the bytes that the socket accepts now; keep the others for flush()."""
         with self._lock:
             sent = 0 if self._unsent else self._send_now(data)
             if sent < len(data):
@@ -78,21 +88,21 @@ class WorkerConnection:
             del self._unsent[:sent]
 
     def discard_unsent(self) -> None:
-        """Forget the unsent bytes: the worker does not read them any longer."""
+        """Discard the unsent bytes, because the worker no longer reads its socket."""
         with self._lock:
             self._unsent.clear()
 
     def _send_now(self, data: bytes | bytearray) -> int:
-        """Return the number of bytes that need not be sent again: all, if the worker has died."""
+        """Send data; return how many bytes need no further send: all, if the worker has died."""
         try:
             return self.sock.send(data)
         except BlockingIOError:
             return 0
-        except OSError:  # The sentinel reports the death.
+        except OSError:  # The dispatcher handles the worker's death.
             return len(data)
 
     def close(self) -> None:
-        """Close all descriptors."""
+        """Close the parent's ends of the socket and of the pipes."""
         self.sock.close()
         self._lifeline.close()
         if self.tickets is not None:

@@ -1,4 +1,4 @@
-"""All workers of one pool: how many there are, and the beginning and the end of each."""
+"""Start, replace, retire and terminate the worker processes of one pool."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 class Crew:
     """
-    The workers. For the dispatcher's thread; a method for any thread is marked as such.
+    Holds the worker processes of one pool, and starts and ends them.
 
-    `listen(worker, undo)` is called for each new worker; it adds its reverse to `undo`.
+    Called from: the dispatcher's thread, unless a method states "any thread". The Crew calls
+    `listen(worker, undo)` for each new worker; `listen` registers in `undo` how to stop listening.
     """
 
     def __init__(
@@ -39,33 +40,33 @@ class Crew:
         self._assigner = assigner
         self._listen = listen
         self._workers: set[WorkerProcess] = set()
-        self._size = 0  # workers to have: the largest number that was needed so far
-        self._settings_version = 0  # raised when new workers need other settings than older ones
+        self._size = 0  # start_missing() keeps this many workers running.
+        self._settings_version = 0  # outdate() adds 1: only later workers have its settings.
         self.closing = False
 
     def workers(self) -> list[WorkerProcess]:
-        """Return all workers, those that end included. Called from any thread."""
+        """Return all workers, also those that are ending. Called from: any thread."""
         return list(self._workers)
 
     def __contains__(self, worker: object) -> bool:
-        """Whether a worker was not removed yet."""
+        """Return whether the pool has started this worker and not yet removed it."""
         return worker in self._workers
 
     def __len__(self) -> int:
-        """Return the number of workers, those that end included."""
+        """Return the number of workers, also of those that are ending."""
         return len(self._workers)
 
     def can_grow(self) -> bool:
-        """Whether another worker may be started, now or later."""
+        """Return whether fewer than MAX_WORKERS workers run tasks or are starting."""
         return self._serving() < self._pool.options.max_workers
 
     def _serving(self) -> int:
         return sum(worker.counts_as_serving() for worker in self._workers)
 
-    # The beginning
+    # Methods that start workers
 
     def start_missing(self) -> None:
-        """Start workers: in place of those that have ended, and for waiting tasks."""
+        """Start workers to replace ended ones and to run waiting tasks, at most MAX_WORKERS."""
         most = self._pool.options.max_workers
         waiting, serving = len(self._pool.queue), self._serving()
         if waiting and self._size < most:
@@ -81,25 +82,25 @@ class Crew:
         try:
             with ExitStack() as undo:
                 worker = self._starter.start()
-                undo.callback(
-                    worker.connection.close
-                )  # It ends if this end of its socket is closed.
+                # The worker ends if this end of its socket is closed.
+                undo.callback(worker.connection.close)
                 self._listen(worker, undo)
                 undo.pop_all()
-        except Exception:  # noqa: BLE001 - whatever it is, enqueue() reports it to its caller
+        except Exception:  # noqa: BLE001 - enqueue() reports any error to its caller
             error = format_exc()
         else:
             self._workers.add(worker)
-            # If replace() was called concurrently, it did not find this worker.
-            worker.is_outdated = version != self._settings_version
+            # If outdate() was called concurrently, it did not find this worker.
+            if version != self._settings_version:
+                worker.is_outdated = True
             return
-        # Outside of the `except` block, so that this exception does not become the __context__ of
-        # the errors of waiting tasks.
+        # Give up outside of the `except` block, so that this exception does not become the
+        # __context__ of the errors of waiting tasks.
         if self._starter.on_refusal(error):
             self._give_up(error)
 
     def _give_up(self, error: str) -> None:
-        """Fail the waiting tasks, unless a worker is left that can run them."""
+        """Fail the waiting tasks, unless the pool still has a worker that has been ready."""
         if any(worker.was_ready for worker in self._workers):
             return
         self._size = 0
@@ -109,13 +110,13 @@ class Crew:
             self._pool.fail_waiting(task, WorkerDied(reason))
 
     def on_ready(self, worker: WorkerProcess) -> None:
-        """A worker has set up Django: let it be given tasks."""
+        """Give tasks to a worker that has set up Django."""
         self._starter.on_ready()
         worker.become_ready()
         self.offer(worker)
 
     def offer(self, worker: WorkerProcess) -> None:
-        """Let a worker be given tasks; or, if it must get no further one, let it end."""
+        """Give waiting tasks to a worker, or retire it if it must not get another task."""
         if not worker.is_working():
             return
         if worker.must_retire(self._pool.options.max_tasks_per_worker):
@@ -123,10 +124,10 @@ class Crew:
         else:
             self._assigner.refill(worker)
 
-    # The end
+    # Methods that end workers
 
     def outdate(self) -> None:
-        """Let the present workers be given no further task. Called from any thread."""
+        """Give the present workers no further task. Called from: any thread."""
         self._settings_version += 1
         for worker in self.workers():
             worker.is_outdated = True
@@ -149,20 +150,20 @@ class Crew:
         reason: BaseException | None = None,
         task: ProcessTask | None = None,
     ) -> None:
-        """Send a worker SIGTERM; `task`, which it runs, fails with `reason`."""
-        # First, so that the worker cannot begin another task, which SIGTERM would hit.
+        """Send SIGTERM to a worker. The `task` that it runs fails with `reason`."""
+        # Recall the tasks first: otherwise SIGTERM could cancel a task that the worker begins now.
         self._assigner.recall(worker)
         worker.terminate(reason, task)
         self._assigner.remove_idle(worker)
 
     def close(self) -> None:
-        """Terminate all workers, and start no further one."""
+        """Terminate all workers, and start no further workers."""
         self.closing = True
         for worker in self.workers():
             self.terminate(worker)
 
     def remove(self, dead: WorkerProcess) -> str:
-        """Forget a dead worker; return how it ended."""
+        """Remove a dead worker; return a sentence with its exit code or signal."""
         self._assigner.recall(dead)
         self._assigner.remove_idle(dead)
         self._workers.discard(dead)

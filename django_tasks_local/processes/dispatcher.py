@@ -1,25 +1,25 @@
 """
-The dispatcher: the thread that talks to all worker processes of a pool.
+Run the dispatcher: the one thread that exchanges messages with all worker processes of a pool.
 
     enqueue(), any thread          the dispatcher's thread         a worker process
     ---------------------          -----------------------         ----------------
     queue.append(task)
-    an idle worker? give() ----------------- RunTask ------------> reads it
+    an idle worker? give() ----------------- RunTask ------------> reads the task
     none? wake() ----------------> starts a worker
-                                   pool.begin(task)  <--Started--- runs it
+                                   pool.begin(task)  <--Started--- runs the task
                                    task.report()     <--Sample----
                                    pool.finish(task) <--Result----
-                                   gives it the next task
-    cancel(), close() --post()---> terminates a worker --SIGTERM-> its task is cancelled
-                                   fails the task, or <-sentinel-- has ended
-                                   requeues it
+                                   sends it the next task
+    cancel(), close() --post()---> terminates a worker --SIGTERM-> cancels its task
+                                   fails or requeues  <-sentinel-- ends
+                                   the worker's tasks
 
 Each worker has its own socket, so a worker that dies, stops or leaves a frame unfinished affects no
-other one. The dispatcher never waits for a single worker: it reads and writes without blocking, and
-sleeps until a socket, a sentinel, wake() or a deadline ends its select().
+other worker. The dispatcher never waits for a single worker: it reads and writes without blocking,
+and sleeps until a socket, a sentinel, wake() or a deadline ends its select().
 
-Invariant: a worker owns a task from its report that the task has started. Before that report, the
-task of a dead worker is requeued, so the death of an idle worker costs no task.
+Invariant: a worker owns a task after its message Started for this task. If a worker dies before
+that message, the dispatcher requeues the task, so the death of an idle worker loses no task.
 """
 
 from __future__ import annotations
@@ -53,21 +53,20 @@ if TYPE_CHECKING:
     from .wire import WorkerMessage
     from .worker_process import WorkerProcess
 
-MAX_SENDS = 3  # how often a task is sent to workers that die before it starts
+MAX_SENDS = 3  # A task fails after this many workers died before they started it.
 
 
 class Dispatcher:
-    """
-    The thread of one pool. Public methods may be called from any thread.
-    """
+    """Gives the tasks of one pool to its workers. Public methods: called from any thread."""
 
     def __init__(self, pool: Pool[ProcessOptions, ProcessTask]) -> None:
         self._pool = pool
         self._options = pool.options
         self.starter = Starter(pool.alias, make_launch(pool.options))
-        # Whether another task lets the thread start a worker: then task_added() wakes it.
+        # True if the thread may start a worker for the next task: then task_added() wakes it.
         self._wants_tasks = True
-        # multiprocessing waits for its children at exit, after it has called its own finalizers.
+        # At exit multiprocessing calls its finalizers and then joins its children, so this
+        # finalizer must end the workers: otherwise the join would never return.
         finalizer = multiprocessing_util.Finalize(None, shutdown.drain_at_exit, exitpriority=100)
         with ExitStack() as undo:
             undo.callback(finalizer.cancel)
@@ -78,7 +77,7 @@ class Dispatcher:
                 on_end=finalizer.cancel,
             )
             undo.callback(self._loop.close)
-            self._assigner = Assigner(pool, self._loop.wake)
+            self._assigner = Assigner(pool, self._loop.wake, self.stop)
             self._crew = Crew(pool, self.starter, self._assigner, self._listen_to)
             self._loop.start()
             undo.pop_all()
@@ -87,39 +86,40 @@ class Dispatcher:
     def task_added(self) -> None:
         """Give waiting tasks to idle workers, or have the dispatcher start workers for them."""
         self._assigner.assign()
-        # Unlocked: after it has set the flag, the dispatcher checks the queue again.
+        # Unlocked: the dispatcher sets the flag and then checks the queue again.
         if self._wants_tasks and self._pool.queue:
             self._wants_tasks = False
             self._loop.wake()
 
     def stop(self, task: ProcessTask) -> None:
         """Stop the worker that runs a cancelled task."""
+        task.is_cancelled = True  # A thread that is sending the task reads this afterwards.
         self._loop.post(self._stop_task, task)
 
     def workers(self) -> list[WorkerProcess]:
-        """Return all workers, those that end included."""
+        """Return all workers, also those that are ending."""
         return self._crew.workers()
 
     def replace_workers(self) -> None:
-        """Give no further task to the present workers: their settings are outdated."""
+        """Replace all workers, because their settings are outdated; running tasks may finish."""
         self._crew.outdate()
         self._loop.post(self._crew.retire_outdated)
 
     def waiting_in_workers(self) -> int:
-        """Return the number of tasks that were sent ahead."""
+        """Return the number of tasks that wait in workers behind a running task."""
         return sum(max(0, len(worker.tasks) - 1) for worker in self.workers())
 
     def close(self) -> None:
-        """Stop all workers, and return when all have ended."""
+        """Terminate all workers; return when they and the dispatcher's thread have ended."""
         self._loop.post(self._crew.close)
         self._loop.join()
 
     def forget_parent(self) -> None:
-        """In a child of fork(): close what belongs to the parent."""
+        """Close the parent's sockets, pipes and selector. Called from: a child of fork()."""
         forget_parents_children(self.workers())
         self._loop.close()
 
-    # Each turn of the loop
+    # Called from: the dispatcher's thread
 
     def _on_turn(self) -> float | None:
         """Act on deadlines, assign tasks, start workers; return the time of the next deadline."""
@@ -136,8 +136,9 @@ class Dispatcher:
             for at in (worker.deadline, worker.recall_at):
                 if at is not None and (due_at is None or at < due_at):
                     due_at = at
-        if self._pool.queue and not self.starter.is_due():
-            retry_at = self.starter.retry_at
+        retry_at = self.starter.retry_at
+        # The time of this turn's begin: start_missing() may have checked it before it became due.
+        if self._pool.queue and retry_at > now:
             due_at = retry_at if due_at is None else min(due_at, retry_at)
         return due_at
 
@@ -148,12 +149,13 @@ class Dispatcher:
             self._crew.start_missing()
             self._wants_tasks = True
             if self._pool.queue:
-                # Tasks added during the lines above did not wake this thread: the flag was False.
+                # Tasks that another thread added before `_wants_tasks` became True have not woken
+                # this thread, so assign them here.
                 self._assigner.assign()
                 self._crew.start_missing()
             self._assigner.share(self._crew.workers())
         finally:
-            # Also after an exception: while the flag is False, no added task wakes this thread.
+            # Set the flag also after an exception: while it is False, no task wakes this thread.
             self._wants_tasks = self._crew.can_grow()
 
     def _stop_task(self, task: ProcessTask) -> None:
@@ -164,8 +166,8 @@ class Dispatcher:
             self._assigner.recall(worker)
             if task not in worker.tasks:
                 break
-            # If the worker has begun a later task, this one has ended: its result comes together
-            # with the report that the later one has started.
+            # If the worker has begun a later task, `task` has ended: the worker sends its Result
+            # together with the Started of the later task.
             if worker.tasks[-1] is task:
                 self._crew.terminate(worker, error, task)
             return
@@ -173,6 +175,10 @@ class Dispatcher:
 
     def _on_deadline(self, worker: WorkerProcess) -> None:
         """Act on a deadline of a worker, or take back tasks that wait for too long."""
+        # The worker may have sent a result in time, while a receiver occupied this thread.
+        self._handle(worker, worker.connection.receive_rest())
+        if worker not in self._crew or not worker.has_expired(time.monotonic()):
+            return
         self._assigner.recall(worker)
         if worker.deadline is not None and worker.deadline <= time.monotonic():
             worker.act_on_deadline()
@@ -180,20 +186,20 @@ class Dispatcher:
     def _listen_to(self, worker: WorkerProcess, undo: ExitStack) -> None:
         self._loop.watch(worker.connection.sock, partial(self._on_socket, worker))
         undo.callback(self._loop.unwatch, worker.connection.sock)
-        if sys.platform != "win32":  # where a selector accepts only sockets
+        if sys.platform != "win32":  # On Windows a selector accepts only sockets.
             self._loop.watch(worker.process.sentinel, partial(self._on_sentinel, worker))
             undo.callback(self._loop.unwatch, worker.process.sentinel)
 
     def _watch_writing(self, connection: WorkerConnection) -> None:
-        """Have the rest of a long frame sent as soon as the socket accepts more."""
+        """Watch for writing while bytes are unsent, to send them when the socket accepts more."""
         connection.is_watched_for_writing = connection.has_unsent
         self._loop.watch_writing(connection.sock, connection.is_watched_for_writing)
 
-    # Messages
+    # Handlers of messages
 
     def _on_socket(self, worker: WorkerProcess, events: int) -> None:
         if worker not in self._crew:
-            return  # It was buried in this turn.
+            return  # This turn has already removed the worker.
         if events & selectors.EVENT_WRITE:
             worker.connection.flush()
         if events & selectors.EVENT_READ:
@@ -233,18 +239,22 @@ class Dispatcher:
         if task is None or task.id != message.result_id or not task.has_started:
             self._reject(worker, message)
         elif worker.overrules(message):
-            # The worker was terminated for this reason; the outcome is recorded at its death.
+            # terminate() has set the reason for which the task fails. _bury() records the outcome.
             number, progress = message.last
             if progress is not None:
                 task.report(number, progress)
         else:
-            self._assigner.pace.note(task, message.seconds)
+            if message.seconds:  # It is 0 if the function was not called.
+                self._assigner.pace.note(task, message.seconds)
             worker.end_first()
-            self._crew.offer(worker)  # The next task begins while this one's outcome is recorded.
-            self._pool.finish(task, message.outcome(), message.last)
+            try:
+                # The next task begins while the outcome of this one is recorded.
+                self._crew.offer(worker)
+            finally:
+                self._pool.finish(task, message.outcome(), message.last)
 
     def _reject(self, worker: WorkerProcess, message: WorkerMessage) -> None:
-        """Terminate a worker that breaks the protocol. If it runs a task, the task fails."""
+        """Terminate a worker that has sent a wrong message; the task that it runs fails."""
         error: Exception
         if isinstance(message, Unreadable):
             error = message.error
@@ -262,21 +272,21 @@ class Dispatcher:
         Unreadable: _reject,
     }
 
-    # The end of a worker
+    # Handlers of the end of a worker
 
     def _on_end_of_socket(self, worker: WorkerProcess) -> None:
-        """The worker is about to end, or a task has closed a socket that it did not open."""
+        """Give no task to a worker with a closed socket: it is ending, or a task has closed it."""
         self._loop.unwatch(worker.connection.sock)
         worker.note_end()
         self._assigner.remove_idle(worker)
-        if sys.platform == "win32":  # No sentinel reports its end.
+        if sys.platform == "win32":  # The loop cannot watch a sentinel here.
             worker.wait_or_kill()
             self._bury(worker)
 
     def _on_sentinel(self, worker: WorkerProcess, events: int) -> None:
         """Read the last messages of a dead worker, then record or requeue its tasks."""
         if worker in self._crew:
-            worker.note_end()  # Its last result must not get it another task.
+            worker.note_end()  # Its last Result must not make it idle.
             self._handle(worker, worker.connection.receive_rest())
             self._loop.unwatch(worker.process.sentinel)
             self._bury(worker)
@@ -284,17 +294,17 @@ class Dispatcher:
     def _bury(self, dead: WorkerProcess) -> None:
         self._loop.unwatch(dead.connection.sock)
         death = self._crew.remove(dead)
-        # After its state is DEAD: until then another thread may give it a task.
         for task in reversed(dead.tasks):
-            self._resolve(task, dead, death)
+            self._loop.call(self._resolve, task, dead, death)
 
     def _resolve(self, task: ProcessTask, dead: WorkerProcess, death: str) -> None:
-        """Fail a task of a dead worker, or requeue it if it had not started."""
+        """Requeue a task of a dead worker if it may start elsewhere; else fail it."""
         reason = dead.reason if dead.stopped_task is task else None
         if reason is None and not task.has_started and task.sends < MAX_SENDS:
             self._assigner.requeue(task)
         else:
-            error = reason or WorkerDied(f"{death} while it ran the task.")
+            what = "while it ran the task" if task.has_started else "before the task started"
+            error = reason or WorkerDied(f"{death} {what}.")
             self._pool.finish(task, Outcome.failure(error))
 
 

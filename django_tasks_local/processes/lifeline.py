@@ -1,4 +1,4 @@
-"""The end of a worker process together with its parent."""
+"""End a worker process when its parent ends."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 def die_with_parent(lifeline: Connection) -> None:
     """
-    End this process when the parent ends: only the parent holds the other end of this pipe.
+    End this process when the parent ends: the kernel then closes the other end of the pipe.
 
-    On Linux the kernel sends SIGKILL: a thread would wait for the GIL while a task is in C code.
+    On Linux the kernel sends SIGKILL to this process. On other systems a thread waits for the end
+    of the pipe, and while a task runs C code this thread may have to wait for the GIL.
     """
     if sys.platform != "linux":
         threading.Thread(
@@ -30,7 +31,7 @@ def die_with_parent(lifeline: Connection) -> None:
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-    if lifeline.poll():  # The parent has ended before the lines above.
+    if lifeline.poll():  # The parent ended before F_SETFL, so no signal comes.
         os._exit(1)
 
 

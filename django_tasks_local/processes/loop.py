@@ -1,9 +1,9 @@
 """
-The loop of the dispatcher's thread: waits for files, commands and deadlines, calls functions.
+Run the loop of the dispatcher's thread, which waits for files, commands and deadlines.
 
     select() --> handlers of files --> commands --> on_turn(), which returns the next deadline
 
-It knows nothing of tasks and workers.
+This module does not depend on tasks and workers; the dispatcher supplies the handlers.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     type Watched = socket.socket | int
-    type Handler = Callable[[int], object]  # called with selectors.EVENT_READ, EVENT_WRITE or both
+    type Handler = Callable[[int], object]  # gets EVENT_READ, EVENT_WRITE or both
 
 logger = logging.getLogger(__name__)
 
-MAX_SELECT_SECONDS = 3600.0  # epoll cannot wait for more than 24 days
+MAX_SELECT_SECONDS = 3600.0  # epoll accepts at most 24 days
 
 
 class Loop:
-    """One thread, its selector, and the commands that other threads have for it."""
+    """Runs one thread that calls handlers of ready files, and commands of other threads."""
 
     def __init__(
         self,
@@ -46,7 +46,12 @@ class Loop:
         is_done: Callable[[], bool],
         on_end: Callable[[], object],
     ) -> None:
-        """`on_turn` is called in each turn; it returns the time of the next one, or None."""
+        """
+        Open the selector and the sockets for wake(). Raises OSError.
+
+        The thread calls `on_turn` at the end of each turn; it returns the time of the next turn, or
+        None. The thread ends when `is_done` returns True, and then calls `on_end`.
+        """
         self._on_turn = on_turn
         self._is_done = is_done
         self._on_end = on_end
@@ -62,70 +67,72 @@ class Loop:
             undo.pop_all()
 
     def start(self) -> None:
-        """Start the thread. Raises RuntimeError if the system refuses it."""
+        """Start the thread. Raises RuntimeError if the system cannot start a thread."""
         self._thread.start()
 
-    # Called from any thread
+    # Called from: any thread
 
     def post(self, command: Callable[..., object], *args: object) -> None:
-        """Have the loop's thread call this."""
+        """Wake the loop's thread and let it call `command` with `args`."""
         self._commands.append(partial(command, *args))
         self.wake()
 
     def wake(self) -> None:
-        """Have the loop's thread make a turn."""
-        # Unlocked: the loop resets the flag before it checks commands and queues, so it finds
-        # everything that was added before. Two wake-ups at once are harmless.
+        """Wake the loop's thread, so that it calls the commands and `on_turn` without delay."""
+        # Unlocked: the loop resets `_wake_pending` before it checks commands and queues, so it
+        # finds every entry that was added while the flag was True. Two concurrent wake-ups are
+        # harmless.
         if not self._wake_pending:
-            self._wake_pending = True
             with suppress(OSError):  # The loop has ended.
+                # No call between the two lines: an interrupt there would disable later wake-ups.
+                self._wake_pending = True
                 self._wake_send.send(b"\0")
 
     def join(self) -> None:
-        """Wait until the thread has ended; in the thread itself, return at once."""
+        """Wait until the loop's thread has ended; return at once if this thread calls join()."""
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
     def close(self) -> None:
-        """Close the loop's files. Called at its end, or in a child of fork(), where it is dead."""
+        """Close the selector and sockets. Called from: the loop's end, or a child of fork()."""
         self._selector.close()
         self._wake_recv.close()
         self._wake_send.close()
 
-    # Called in the loop's thread
+    # Called from: the loop's thread
 
     def watch(self, file: Watched, handler: Handler) -> None:
-        """Call the handler when the file can be read. Raises OSError."""
+        """Call `handler` whenever the file is readable. Raises OSError if that is impossible."""
         self._selector.register(file, selectors.EVENT_READ, handler)
 
     def watch_writing(self, file: Watched, wanted: bool) -> None:
-        """Call the handler of a watched file also when it can be written, or no longer."""
+        """Start or stop calling the handler of a watched file also when the file is writable."""
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
-        with suppress(KeyError, ValueError):  # The file is not watched any longer.
+        with suppress(KeyError, ValueError):  # The loop no longer watches the file.
             self._selector.modify(file, events, self._selector.get_key(file).data)
 
     def unwatch(self, file: Watched) -> None:
-        """Forget a file, if it is watched."""
+        """Stop watching a file; without effect if the loop does not watch it."""
         with suppress(KeyError, ValueError):  # ValueError: the file is closed.
             self._selector.unregister(file)
 
     def call(self, function: Callable[..., object], *args: object) -> None:
-        """Call a function; an exception is logged and does not end the thread."""
+        """Call a function; log its exception instead of raising it, so that the thread goes on."""
         try:
             function(*args)
         except BaseException:
-            # A bug of this package, or a SystemExit: the other workers' tasks must go on.
-            logger.exception("An error in the dispatcher of the task backend.")
+            # Go on after a bug of this package or a SystemExit, to serve the other workers' tasks.
+            logger.exception("An error in the dispatcher: the thread %r.", self._thread.name)
 
     def _run(self) -> None:
         timeout: float | None = None
         try:
             while not self._is_done():
                 ready = self._selector.select(timeout)
-                # An empty context for each turn, because log handlers may leave variables in it.
+                # Use an empty context for each turn, because log handlers may set variables in it.
                 timeout = Context().run(self._turn, ready)
         except BaseException:
-            logger.exception("The thread %r failed.", self._thread.name)
+            logger.exception("The thread %r has ended because of an error.", self._thread.name)
         finally:
             self._on_end()
             self.close()

@@ -1,4 +1,4 @@
-"""How long tasks take: only short ones are sent to a worker ahead of their turn."""
+"""Estimate how long tasks take: the dispatcher sends only short tasks ahead to a busy worker."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ if TYPE_CHECKING:
 
     from .task import ProcessTask
 
-UNKNOWN = 1.0  # seconds; a function that was not measured counts as long
+UNKNOWN = 1.0  # seconds; the estimate for a task function without a measurement
 DECAY = 0.1  # the weight of a measurement that is shorter than the estimate
 
 
 class Pace:
-    """The recent durations of task functions. Its methods are called in the dispatcher's thread."""
+    """Keeps the recent durations of task functions. Called from: the dispatcher's thread."""
 
     def __init__(self) -> None:
         self._seconds: dict[Callable[..., Any], float] = {}
 
     def note(self, task: ProcessTask, seconds: float) -> None:
-        """Note how long the function of a task has run."""
+        """Update the estimate for the function of a task that has run for `seconds`."""
         function = task.task.func
         before = self._seconds.get(function)
         if before is not None and seconds < before:
-            # One long run counts at once, and is forgotten slowly: the next one may be as long.
+            # A longer run replaces the estimate at once; a shorter one lowers it only by a tenth of
+            # the difference, because the next run may be long again.
             seconds = (1 - DECAY) * before + DECAY * seconds
         self._seconds[function] = seconds
 
     def estimate(self, task: ProcessTask) -> float:
-        """Return how many seconds the task will run, rather too many than too few."""
+        """Return how many seconds the task will probably run; rather too many than too few."""
         return self._seconds.get(task.task.func, UNKNOWN)

@@ -1,4 +1,4 @@
-"""ProcessPool: the queue and the results of Pool, with worker processes."""
+"""Run the tasks of a ProcessPoolBackend: a Pool whose workers are processes."""
 
 from __future__ import annotations
 
@@ -27,23 +27,27 @@ if TYPE_CHECKING:
 
 
 class ProcessPool(Pool[ProcessOptions, ProcessTask]):
-    """Processes named `django-tasks-<alias>-<n>`, started when no idle one can take a task."""
+    """
+    Runs tasks in processes with the names `django-tasks-<alias>-<n>`.
+
+    Its dispatcher starts a process when a task waits and no idle process can run it.
+    """
 
     def __init__(self, sender: type, alias: str, options: ProcessOptions) -> None:
         super().__init__(sender, alias, options)
-        # Guards the two below: one dispatcher, one check of the databases. Reentrant, because a
-        # finalizer that runs while this thread holds it may enqueue.
+        # Guards: `_dispatcher` and `_databases`, so that only one thread starts the dispatcher.
+        # Reentrant, because a finalizer that runs while this thread holds it may enqueue a task.
         self._dispatcher_lock = threading.RLock()
         self._dispatcher: Dispatcher | None = None
         self._databases: dict[str, Any] | None = None
 
     def workers(self) -> list[WorkerProcess]:
-        """Return the worker processes, those that start or end included."""
+        """Return the worker processes, also those that are starting or ending."""
         return [] if self._dispatcher is None else self._dispatcher.workers()
 
     @property
     def dispatcher(self) -> Dispatcher | None:
-        """The thread that talks to the workers; None before the first task."""
+        """Return the Dispatcher, which sends tasks to the workers; None before the first task."""
         return self._dispatcher
 
     @override
@@ -79,10 +83,10 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
 
     def _check_databases(self) -> None:
         """
-        Replace the workers if this process uses other databases than they do.
+        Replace the workers if the names of the databases have changed since the last check.
 
-        A test runner changes the names in a running process. A worker that was started before
-        would work on the real databases.
+        A test runner changes the names in a running process, and a worker that was started before
+        would still use the real databases. Raises ImproperlyConfigured for a database in memory.
         """
         databases = database_names()
         if databases == self._databases:
@@ -95,8 +99,8 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
 
     def _start_dispatcher(self) -> None:
         with self._dispatcher_lock:
-            # A pool that is closed or that shutdown would not close gets none: enqueue() refuses
-            # the task.
+            # Start no dispatcher if the pool is closed, or if the process shuts down and so would
+            # not close it. enqueue() then refuses the task.
             if self._dispatcher is not None or self.closed or not shutdown.register(self):
                 return
             try:
@@ -108,7 +112,7 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
                 ) from error
             if self._dispatcher is None:
                 self._dispatcher = dispatcher
-            else:  # A finalizer has enqueued during the lines above.
+            else:  # A finalizer that ran during Dispatcher() has started one.
                 dispatcher.close()
 
     @override
@@ -120,12 +124,14 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
     @override
     def fail_waiting(self, record: ProcessTask, error: BaseException) -> bool:
         # A task that was sent to a worker may have started although the report is not here yet.
-        if not record.claim():
-            return False
-        if super().fail_waiting(record, error):
-            return True
-        # enqueue() has not published the task yet, so it is in no queue and no worker has it.
-        record.unclaim()
+        while record.claim():
+            if super().fail_waiting(record, error):
+                return True
+            # enqueue() has not published the task yet, so it is in no queue and no worker has it.
+            record.unclaim()
+            if record.position is None or record.is_finished:
+                return False
+            # enqueue() has published it since, and may have found it claimed.
         return False
 
     @override
@@ -135,8 +141,8 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
 
     @override
     def _call_receivers(self, send: Callable[..., object], *args: object) -> None:
-        # The dispatcher's thread serves all tasks, so receivers must leave no context variable and
-        # no connection there.
+        # Call the receivers in a new context, and close old connections afterwards, because the
+        # dispatcher's thread, which calls this method, serves all tasks.
         Context().run(_call_with_resources, send, *args)
 
     @override
@@ -148,7 +154,7 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
 
 
 def _call_with_resources(function: Callable[..., object], *args: object) -> None:
-    """Call receivers, which may use databases and caches, as Django calls a view."""
+    """Call signal receivers, and close old database connections and caches afterwards."""
     drop_stale_connections()
     try:
         function(*args)

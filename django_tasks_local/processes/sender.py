@@ -1,4 +1,4 @@
-"""The worker's sending side of its socket."""
+"""Send frames from a worker process to its parent."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 
 
 class Sender:
-    """Sends whole frames. May be called from any thread, and from a finalizer or signal handler."""
+    """Sends whole frames. Called from: any thread, also in a finalizer or a signal handler."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        # Keeps the frames of several threads apart. Reentrant, because a finalizer that runs while
-        # this thread holds it may report progress.
+        # Guards: `_frames` and the socket, so that no thread writes into another thread's frame.
+        # Reentrant, because a finalizer that runs while this thread holds it may report progress.
         self._lock = threading.RLock()
         self._is_sending = False
         self._frames: deque[bytes] = deque()
 
     def send(self, data: bytes) -> None:
-        """Send one or several frames; if this interrupts another call, that one sends them."""
+        """Send one or several frames; a call that interrupts send() leaves them to that send()."""
         with self._lock:
             self._frames.append(data)
             if self._is_sending:

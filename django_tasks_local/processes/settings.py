@@ -1,9 +1,9 @@
 """
-The settings of Django in a worker process: sent by the parent, applied by the worker.
+Give a worker process the Django settings of its parent: the parent sends, the worker applies them.
 
-A worker imports the settings module as every process of the site does. What that import does not
-give it is sent: settings.configure(), settings that a test or its runner has replaced, the names of
-test databases.
+A worker imports the settings module as every process of the site does. The parent sends the values
+that this import does not contain: those of settings.configure(), those that a test or its runner
+has replaced, and the names of test databases.
 """
 
 from __future__ import annotations
@@ -26,24 +26,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
-    """The settings, environment and database names with which a worker sets up Django."""
+    """Holds the settings, environment and database names with which a worker sets up Django."""
 
     name: str
     progress_interval: float
     environ: dict[str, str]
     settings_module: str | None
-    # Settings whose value is not that of the settings module, each pickled separately.
+    # The pickled values of all settings that differ from the settings module.
     overrides: dict[str, bytes] = field(default_factory=dict)
+    # The names of settings that differ, but whose values cannot be pickled.
     unpickleable: list[str] = field(default_factory=list)
-    # The NAME of each database: a test runner changes it inside of DATABASES.
+    # The NAME of each database, because a test runner changes the names inside of DATABASES.
     databases: dict[str, Any] = field(default_factory=dict)
 
 
-# In the parent
+# Called from: the parent
 
 
 def worker_settings(name: str, progress_interval: float) -> WorkerSettings:
-    """Return the settings that a worker which starts now must have."""
+    """Return the current settings of this process, for a worker that it starts now."""
     holder = _settings_object()
     while isinstance(holder, UserSettingsHolder):
         holder = holder.default_settings
@@ -61,16 +62,16 @@ def worker_settings(name: str, progress_interval: float) -> WorkerSettings:
 
 
 def _settings_object() -> Any:
-    """Return the object behind LazySettings, which warns if deprecated names are read from it."""
-    return settings._wrapped  # noqa: SLF001 - there is no public name for it
+    """Return the object behind `settings`: reading deprecated names from it issues no warning."""
+    return settings._wrapped  # noqa: SLF001 - Django has no public name for it
 
 
 def _overrides(module: ModuleType) -> tuple[dict[str, bytes], list[str]]:
     """
-    Return the settings whose value is not that of the settings module.
+    Return the pickled settings that differ from `module`, and the names of unpickleable ones.
 
-    They come from settings.configure(), or a test has replaced them: a worker without a replaced
-    EMAIL_BACKEND would send real mail.
+    settings.configure() has set them, or a test has replaced them. For example, a worker without
+    the EMAIL_BACKEND of the test runner would send real mail.
     """
     overrides = {}
     unpickleable = []
@@ -83,19 +84,19 @@ def _overrides(module: ModuleType) -> tuple[dict[str, bytes], list[str]]:
             continue
         try:
             overrides[name] = pickle.dumps(value)
-        except Exception:  # noqa: BLE001 - pickle raises whatever an object's methods raise
+        except Exception:  # noqa: BLE001 - an object's methods may raise anything
             unpickleable.append(name)
     return overrides, unpickleable
 
 
 def database_names() -> dict[str, Any]:
-    """Return the name of each database, which a test runner changes."""
+    """Return the NAME of each database alias at present; a test runner changes it."""
     databases = settings.DATABASES.items()
     return {alias: database["NAME"] for alias, database in databases if database.get("NAME")}
 
 
 def refuse_databases_in_memory() -> None:
-    """Raise ImproperlyConfigured if a worker process could not see one of the databases."""
+    """Raise ImproperlyConfigured for a SQLite database in memory: no worker process can see it."""
     for connection in connections.all():
         if connection.vendor == "sqlite" and connection.is_in_memory_db():  # type: ignore[attr-defined]
             raise ImproperlyConfigured(
@@ -105,7 +106,7 @@ def refuse_databases_in_memory() -> None:
             )
 
 
-# In the worker
+# Called from: a worker process
 
 
 def set_up_django(parent: WorkerSettings) -> None:
@@ -115,8 +116,8 @@ def set_up_django(parent: WorkerSettings) -> None:
     if parent.settings_module is not None:
         os.environ["DJANGO_SETTINGS_MODULE"] = parent.settings_module
     elif not settings.configured:
-        # The parent called settings.configure() inside of `if __name__ == "__main__"`, which does
-        # not run when a worker imports its script.
+        # The parent called settings.configure() under `if __name__ == "__main__"`. That line does
+        # not run when a worker imports the parent's script.
         if parent.unpickleable:
             raise ImproperlyConfigured(
                 f"These settings cannot be sent to a worker process: "
@@ -124,9 +125,9 @@ def set_up_django(parent: WorkerSettings) -> None:
                 f'happens when the script is imported, outside of `if __name__ == "__main__"`.'
             )
         settings.configure()
-    with warnings.catch_warnings(action="ignore"):  # The parent has issued them already.
+    with warnings.catch_warnings(action="ignore"):  # The parent has issued the same warnings.
         for name, value in parent.overrides.items():
-            setattr(settings, name, pickle.loads(value))  # noqa: S301 - from our own parent
+            setattr(settings, name, pickle.loads(value))  # noqa: S301 - the parent sent it
     for alias, database in parent.databases.items():
         settings.DATABASES[alias]["NAME"] = database
     django.setup()

@@ -1,13 +1,13 @@
 """
-Starting worker processes: when one may be started, when the pool gives up, when it tries again.
+Start worker processes: decide when one may start, when the pool gives up and when it tries again.
 
-    start() --> the worker is ready:              all failures are forgotten
-            --> the system refuses the start:     again after START_PAUSE seconds
-            --> the worker ends before it is ready: again at once
-    START_ERRORS or START_DEATHS failures in a row: one ERROR, again after BROKEN_TIME seconds;
-    while no worker is ready, enqueue() raises RuntimeError until then
+    start() --> the worker is ready:                reset the number of failures
+            --> the system refuses the start:       try again after START_PAUSE seconds
+            --> the worker ends before it is ready: try again at once
+    START_ERRORS or START_DEATHS failures in a row: log one ERROR, try again after BROKEN_TIME
+    seconds; until then enqueue() raises RuntimeError, unless a worker is ready
 
-Starter is the policy and has no process and no thread; launch() is the start itself.
+Starter only decides, without a process or a thread of its own; launch() starts the process.
 """
 
 from __future__ import annotations
@@ -36,17 +36,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Failures in a row after which starting is given up: errors that a start reports, which will hardly
-# disappear without a change, and deaths without a report, as when another program kills workers.
+# The pool gives up after this many failures in a row. START_ERRORS is the limit if the last failure
+# is an error of the start, which another start will hardly repair. START_DEATHS is the limit if a
+# worker has ended without reporting an error, for example because another program has killed it.
 START_ERRORS = 3
 START_DEATHS = 10
 START_PAUSE = 1.0  # seconds after a start that the system has refused
 BROKEN_TIME = 10.0  # seconds without a start after the pool has given up
-SPARE_DESCRIPTORS = 14  # more than the start of a worker and of the fork server need at any time
+SPARE_DESCRIPTORS = 14  # more than the start of a worker and of the fork server opens at a time
 
 
 class Starter:
-    """Decides when the workers of one pool are started. Used in the dispatcher's thread."""
+    """Decides when the pool may start a worker. Called from: the dispatcher's thread."""
 
     def __init__(
         self,
@@ -58,39 +59,40 @@ class Starter:
         self._launch = launch
         self._clock = clock
         self._numbers = count()
-        self.failures = 0  # in a row
-        self.retry_at = 0.0  # on the clock; no worker is started before
-        self._error: str | None = None  # why the pool has given up and no worker is ready
+        self.failures = 0  # the failed starts since a worker was ready
+        self.retry_at = 0.0  # the time on `_clock` before which no start is due
+        self._error: str | None = None  # the reason if enqueue() must raise
 
     def is_due(self) -> bool:
-        """Whether a worker may be started now."""
+        """Return whether the Crew may start a worker now, because `retry_at` has passed."""
         return self._clock() >= self.retry_at
 
     def start(self) -> WorkerProcess:
-        """Start a worker process. Raises OSError if the system refuses it."""
+        """Start a worker process and return it. Raises OSError if the system cannot start one."""
         return self._launch(f"django-tasks-{self._alias}-{next(self._numbers)}")
 
     def on_ready(self) -> None:
-        """Forget the failures: a worker is ready."""
+        """Reset the failures, and let enqueue() accept tasks, because a worker is ready."""
         self.failures = 0
         self._error = None
 
     def on_refusal(self, error: str) -> bool:
-        """Note that the system has refused a start; True if the pool must give up."""
+        """Count a start that the system has refused; return whether the pool must give up."""
         return self._on_failure(error, START_ERRORS, START_PAUSE)
 
     def on_death(self, error: str, *, has_reported: bool) -> bool:
         """
-        Note that a worker has ended before it was ready; True if the pool must give up.
+        Count a worker that ended before it was ready; return whether the pool must give up.
 
-        `has_reported`: the error is the worker's own report, and not only how the worker ended.
+        `has_reported` is True if the worker itself has sent `error`, the traceback of set-up, and
+        False if `error` is only the exit code or signal.
         """
         return self._on_failure(error, START_ERRORS if has_reported else START_DEATHS, 0.0)
 
     def _on_failure(self, error: str, limit: int, pause: float) -> bool:
         self.failures += 1
         if not self.is_due():
-            return False  # Another worker's failure has begun a pause already.
+            return False  # An earlier failure has already begun a pause.
         if self.failures < limit:
             self.retry_at = self._clock() + pause
             return False
@@ -99,11 +101,11 @@ class Starter:
         return True
 
     def refuse_tasks(self, error: str) -> None:
-        """Let raise_if_broken() raise until the next start: no worker can run a task."""
+        """Make raise_if_broken() raise until `retry_at`, because no worker can run a task."""
         self._error = error
 
     def raise_if_broken(self) -> None:
-        """Raise RuntimeError if the pool has given up and has no worker. Called from any thread."""
+        """Raise RuntimeError while the pool cannot start any worker. Called from: any thread."""
         error = self._error
         if error is not None and not self.is_due():
             raise RuntimeError(
@@ -113,7 +115,7 @@ class Starter:
 
 
 def make_launch(options: ProcessOptions) -> Callable[[str], WorkerProcess]:
-    """Return launch() for the workers of a pool with these options."""
+    """Return a function of a worker's name that starts this worker with the pool's options."""
     context: Any = multiprocessing.get_context(options.start_method)
     if options.start_method == "forkserver":
         _preload_django()
@@ -122,10 +124,10 @@ def make_launch(options: ProcessOptions) -> Callable[[str], WorkerProcess]:
 
 def launch(name: str, context: Any, progress_interval: float) -> WorkerProcess:
     """
-    Start a worker process. Raises OSError if the system refuses it.
+    Start a worker process and return it. Raises OSError if the system cannot start one.
 
-    If anything fails, the parent's ends of the connections are closed, and a worker that was
-    started all the same ends with them.
+    After any error, launch() closes the parent's ends of the socket and pipes. If the process had
+    started nevertheless, it then ends.
     """
     with ExitStack() as undo, ExitStack() as passed:
         sock, worker_sock = socket.socketpair()
@@ -146,7 +148,7 @@ def launch(name: str, context: Any, progress_interval: float) -> WorkerProcess:
                 worker_settings(name, progress_interval),
             ),
             name=name,
-            daemon=False,  # A task may start processes of its own.
+            daemon=False,  # A daemonic process may start no processes, but a task may.
         )
         _raise_if_descriptors_are_short()
         process.start()
@@ -159,43 +161,45 @@ def launch(name: str, context: Any, progress_interval: float) -> WorkerProcess:
 
 def _raise_if_descriptors_are_short() -> None:
     """
-    Raise OSError now if multiprocessing would run out of file descriptors halfway through a start.
+    Raise OSError if multiprocessing would run out of file descriptors halfway through a start.
 
-    It leaks the descriptors that it has opened until then, and cannot use its fork server later.
+    multiprocessing would leak the descriptors that it had opened before the error, and could no
+    longer use its fork server.
     """
     with ExitStack() as spare:
         for _ in range(SPARE_DESCRIPTORS):
             spare.callback(os.close, os.open(os.devnull, os.O_RDONLY))
 
 
-# multiprocessing has no public names for the objects below.
+# The functions below use private names of multiprocessing, which has no public ones for them.
 
 
 def _preload_django() -> None:
     """
-    Have the fork server import Django, once for all workers: they start three times as fast.
+    Let the fork server import Django once for all workers, which then start three times as fast.
 
-    Only if the application has set no preload list of its own. The fork server does not set up
-    Django: an app's ready() may start threads, and workers must be forked from a single thread.
+    This function has no effect if the application has set a preload list. The fork server does not
+    set up Django, because an app's ready() may start threads, and a process with several threads
+    must not fork workers.
     """
-    from multiprocessing import forkserver  # not on Windows
+    from multiprocessing import forkserver  # Windows has no such module.
 
-    server: Any = forkserver._forkserver  # noqa: SLF001 - holds the names that are preloaded
-    if server._preload_modules == ["__main__"]:  # noqa: SLF001 - the default
+    server: Any = forkserver._forkserver  # noqa: SLF001 - holds the names of preloaded modules
+    if server._preload_modules == ["__main__"]:  # noqa: SLF001 - this list is the default
         forkserver.set_forkserver_preload(["__main__", child.__name__])
 
 
 def forget_parents_children(workers: list[WorkerProcess]) -> None:
-    """In a child of fork(): the workers and the fork server belong to the parent."""
+    """Close the parent's workers and fork server. Called from: a child of fork()."""
     module: Any = multiprocessing_process
-    children = module._children  # noqa: SLF001 - multiprocessing waits for these at exit
+    children = module._children  # noqa: SLF001 - multiprocessing joins these at exit
     for worker in workers:
         worker.connection.close()
         children.discard(worker.process)
     module = sys.modules.get("multiprocessing.forkserver")
     if module is None or not workers:
         return
-    server = module._forkserver  # noqa: SLF001 - only the parent may ask it whether it lives
-    if server._forkserver_pid is not None:  # noqa: SLF001 - None: there is no fork server
-        os.close(server._forkserver_alive_fd)  # noqa: SLF001 - multiprocessing never closes it
+    server = module._forkserver  # noqa: SLF001 - a child must not use it
+    if server._forkserver_pid is not None:  # noqa: SLF001 - None without a fork server
+        os.close(server._forkserver_alive_fd)  # noqa: SLF001 - __init__() leaves it open
         server.__init__()

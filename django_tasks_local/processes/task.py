@@ -1,4 +1,4 @@
-"""The record of a task of a process pool, with its message to a worker and the right to send it."""
+"""Record a task of a ProcessPool, with its message to a worker and the claim on it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 class ProcessTask(TaskRecord):
     """
-    A task that runs in a worker process.
+    Records a task that runs in a worker process.
 
-    Invariant: a thread that sends the task, or fails it before it has started, has claimed it. So
-    exactly one thread decides between "cancelled while waiting" and "sent to a worker".
+    Invariant: a thread claims the task before it sends the task to a worker or fails it as not
+    started. So exactly one thread decides between "cancelled while waiting" and "sent to a worker".
     """
 
-    __slots__ = ("_claim", "body", "has_started", "sends", "ticket")
+    __slots__ = ("_claim", "body", "has_started", "is_cancelled", "sends", "ticket")
 
     def __init__(
         self,
@@ -39,13 +39,15 @@ class ProcessTask(TaskRecord):
         self.sends = 0  # to workers; it counts no task that was taken back by its ticket
         self.ticket = 0  # the number of its ticket if it was sent ahead
         self.has_started = False  # its worker has reported so
+        # cancel() was called for it while no thread could fail it, because it was being sent.
+        self.is_cancelled = False
         # No thread ever waits for it, so a finalizer cannot deadlock on it.
         self._claim = threading.Lock()
 
     def claim(self) -> bool:
-        """Get the right to send the task or to fail it; False if it is taken. From any thread."""
+        """Claim the task; return False if another thread has it. Called from: any thread."""
         return self._claim.acquire(blocking=False)
 
     def unclaim(self) -> None:
-        """Give up the claim: the task waits again."""
+        """Give up the claim, so that another thread can send or fail the task."""
         self._claim.release()

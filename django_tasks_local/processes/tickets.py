@@ -1,20 +1,20 @@
 """
-Tickets: the right to begin a task that was sent to a worker which still runs another one.
+Issue tickets: a worker that still runs another task may begin a task only with its ticket.
 
     the parent                          a worker process
     ----------                          ----------------
-    issue(7, 8) --> [ 7 8 ] <---------- take(7): reads 7, so it begins the task with ticket 7
+    issue(2) -----> [ 7 8 ] <---------- take(7): reads 7, so it begins the task with ticket 7
                     [ 8 ]
     take_back() <-- [ 8 ]               take(8): reads nothing, so it skips the task
 
-Both sides hold the read end of one pipe. A task may be begun by the side that has read its number,
-by no other: the worker runs it, the parent gives it to another worker. Each number has one reader,
-because the kernel lets one read() of a pipe end before it begins another, and removes the bytes
-that it returns. Each read() gets one whole number, because only whole
-numbers of eight bytes are written, at most MAX_ISSUED at once, and POSIX guarantees that writes of
-up to PIPE_BUF (512 bytes or more) are not divided.
+Both sides hold the read end of one pipe. Only the side that has read a number may use its task: the
+worker runs the task, or the parent gives it to another worker. Each number has one reader, because
+the kernel finishes one read() of a pipe before it begins another, and removes the bytes that it
+returns. Each read() returns one whole number, because issue() writes whole numbers of eight bytes,
+at most MAX_ISSUED at a time, and POSIX divides no write of up to PIPE_BUF bytes (512 or more).
 
-POSIX only: on Windows a pipe's handle cannot be read without waiting, and no task is sent ahead.
+Windows has no tickets, so the dispatcher sends no tasks ahead there: a process cannot read a
+Windows pipe's handle without waiting.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
 
 _NUMBER = struct.Struct("!Q")
-MAX_ISSUED = 64  # numbers of one call of issue(): 512 bytes
+MAX_ISSUED = 64  # numbers in one write() of issue(): 512 bytes
 
 
 class Tickets:
-    """The parent's side. For one thread at a time."""
+    """Issues and takes back tickets in the parent. Only one thread at a time may use it."""
 
     def __init__(self, context: BaseContext) -> None:
-        # multiprocessing's pipe, because it can be passed to a worker however that is started.
+        # Use a pipe of multiprocessing, which can pass it to a worker with any start method.
         self.pipe, self._write_end = context.Pipe(duplex=False)
         self._last = 0
-        os.set_blocking(self.pipe.fileno(), False)  # for the worker's copy as well
+        os.set_blocking(self.pipe.fileno(), False)  # This applies to the worker's copy too.
         os.set_blocking(self._write_end.fileno(), False)
 
     def issue(self, count: int) -> range:
-        """Let `count` more tasks be begun; return the numbers of their tickets, which rise."""
+        """Write `count` new ticket numbers into the pipe; return them in rising order."""
         numbers = range(self._last + 1, self._last + 1 + count)
         self._last += count
         for at in range(0, count, MAX_ISSUED):
@@ -50,26 +50,26 @@ class Tickets:
         return numbers
 
     def take_back(self) -> int | None:
-        """Return the lowest number that the worker has not read; None if it has read all."""
+        """Read and return the lowest number that the worker has not read, or None."""
         return _read_number(self.pipe.fileno())
 
     def close(self) -> None:
-        """Close both ends."""
+        """Close the parent's two ends of the pipe."""
         self.pipe.close()
         self._write_end.close()
 
 
 class TicketReader:
-    """The worker's side. For one thread at a time."""
+    """Takes tickets in a worker process. Only one thread at a time may use it."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._held = 0  # a number that was read for a task that is still to come
+        self._held = 0  # the last number that take() has read; its task may still arrive
 
     def take(self, number: int) -> bool:
-        """Return whether the task with this ticket may be begun. Call it with rising numbers."""
+        """Return whether the worker may begin the task with this ticket. Numbers must rise."""
         if self._held < number:
-            # The numbers between the held one and this one were taken back.
+            # The parent has taken back all numbers between `_held` and the number read here.
             read = _read_number(self._descriptor)
             if read is None:
                 return False
@@ -83,6 +83,6 @@ def _read_number(descriptor: int) -> int | None:
     except BlockingIOError:
         return None
     if not data:
-        return None  # The other side has closed the pipe.
+        return None  # The parent has closed the pipe.
     number: int = _NUMBER.unpack(data)[0]
     return number

@@ -1,18 +1,18 @@
 """
-The protocol between a pool and its worker processes: both ends of it.
+Encode and decode the messages between a process pool and its worker processes.
 
     the parent                            a worker process
     ----------                            ----------------
-                <------- Ready ---------  Django is set up (Broken: it could not be)
+                <------- Ready ---------  has set up Django (sends Broken if it cannot)
                 -------- RunTask ------>
-                <------- Started -------  the worker owns the task
-                <------- Sample --------  its progress, any number of times
-                <------- Result --------  how it ended
+                <------- Started -------  owns the task
+                <------- Sample --------  reports progress, any number of times
+                <------- Result --------  sends the outcome
 
-A frame is a header and a pickled tuple of plain values, so that neither side needs a class of the
-other one's application, exceptions included. Arguments and return values are pickled separately,
-inside the tuple: one that cannot be loaded fails its own task and nothing else. If a process dies,
-at most one frame stays unfinished.
+A frame is a header and a pickled tuple of plain values, so neither side must import a class of the
+application, such as an exception, to read a frame. Arguments and return values are pickled
+separately, inside the tuple: one that cannot be loaded fails its own task and no other. If a
+process dies, it leaves at most one frame unfinished.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     type TaskOptions = tuple[int, str, str, datetime | None, bool]
 
 HEADER = struct.Struct("!Q")  # the length of the body in bytes
-_TASK_HEADER = struct.Struct("!QQ")  # the same, and the first part of the body: the ticket, or 0
+_TASK_HEADER = struct.Struct("!QQ")  # HEADER, then the ticket, with which the body begins
 _TICKET = struct.Struct("!Q")
-READ_SIZE = 1 << 16  # bytes of one recv(): a fast worker must not keep the dispatcher from others
+READ_SIZE = 1 << 16  # bytes of one recv(), so that a fast worker does not delay the other workers
 
 _unpack_header = HEADER.unpack_from
 _pack_header = HEADER.pack
@@ -46,44 +46,49 @@ _PROGRESS_FIELDS = tuple(field.name for field in fields(Progress))
 _progress_values = attrgetter(*_PROGRESS_FIELDS)
 
 
-class RemoteTraceback(Exception):  # noqa: N818 - it is the cause of a RemoteError
-    """The text of a traceback in a worker process."""
+class RemoteTraceback(Exception):  # noqa: N818 - the name says what it holds
+    """Shows the text of a worker's traceback, as the `__cause__` of a RemoteError."""
 
     def __str__(self) -> str:
         return f'\n"""\n{self.args[0]}"""'
 
 
 class RemoteError(Exception):
-    """The exception that a task raised in a worker process; the traceback there is its cause."""
+    """
+    Stands for the exception that a task raised in a worker process.
+
+    Its text is the class path and message of that exception, which the worker does not send
+    itself. Its `__cause__` is a RemoteTraceback with the traceback.
+    """
 
 
 # Frames
 
 
 def frame(body: bytes) -> bytes:
-    """Return a body with its header."""
+    """Return the frame of a body: a header with its length, and the body."""
     return _pack_header(len(body)) + body
 
 
 class FrameReader:
-    """Cuts the bytes of a socket into the bodies of frames."""
+    """Splits the bytes that a socket receives into the bodies of frames."""
 
     def __init__(self) -> None:
         self._partial = bytearray()  # the beginning of a frame that is not complete
-        self._wanted = HEADER.size  # bytes that `_partial` needs before it is worth parsing
+        self._wanted = HEADER.size  # the length of `_partial` at which feed() parses it
 
     @property
     def incomplete(self) -> int:
-        """The number of bytes that were read of a frame that is not complete."""
+        """Return the number of bytes received of a frame that is not complete."""
         return len(self._partial)
 
     def feed(self, data: bytes) -> list[memoryview]:
-        """Add bytes that were read; return the bodies of all frames that are complete now."""
+        """Add received bytes; return the bodies of all frames that are complete now."""
         stream: bytes | bytearray = data
         if self._partial:
             self._partial += data
             if len(self._partial) < self._wanted:
-                # A long frame is parsed once, not again for each of its thousand pieces.
+                # Parse a long frame once, and not again for each of its thousand pieces.
                 return []
             stream, self._partial = self._partial, bytearray()
         view = memoryview(stream)
@@ -102,14 +107,15 @@ class FrameReader:
         return bodies
 
 
-# Messages of the parent
+# Messages that the parent sends
 
 
 class RunTask(NamedTuple):
     """
-    A task to run.
+    Asks a worker to run a task.
 
-    The time is a text: pickle needs 9 µs for a dataclass with a datetime, and 1 µs for this.
+    `enqueued_at` is a text, because pickle needs 9 µs for a dataclass with a datetime, and 1 µs for
+    a tuple with a text.
     """
 
     result_id: str
@@ -119,15 +125,15 @@ class RunTask(NamedTuple):
     enqueued_at: str
 
     def load_arguments(self) -> tuple[list[Any], dict[str, Any]]:
-        """Return args and kwargs. Raises whatever pickle raises."""
-        args, kwargs = pickle.loads(self.arguments)  # noqa: S301 - from our own parent
+        """Unpickle and return args and kwargs. Raises any exception that unpickling raises."""
+        args, kwargs = pickle.loads(self.arguments)  # noqa: S301 - the parent has pickled it
         return args, kwargs
 
 
 def encode_task(
     result_id: str, task: AnyTask, args: list[Any], kwargs: dict[str, Any], enqueued_at: datetime
 ) -> bytes:
-    """Return a RunTask, for frame_task(). Raises whatever pickle raises for the arguments."""
+    """Return a pickled RunTask for frame_task(). Raises any exception of pickling `args`."""
     arguments = pickle.dumps((args, kwargs), pickle.HIGHEST_PROTOCOL)
     message = (
         result_id,
@@ -140,80 +146,80 @@ def encode_task(
 
 
 def frame_task(message: bytes, ticket: int = 0) -> bytes:
-    """Return the frame of an encoded RunTask. 0: the worker need not take a ticket to begin it."""
+    """Return the frame of a pickled RunTask. With ticket 0 the worker needs no ticket to begin."""
     return _TASK_HEADER.pack(_TICKET.size + len(message), ticket) + message
 
 
 def ticket_of(body: memoryview) -> int:
-    """Return the number of the ticket of a frame from the parent."""
+    """Return the ticket of a RunTask's frame body; 0 if the task needs no ticket."""
     ticket: int = _TICKET.unpack_from(body)[0]
     return ticket
 
 
 def decode_task(body: memoryview) -> RunTask:
-    """Return the message of a frame from the parent."""
-    return RunTask._make(pickle.loads(body[_TICKET.size :]))  # noqa: S301 - from our own parent
+    """Return the RunTask in the body of a frame from the parent."""
+    return RunTask._make(pickle.loads(body[_TICKET.size :]))  # noqa: S301 - the parent sent it
 
 
 def task_options(task: AnyTask) -> TaskOptions:
-    """Return the fields of a task that `Task.using()` may have changed, and `takes_context`."""
+    """Return the fields of a Task that `Task.using()` can change, and `takes_context`."""
     return (task.priority, task.backend, task.queue_name, task.run_after, task.takes_context)
 
 
-# Messages of a worker
+# Messages that a worker sends
 
 
 class Ready(NamedTuple):
-    """Django is set up, and the worker waits for tasks."""
+    """Reports that the worker has set up Django and waits for tasks."""
 
 
 class Broken(NamedTuple):
-    """Django cannot be set up."""
+    """Reports that the worker cannot set up Django and ends."""
 
     error: str  # a traceback
 
 
 class Started(NamedTuple):
-    """The task begins: it must not be given to another worker after this message."""
+    """Reports that the worker begins the task, so the parent must give it to no other worker."""
 
     result_id: str
     started_at: float  # the worker's time.time()
 
 
 class Sample(NamedTuple):
-    """A later state of the task's progress."""
+    """Reports the progress of the running task; a higher `number` is newer."""
 
     result_id: str
     number: int
-    values: tuple[Any, ...]  # of a Progress
+    values: tuple[Any, ...]  # the values of a Progress, in the order of its fields
 
     @property
     def progress(self) -> Progress:
-        """The sample as the parent publishes it."""
+        """Return the Progress with the values of this sample."""
         return _progress(self.values)
 
 
 class Result(NamedTuple):
-    """How the task ended."""
+    """Reports how the task ended."""
 
     result_id: str
     seconds: float  # how long the task's function ran
     return_value: bytes  # pickled; empty for None, which most tasks return
     error: tuple[str, str] | None  # the exception's dotted path, and its traceback
     message: str | None  # the exception's text
-    number: int  # of the last sample
-    values: tuple[Any, ...] | None  # of the last Progress; None if the task reported nothing
+    number: int  # the number of the last Sample; 0 without one
+    values: tuple[Any, ...] | None  # the final Progress; None if there is none
 
     @property
     def last(self) -> tuple[int, Progress | None]:
-        """The number of the last sample, and the final progress."""
+        """Return the number of the last Sample, and the final Progress, if any."""
         return self.number, None if self.values is None else _progress(self.values)
 
     def outcome(self) -> Outcome:
-        """Return the outcome. A return value that cannot be loaded here is a failure."""
+        """Return the task's Outcome; a failure if this process cannot unpickle the return value."""
         if self.error is not None:
             path, traceback = self.error
-            # Django's log record shows it. As in concurrent.futures, the cause has the traceback.
+            # Django logs this exception. Its cause has the traceback, as in concurrent.futures.
             exception = RemoteError(f"{path}: {self.message}")
             exception.__cause__ = RemoteTraceback(traceback)
             return Outcome(
@@ -224,20 +230,20 @@ class Result(NamedTuple):
         if not self.return_value:
             return Outcome()
         try:
-            return Outcome(return_value=pickle.loads(self.return_value))  # noqa: S301 - our child's
-        except Exception as error:  # noqa: BLE001 - its class may be unknown in this process
+            return Outcome(return_value=pickle.loads(self.return_value))  # noqa: S301 - from worker
+        except Exception as error:  # noqa: BLE001 - the import of its class may fail here
             return Outcome.failure(error)
 
 
 class Unreadable(NamedTuple):
-    """Stands for a frame that is none of the messages above: never sent, made by decode()."""
+    """Stands for a frame that decode() cannot read; no worker sends this message."""
 
     error: Exception
 
 
 type WorkerMessage = Ready | Broken | Started | Sample | Result | Unreadable
 
-# A message is sent as (its index in this tuple, *its fields).
+# encode() sends a message as a tuple: the index of its class in _KINDS, then its fields.
 _KINDS: tuple[type[Ready | Broken | Started | Sample | Result], ...]
 _KINDS = (Ready, Broken, Started, Sample, Result)
 _INDEXES = {kind: index for index, kind in enumerate(_KINDS)}
@@ -250,29 +256,29 @@ def encode(message: Ready | Broken | Started | Sample | Result) -> bytes:
 
 
 def decode(body: memoryview) -> WorkerMessage:
-    """Return the message of a frame from a worker; Unreadable if it is none."""
+    """Return the message in the body of a worker's frame; Unreadable if the body has none."""
     try:
-        index, *values = pickle.loads(body)  # noqa: S301 - from our own worker
+        index, *values = pickle.loads(body)  # noqa: S301 - a worker has pickled it
         message: WorkerMessage = _KINDS[index](*values)
-    except Exception as error:  # noqa: BLE001 - pickle raises whatever the bytes lead to
+    except Exception as error:  # noqa: BLE001 - pickle may raise anything for wrong bytes
         return Unreadable(error)
     return message
 
 
 def encode_sample(result_id: str, number: int, progress: Progress) -> bytes:
-    """Return the frame of a Sample."""
+    """Return the frame of a Sample with this Progress."""
     return encode(Sample(result_id, number, _progress_values(progress)))
 
 
 def encode_result(
     result_id: str, seconds: float, outcome: Outcome, last: tuple[int, Progress | None]
 ) -> bytes:
-    """Return the frame of a Result. A return value that cannot be pickled is a failure."""
+    """Return the frame of a Result; of a failure if the return value cannot be pickled."""
     return_value = b""
     if outcome.return_value is not None:
         try:
             return_value = pickle.dumps(outcome.return_value, pickle.HIGHEST_PROTOCOL)
-        except Exception as exception:  # noqa: BLE001 - raised by the value's own methods
+        except Exception as exception:  # noqa: BLE001 - the value's methods may raise anything
             outcome = Outcome.failure(exception)
     error = None
     if outcome.error is not None:
@@ -284,7 +290,7 @@ def encode_result(
 
 
 def to_datetime(timestamp: float) -> datetime:
-    """Return a worker's time as Django has it: aware if USE_TZ is True, else naive."""
+    """Return a timestamp as datetime: aware, in UTC, if USE_TZ is True, else naive local time."""
     return datetime.fromtimestamp(timestamp, UTC if settings.USE_TZ else None)
 
 

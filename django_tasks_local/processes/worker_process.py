@@ -1,5 +1,5 @@
 """
-One worker process as its parent sees it: a state machine, and the tasks sent to it.
+Track one worker process in its parent: its state, and the tasks that were sent to it.
 
     STARTING --ready--> IDLE --give()--> BUSY --the last result--> IDLE
         |                 |                |
@@ -8,14 +8,14 @@ One worker process as its parent sees it: a state machine, and the tasks sent to
                                            v
                                         ENDING --the process has ended--> DEAD
 
-Only give() is called from any thread, because the thread that enqueues a task hands it to an idle
-worker itself; so a lock guards the state. All other methods are called in the dispatcher's thread.
+Any thread may call give(), because the thread that enqueues a task sends it to an idle worker
+itself; so a lock guards the state. Only the dispatcher's thread calls the other methods that change
+the state.
 """
 
 from __future__ import annotations
 
 import signal
-import socket
 import threading
 import time
 from collections import deque
@@ -35,27 +35,27 @@ if TYPE_CHECKING:
     from .wire import Result
 
 KILL_AFTER = 0.5  # seconds from SIGTERM to SIGKILL
-PATIENCE = 0.005  # seconds that a task which was sent ahead waits for the one that runs
-RETIRE_TIME = 5.0  # seconds for an idle worker to end after its socket was closed
-LOST_EXIT_CODE = 255  # multiprocessing reports it if its fork server died: the real one is unknown
+PATIENCE = 0.005  # seconds after which the dispatcher takes back tasks that it has sent ahead
+RETIRE_TIME = 5.0  # seconds from retire() to SIGTERM for an idle worker that does not end
+LOST_EXIT_CODE = 255  # the exit code that multiprocessing reports after its fork server has died
 
 
 class State(Enum):
-    """The states of a worker."""
+    """Lists the states of a worker; the module's docstring shows the moves between them."""
 
     STARTING = "starting"
     IDLE = "idle"
     BUSY = "busy"
-    ENDING = "ending"  # it was asked to end, or has closed its socket: it gets no further task
+    ENDING = "ending"  # It gets no further task and will end.
     DEAD = "dead"
 
 
 _LEGAL_MOVES = {
     State.STARTING: (State.IDLE, State.ENDING, State.DEAD),
     State.IDLE: (State.BUSY, State.ENDING, State.DEAD),
-    # BUSY to BUSY: a task has started, and its time is limited.
+    # BUSY to BUSY sets or removes the deadline of the running task.
     State.BUSY: (State.IDLE, State.BUSY, State.ENDING, State.DEAD),
-    # ENDING to ENDING: the next, harder way to end it, or its socket is closed.
+    # ENDING to ENDING changes the deadline at SIGTERM, SIGKILL or the end of the socket.
     State.ENDING: (State.ENDING, State.DEAD),
     State.DEAD: (),
 }
@@ -63,7 +63,7 @@ _SERVING = (State.STARTING, State.IDLE, State.BUSY)
 
 
 class WorkerProcess:
-    """A worker, its state and its tasks."""
+    """Holds a worker's process and connection, its state and the tasks that were sent to it."""
 
     def __init__(
         self,
@@ -76,26 +76,26 @@ class WorkerProcess:
         self.process = process
         self.connection = connection
         self._clock = clock
-        # Guards the state. Reentrant, because a finalizer that runs while this thread holds it may
-        # enqueue.
+        # Guards: the state. Reentrant, because a finalizer that runs while this thread holds it may
+        # enqueue a task.
         self.lock = threading.RLock()
         self._state = State.STARTING
-        # Sent to the worker, without outcome, in order: it runs the first one or is about to.
+        # The tasks that were sent to the worker and have no outcome. It runs the first one first.
         self.tasks: deque[ProcessTask] = deque()
-        self.completed = 0  # tasks
+        self.completed = 0  # the number of its tasks that have ended
         self.was_ready = False
-        self.is_outdated = False  # it has other settings than the next task needs
-        self.start_error: str | None = None  # the traceback, if Django could not be set up there
-        self._timeout: float | None = None  # of the running task, in seconds
-        # Set by _move() only.
-        self.deadline: float | None = None  # of the running task, or of the end in ENDING
+        self.is_outdated = False  # True if later tasks need other settings.
+        self.start_error: str | None = None  # the traceback if it cannot set up Django
+        self._timeout: float | None = None  # the seconds that the running task may take
+        # Only _move() sets `deadline` and `terminated`.
+        self.deadline: float | None = None  # when act_on_deadline() must run
         self.terminated = False
-        # Set by terminate() only.
+        # Only terminate() sets `reason` and `stopped_task`.
         self.reason: BaseException | None = None  # why `stopped_task` was stopped
         self.stopped_task: ProcessTask | None = None
-        self.recall_at: float | None = None  # when tasks that were sent ahead are to be taken back
+        self.recall_at: float | None = None  # when to call recall()
 
-    # The state
+    # Methods for the state
 
     def _move(
         self,
@@ -104,7 +104,7 @@ class WorkerProcess:
         seconds: float | None = None,
         terminated: bool = False,
     ) -> None:
-        """Change the state, for at most `seconds`. Raises RuntimeError for an illegal move."""
+        """Change the state and the deadline. Raises RuntimeError for an illegal move."""
         with self.lock:
             if to not in _LEGAL_MOVES[self._state]:
                 raise RuntimeError(
@@ -116,69 +116,69 @@ class WorkerProcess:
 
     @property
     def state(self) -> State:
-        """The state that the last move has led to."""
+        """Return the present state; another thread may change it at any time."""
         return self._state
 
     @property
     def first_task(self) -> ProcessTask | None:
-        """The task that it runs or is about to run."""
+        """Return the task that the worker runs or will run first; None if it has no task."""
         tasks = self.tasks
         return tasks[0] if tasks else None
 
     def is_available(self) -> bool:
-        """Whether it can be given a task."""
+        """Return whether give() may send it a task, because it is idle and not outdated."""
         return self._state is State.IDLE and not self.is_outdated
 
     def is_working(self) -> bool:
-        """Whether it runs tasks, or would run them."""
+        """Return whether the worker is idle or busy."""
         return self._state is State.IDLE or self._state is State.BUSY
 
     def counts_as_serving(self) -> bool:
-        """Whether it works or will work: it occupies one of MAX_WORKERS places."""
+        """Return whether it is starting, idle or busy, and so counts against MAX_WORKERS."""
         return self._state in _SERVING
 
     def has_expired(self, now: float) -> bool:
-        """Whether it has reached its deadline, or tasks that were sent ahead wait for too long."""
+        """Return whether its deadline or the time to take back waiting tasks has passed."""
         if self.deadline is not None and self.deadline <= now:
             return True
         return self.recall_at is not None and self.recall_at <= now
 
     def never_became_ready(self) -> bool:
-        """Whether it ended by itself before it could run a task."""
+        """Return whether it has never been ready, and has not been terminated."""
         return not self.was_ready and not self.terminated
 
     def must_retire(self, max_tasks: int | None) -> bool:
-        """Whether it must get no further task, because of its age or its settings."""
+        """Return whether it must end, because of its number of tasks or its old settings."""
         return self.is_outdated or (max_tasks is not None and self.completed >= max_tasks)
 
     def overrules(self, result: Result) -> bool:
         """
-        Whether the first task fails for the reason that it was stopped for, whatever its result is.
+        Return whether the first task fails with `reason`, whatever Result the worker has sent.
 
-        A task that has caught its cancellation and returned a value is successful all the same.
+        A task that catches its cancellation and returns a value is successful nevertheless.
         """
         if self.reason is None or self.stopped_task is not self.first_task:
             return False
         return result.error is not None or not isinstance(self.reason, TaskCancelled)
 
-    # Steps of its life
+    # Methods that change the state
 
     def become_ready(self) -> None:
-        """Note that Django is set up there."""
+        """Note that the worker has set up Django, so that it can get tasks."""
         self.was_ready = True
         if self._state is State.STARTING:
             self._move(State.IDLE)
 
     def give(self, tasks: Sequence[ProcessTask]) -> bool:
         """
-        Send tasks to an idle worker; False if it is not available any longer.
+        Send tasks to an idle worker; return False if it is no longer available.
 
-        Called from any thread, for a worker that this thread has taken from the idle ones.
+        Called from: any thread that has popped this worker from the Assigner's idle workers.
         """
         with self.lock:
             if not self.is_available():
                 return False
-            # Before the tasks are sent: the first result may arrive before send() returns here.
+            # Move before send(), because the first Result may arrive before send() returns.
             self._move(State.BUSY)
             tasks[0].ticket = 0
             self._number(tasks[1:])
@@ -186,7 +186,7 @@ class WorkerProcess:
             return True
 
     def give_ahead(self, tasks: Sequence[ProcessTask]) -> bool:
-        """Send further tasks to a busy worker; False if it must get none."""
+        """Send further tasks to a busy worker; return False if it must get no task."""
         with self.lock:
             if self._state is not State.BUSY or self.is_outdated:
                 return False
@@ -202,7 +202,7 @@ class WorkerProcess:
         self.connection.send(b"".join(frame_task(task.body, task.ticket) for task in tasks))
 
     def _number(self, tasks: Sequence[ProcessTask]) -> None:
-        """Issue tickets for tasks that are sent ahead."""
+        """Issue a ticket for each task that give() or give_ahead() sends ahead."""
         if tasks:
             assert self.connection.tickets is not None
             for task, ticket in zip(tasks, self.connection.tickets.issue(len(tasks)), strict=True):
@@ -210,10 +210,10 @@ class WorkerProcess:
 
     def recall(self, last: ProcessTask | None = None) -> list[ProcessTask]:
         """
-        Take back the tasks that were sent ahead and not begun, with `last` only up to this one.
+        Take back and return the tasks that the worker has not begun; with `last`, those up to it.
 
-        Afterwards the worker can begin no other task than those in `tasks`. If the last one of
-        these has not ended, it is the only one that the worker runs or is about to run.
+        After recall(), the worker can begin only the tasks that are left in `tasks`. If the last
+        task of these has not ended, the worker runs this task or will begin it.
         """
         recalled: list[ProcessTask] = []
         while self.connection.tickets is not None and (last is None or last in self.tasks):
@@ -224,19 +224,20 @@ class WorkerProcess:
             self.tasks.remove(task)
             task.sends -= 1
             recalled.append(task)
-        if not self.tasks and self._state is State.BUSY:
-            self._move(State.IDLE)
-        if last is None:
-            self.recall_at = None
+        with self.lock:  # Another thread may be giving it a task.
+            if not self.tasks and self._state is State.BUSY:
+                self._move(State.IDLE)
+            if last is None or len(self.tasks) <= 1:
+                self.recall_at = None
         return recalled
 
     def _limit_wait(self) -> None:
-        """Limit how long tasks that were sent ahead wait behind the first one."""
+        """Set `recall_at`, so that tasks sent ahead do not wait long behind the first task."""
         waits = len(self.tasks) > 1
         self.recall_at = self._clock() + PATIENCE if waits else None
 
     def start_first(self, timeout: float | None) -> None:
-        """Note that the first task runs, and may run for `timeout` seconds."""
+        """Note that the first task has started; set its deadline in `timeout` seconds."""
         task = self.tasks[0]
         task.has_started = True
         task.body = b""  # The task will not be sent again.
@@ -246,7 +247,7 @@ class WorkerProcess:
         self._limit_wait()
 
     def end_first(self) -> None:
-        """Forget the first task, which has a result; without another one the worker is idle."""
+        """Remove the first task, which has ended; make a busy worker without further tasks idle."""
         self.tasks.popleft()
         self.completed += 1
         if self._state is State.BUSY:
@@ -254,18 +255,17 @@ class WorkerProcess:
         self._limit_wait()
 
     def retire(self) -> None:
-        """Let an idle worker end: it reads the end of its socket. Without effect on a busy one."""
+        """End an idle worker by closing its input, the socket; do nothing for a busy worker."""
         with self.lock:
             if self._state is not State.IDLE:
-                return  # Another thread has given it a task.
+                return  # It is busy, or is ending already.
             self._move(State.ENDING, seconds=RETIRE_TIME)
-        with suppress(OSError):
-            self.connection.sock.shutdown(socket.SHUT_WR)
+        self.connection.stop_sending()
 
     def terminate(
         self, reason: BaseException | None = None, task: ProcessTask | None = None
     ) -> None:
-        """Send SIGTERM, which cancels the task that it runs; `task` fails with `reason`."""
+        """Send SIGTERM, which cancels the running task; note that `task` fails with `reason`."""
         if not self.terminated and self._state is not State.DEAD:
             if reason is not None:
                 self.reason, self.stopped_task = reason, task
@@ -273,16 +273,16 @@ class WorkerProcess:
             self.process.terminate()
 
     def note_end(self) -> None:
-        """Note that its side of the socket is closed: it has ended or is about to."""
+        """Give no further task to a worker that has died or closed its side of the socket."""
         with self.lock:
             self._move(State.ENDING, seconds=KILL_AFTER)
             self.connection.discard_unsent()
 
     def act_on_deadline(self) -> None:
         """
-        Stop a task that takes too long; terminate or kill a worker that does not end.
+        Terminate a worker whose task takes too long; terminate or kill one that does not end.
 
-        Called after recall().
+        Called from: the dispatcher, after recall(), so that at most the last task can be running.
         """
         if self._state is not State.BUSY:
             if self.terminated:
@@ -291,33 +291,33 @@ class WorkerProcess:
             else:
                 self.terminate()
         elif len(self.tasks) > 1:
-            # It has begun the next task, so the first one has ended: its result comes together with
-            # the report that the next one has started.
+            # The worker has begun the next task, so the first one has ended. The worker sends the
+            # Result of the first one together with the Started of the next one.
             self._move(State.BUSY)
         else:
             error = TaskTimeout(f"The task took longer than {self._timeout} seconds.")
             self.terminate(error, self.first_task)
 
     def wait_or_kill(self) -> None:
-        """Wait for its end, for a short time, then kill it."""
+        """Wait at most KILL_AFTER seconds for the process to end, then kill it."""
         self.process.join(KILL_AFTER)
         self.process.kill()
 
     def bury(self) -> str:
-        """Close everything that the parent holds of a dead worker; return how it ended."""
+        """Close the connection of a dead worker; return a sentence with its exit code or signal."""
         self._move(State.DEAD)
         self.connection.close()
         return f"The worker process {self.worker_id} {_how_it_ended(self.process)}"
 
 
 def _how_it_ended(process: BaseProcess) -> str:
-    """Name the signal or the exit code, and free the descriptors of the process object."""
+    """Return a phrase with the signal or exit code, and close the process object."""
     process.join(KILL_AFTER)
     code = process.exitcode
     if code is None or code == LOST_EXIT_CODE:
-        # multiprocessing's fork server was killed, so the exit code is lost; the worker must end.
+        # The exit code is unknown after the death of the fork server, so kill the worker.
         process.kill()
-    with suppress(ValueError):  # It still runs.
+    with suppress(ValueError):  # close() raises it while the process runs.
         process.close()
     if code is not None and code < 0:
         with suppress(ValueError):

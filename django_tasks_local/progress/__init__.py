@@ -1,4 +1,4 @@
-"""The functions for code of a task: current_result_id, report_progress() and track()."""
+"""Offer the code of a task current_result_id, report_progress() and track()."""
 
 from typing import Any
 
@@ -17,23 +17,23 @@ def report_progress(
     **data: Any,
 ) -> None:
     """
-    Report how far the running task is. Called from the task, in any thread that has its context.
+    Report the progress of the running task. Called from: any thread that has the task's context.
 
-    asyncio.to_thread() and sync_to_async() pass the context on. threading.Thread and
-    ThreadPoolExecutor do not, so a call there counts as outside of a task, unless the task passes
-    its context itself: `executor.submit(copy_context().run, function, argument)`, with
-    contextvars.copy_context().
+    asyncio.to_thread() and sync_to_async() pass the task's context to the thread that they use.
+    threading.Thread and ThreadPoolExecutor do not, so a call in one of their threads counts as
+    outside of a task, unless the task passes its context itself with contextvars.copy_context():
+    `executor.submit(copy_context().run, function, argument)`.
 
     An omitted argument keeps its last value; None means unknown. `total` starts as 100, so
-    `current` alone is a percentage. `data` must be JSON and replaces the last data. Outside of a
-    task the call only checks its arguments.
+    `current` alone is a percentage. `data` must be JSON and replaces the data of the last report.
+    Outside of a task, report_progress() only checks its arguments.
 
     Raises TypeError or ValueError, naming the argument, for a value that is not a finite number,
     a total that is not above zero, a message that is not text, and data that is not JSON.
     Raises TaskCancelled, once, after the task was cancelled.
     """
-    # The usual types are checked here, because two calls of functions would take longer than the
-    # rest of a throttled report.
+    # These lines check the usual types themselves, because calling check_number() and
+    # check_total() would take longer than the rest of a throttled report.
     if not (current is UNSET or (type(current) is int and 0 <= current < MAX_INT)):
         current = check_number("current", current)
     if not (total is UNSET or (type(total) is int and 0 < total < MAX_INT)):

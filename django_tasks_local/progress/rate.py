@@ -1,4 +1,4 @@
-"""How fast a loop is, how much of it is done, and how long the rest takes. Pure arithmetic."""
+"""Compute the rate, the percentage and the remaining seconds of a task or a track() loop."""
 
 import math
 
@@ -9,23 +9,24 @@ SMOOTHING = 5.0  # seconds over which the rate is averaged
 
 class Rate:
     """
-    The steps a second, averaged over about SMOOTHING seconds, in which later steps weigh more.
+    Averages the steps per second over about SMOOTHING seconds; later steps weigh more.
 
-    The first report is the base, not 0: a task that resumes at 5,000 has not done 5,000 steps.
+    The rate counts steps from the first reported value, not from 0, because a task that resumes
+    at 5,000 has not done 5,000 steps.
     """
 
     __slots__ = ("_average", "_base", "_weight")
 
     def __init__(self) -> None:
-        self._base: tuple[Number, float] | None = None  # a number of steps, and when it was seen
+        self._base: tuple[Number, float] | None = None  # the steps at the last update, and its time
         self._average = self._weight = 0.0
 
     def start(self, now: float) -> None:
-        """Use 0 steps at `now` as the base, as for a loop that begins."""
+        """Count steps from 0 at the time `now`, because a track() loop begins."""
         self._base = (0, now)
 
     def update(self, current: Number | None, now: float) -> float | None:
-        """Return the rate, with 4 digits, or None while it is unknown."""
+        """Note `current` steps at time `now`; return the rate to 4 digits, or None if unknown."""
         base = self._base
         if current is None or base is None or current < base[0]:
             self._base = None if current is None else (current, now)
@@ -43,14 +44,14 @@ class Rate:
 
 
 def percent_of(current: Number | None, total: Number | None) -> float | None:
-    """Return 0.0 to 100.0, or None if one of the two is unknown."""
+    """Return the percentage, 0.0 to 100.0, or None if `current` or `total` is unknown."""
     if current is None or total is None:
         return None
     return min(max(100.0 * current / total, 0.0), 100.0)
 
 
 def seconds_left(current: Number | None, total: Number | None, rate: float | None) -> float | None:
-    """Return the estimated time to the end, or None while it is unknown."""
+    """Return the estimated seconds to the end, or None if they cannot be computed."""
     if current is None or total is None or not rate:
         return None
     seconds = max(total - current, 0) / rate

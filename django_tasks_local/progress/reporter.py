@@ -1,14 +1,15 @@
 """
-The progress of one task: the values reported last, throttled samples of them, the open loops.
+Keep the progress of one task, and publish samples of it at most once per interval.
 
     a thread of the task                       the ticker's thread
     --------------------                       -------------------
     report_progress()                          Reporter.tick()
-      Reporter.report() -- publish(1, ...)       publish(2, ...) the values held back
+      Reporter.report() -- publish(1, ...)       publish(2, ...) the latest values
                         -- ticker.add() ------>
     track() counts in LoopProgress.current <---- reads it
 
-This module knows neither the hub nor a pipe: a sample goes to the function `publish`.
+This module depends neither on the hub nor on a worker's socket: the Reporter passes each sample
+to a function `publish`, which its creator supplies.
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Inside a task: the id of its result. Outside of one, get() raises LookupError.
+# get() returns the id of the running task's result; outside of a task it raises LookupError.
 current_result_id: ContextVar[str] = ContextVar("current_result_id")
 
-PROGRESS_INTERVAL = 0.05  # seconds; for tasks whose backend has no such option
-MIN_TRACK_INTERVAL = 0.005  # seconds; with PROGRESS_INTERVAL 0 track() is sampled this often
+PROGRESS_INTERVAL = 0.05  # seconds between samples of a task of another backend
+MIN_TRACK_INTERVAL = 0.005  # seconds between samples of track() if the interval is 0
 
 
 class LoopProgress:
     """
-    The count, total, message and rate of one track() loop, or of a task outside of loops.
+    Holds the count, total, message and rate of one track() loop, or of a task outside of loops.
 
-    Guarded by the reporter's lock, except for `current` and `total`: a track() loop stores them
-    without the lock, and the reporter reads each as a whole.
+    The reporter's lock guards all attributes except `current` and `total`: a track() loop stores
+    these two without the lock, because storing and reading an attribute is atomic.
     """
 
     __slots__ = ("current", "first_message", "message", "rate", "total")
@@ -59,7 +60,7 @@ class LoopProgress:
         self.rate = Rate()
 
     def start(self, message: str, now: float) -> None:
-        """Begin a loop, with the message that it is given or that is shown already."""
+        """Begin a track() loop at time `now`; the page shows `message` until a report has one."""
         self.message = self.first_message = message
         self.rate.start(now)
 
@@ -71,13 +72,13 @@ class Reporter:
     """
     Keeps the values that one task reported last; publishes at most one sample in each interval.
 
-    The last values are always published. `publish(number, progress)` gets samples numbered 1, 2,
-    3, ... and may get them from two threads at once; the lower number is then the older sample.
-    It must not block.
+    The last values are always published, by the ticker or by the caller of close().
+    `publish(number, progress)` receives samples with the numbers 1, 2, 3, ... Two threads may call
+    it concurrently; the sample with the lower number is older. `publish` must not block.
 
-    A finalizer or a signal handler may report while the same thread is inside a method. So the
-    lock is reentrant, and after each call in a method the code assumes that any other method has
-    run in between.
+    A finalizer or a signal handler may report while the same thread is inside a method of the
+    Reporter. So the lock is reentrant, and a method assumes after each function that it calls that
+    any other method has run in between.
     """
 
     __slots__ = (
@@ -113,14 +114,16 @@ class Reporter:
         self._publish = publish
         self._clock = clock
         self._ticker = ticker
-        # Guards the attributes below. Not held while a sample is published. It is the lock of the
-        # task: with two locks, finalizers in two threads could take them in opposite orders.
+        # Guards: the attributes below. No thread holds the lock while it calls `publish`. The
+        # reporter uses the task's lock: with a lock each, finalizers in two threads could take
+        # the two locks in opposite orders and deadlock.
         self._lock = lock or threading.RLock()
         self._closed = False
-        self._queued = False  # The ticker has this reporter, once.
+        self._queued = False  # True while the ticker has this reporter in its queue.
         self._data: dict[str, Any] = {}
         self._loops: list[LoopProgress] = []  # the open track() loops, the newest one last
-        # Where reports go, and where they go again after the last loop has ended.
+        # report() stores values in `_shown`: the newest open loop. After the last loop has
+        # ended, `_shown` is `_outermost`: the first of the open loops, or the task itself.
         self._shown = self._outermost = LoopProgress(None, 100)
         self._number = 0
         self._next_at = -math.inf
@@ -134,7 +137,7 @@ class Reporter:
         data: dict[str, Any] | Unset = UNSET,
     ) -> None:
         """
-        Store checked values, and publish a sample now or have the ticker do it when it is due.
+        Store checked values. Publish a sample, or have the ticker publish it after the interval.
 
         Raises TaskCancelled, once, after the task was cancelled.
         """
@@ -162,17 +165,17 @@ class Reporter:
         if sample is not None:
             self._publish(*sample)
             return
-        # Outside of the lock: a log handler may report the progress of another task.
+        # Log without the lock: a log handler may report the progress of another task.
         logger.debug(
-            "Task id=%s reported progress after it was finished; it is ignored.",
+            "Task id=%s reported progress after it was finished; the report is ignored.",
             current_result_id.get(None),
         )
 
     def tick(self) -> float | None:
         """
-        Publish a sample if a value has changed; return when to be called again, or None.
+        Publish a sample if a value has changed; return the time of the next call, or None.
 
-        Called in the ticker's thread.
+        Called from: the ticker's thread.
         """
         with self._lock:
             if self._closed:
@@ -186,22 +189,23 @@ class Reporter:
         try:
             self._publish(number, progress)
         except Exception:
-            # The ticker must call this reporter again, although its `publish` has a bug.
+            # Return normally although `publish` has a bug, so that the ticker calls tick() again.
             logger.exception("A sample of a task's progress could not be published.")
         return again_at
 
     def close(self) -> tuple[int, Progress | None]:
-        """Stop publishing; return the last sample's number and the final state, if there is one."""
+        """Stop publishing; return the last sample's number and the final Progress, if any."""
         with self._lock:
             self._closed = True
-            if self._loops:  # asyncio may not yet have closed a loop that was left early.
+            # After a `break` in an `async for`, asyncio may close the track() generator later.
+            if self._loops:
                 self._show_locked(self._outermost)
             if self._published is None:
                 return self._number, None
             return self._number, self._progress(self._values(), self._clock())
 
     def start_tracking(self, loop: LoopProgress, message: str | Unset) -> None:
-        """Begin a track() loop: until it ends the ticker samples its count in each interval."""
+        """Begin a track() loop: until it ends, the ticker samples its count in each interval."""
         if self.cancellation.requested:
             self.cancellation.raise_if_requested()
         with self._lock:
@@ -218,10 +222,11 @@ class Reporter:
 
     def stop_tracking(self, loop: LoopProgress) -> None:
         """
-        End a track() loop, if it has begun; the ticker samples its last value.
+        End a track() loop, if it has begun; the ticker publishes the loop's last count.
 
-        The loop around it is shown again, with its own message, unless the task has reported
-        another message in this loop. Loops may end in any order: those of coroutines overlap.
+        The page shows the loop around it again, with that loop's own message, unless the task has
+        reported another message during the inner loop. Loops may end in any order, because
+        coroutines of one task may run overlapping loops.
         """
         with self._lock:
             if loop not in self._loops:
@@ -246,8 +251,8 @@ class Reporter:
 
     def _sample_locked(self, now: float) -> tuple[int, Progress]:
         self._next_at = now + self.interval
-        # The number first: a report that interrupts this line takes a higher number, and its
-        # values are newer or the same.
+        # Take the number before the values: a report() that interrupts the next line takes a
+        # higher number, and its values are as new or newer.
         self._number = number = self._number + 1
         self._published = values = self._values()
         return number, self._progress(values, now)
@@ -268,30 +273,31 @@ class Reporter:
 
 class Reporting(Protocol):
     """
-    The task that runs here, as report_progress() and track() see it. To be inherited from.
+    Defines what report_progress() and track() need to know of the running task.
 
-    Most tasks report nothing, so the Reporter and the Cancellation are made at their first use.
+    The record of a task inherits from this class. It makes the Reporter and the Cancellation at
+    their first use, because most tasks report nothing.
     """
 
     __slots__ = ()
 
     id: str
-    lock: threading.RLock  # guards the two objects below, and all of the reporter
-    interval: float  # seconds between two samples, at least
+    lock: threading.RLock  # guards `reporter`, `cancellation` and the state of the reporter
+    interval: float  # the least number of seconds between two samples
     reporter: Reporter | None
     cancellation: Cancellation | None
 
     @property
     @abstractmethod
     def is_finished(self) -> bool:
-        """Whether the task's end was recorded, after which no report has an effect."""
+        """Return whether the task's end was recorded, after which reports have no effect."""
 
     @abstractmethod
     def report(self, number: int, progress: Progress) -> object:
-        """Publish a sample of the progress. Called from any thread; see Reporter."""
+        """Publish a sample of the progress. Called from: any thread, as Reporter's `publish`."""
 
     def get_reporter(self) -> Reporter:
-        """Return the task's reporter. Called from any thread."""
+        """Return the task's reporter; make it at the first call. Called from: any thread."""
         with self.lock:
             if self.reporter is None:
                 reporter = Reporter(
@@ -299,23 +305,23 @@ class Reporting(Protocol):
                 )
                 if self.is_finished:
                     reporter.close()
-                # A finalizer may have reported during these lines; then its reporter counts.
+                # A finalizer that ran during the lines above may have made a reporter: keep it.
                 if self.reporter is None:
                     self.reporter = reporter  # type: ignore[misc] # a slot of the subclass
             return self.reporter
 
     def get_cancellation(self) -> Cancellation:
-        """Return the task's cancellation. Called from any thread."""
+        """Return the task's cancellation; make it at the first call. Called from: any thread."""
         with self.lock:
             if self.cancellation is None:
                 cancellation = Cancellation()
-                # As in get_reporter().
+                # A finalizer that ran during the line above may have made one: keep it.
                 if self.cancellation is None:
                     self.cancellation = cancellation  # type: ignore[misc]
             return self.cancellation
 
     def close_progress(self) -> tuple[int, Progress | None]:
-        """Stop publishing; return the last sample's number and the final state, if there is one."""
+        """Stop publishing; return the last sample's number and the final Progress, if any."""
         return (0, None) if self.reporter is None else self.reporter.close()
 
 
@@ -324,6 +330,6 @@ current_reporting: ContextVar[Reporting | None] = ContextVar("current_reporting"
 
 @reset_in_child
 def _leave_task() -> None:
-    # The task goes on in the parent, whose hub no report of the child reaches. Another thread of
-    # the parent may have held the lock of the task at the fork.
+    # A child of fork() is outside of the task: no report of the child can reach the parent's hub,
+    # and the child could wait without end for a lock that another thread held at the fork.
     current_reporting.set(None)

@@ -1,4 +1,4 @@
-"""track(): a loop that counts, and the ticker's thread that reads the count."""
+"""Count the steps of a loop with track(); the ticker's thread reads and publishes the count."""
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import Any, Protocol, overload
@@ -11,11 +11,11 @@ from .values import UNSET, Unset, check_message, check_number, check_total
 
 
 class _SyncAndAsyncIterable[T](Iterable[T], AsyncIterable[T], Protocol):
-    """An iterable for `for` and `async for`, such as a QuerySet."""
+    """Describes an iterable for both `for` and `async for`, such as a QuerySet."""
 
 
 class _SyncAndAsyncIterator[T](Iterator[T], AsyncIterator[T]):
-    """Iterator for such an iterable; the caller's `for` or `async for` decides which it is."""
+    """Iterates over a QuerySet in a `for` or in an `async for`, whichever the caller writes."""
 
     def __init__(self, items: Iterator[T], aitems: AsyncIterator[T]) -> None:
         self._items = items
@@ -56,19 +56,20 @@ def track[T](
     message: str | Unset | None = UNSET,
 ) -> Iterator[T] | AsyncIterator[T]:
     """
-    Yield the items of `iterable` and report how many are done. Called as report_progress() is.
+    Yield the items of `iterable` and report how many of them the loop has finished.
 
-    For a QuerySet, write `for` or `async for`, as without track(). `total` is len(iterable) if
-    the iterable has a length, read when the loop begins; in an `async for`, with the first item.
-    None, or an empty iterable, means unknown. A `report_progress(message=...)` between two items
-    keeps the count. When a loop inside another one ends, the outer loop's count, total and message
-    are shown again.
+    The task calls track() in any thread that has its context, as report_progress(). For a
+    QuerySet, write `for` or `async for`, as without track(). If `total` is omitted, track() reads
+    len(iterable) when the loop begins, or at the first item of an `async for`. None, an iterable
+    without length and an empty one mean an unknown total. A `report_progress(message=...)` between
+    two items keeps the count. After a loop inside another one has ended, the page shows the outer
+    loop's count, total and message again.
 
-    Raises TypeError or ValueError as report_progress() does, and TaskCancelled after an item when
-    the task was cancelled.
+    Raises TypeError or ValueError for a wrong `total` or `message`, as report_progress() does, and
+    TaskCancelled after the current item when the task was cancelled.
     """
     if total is not UNSET:
-        # An empty query has the total 0: not a mistake, there is nothing to count.
+        # Accept the total 0 as unknown: it is the count() of an empty query, and no mistake.
         total = check_total(check_number("total", total) or None)
     if message is not UNSET:
         message = check_message(message)
@@ -83,14 +84,15 @@ def track[T](
     return _SyncAndAsyncIterator(items, aitems)
 
 
-# In both loops the task's thread only counts, and the ticker's thread reads the count. The stores
-# need no lock: each is atomic, and the reader needs no two of them from the same moment.
+# In _track() and _atrack() the task's thread only counts, and the ticker's thread reads the count.
+# They store `current` and `total` without a lock, because each store is atomic, and a sample may
+# combine an older value of one with a newer value of the other.
 
 
 def _track(
     reporter: Reporter | None, iterable: Any, total: Number | Unset | None, message: str | Unset
 ) -> Iterator[Any]:
-    items = iter(iterable)  # This fetches a queryset, so its length needs no second query.
+    items = iter(iterable)  # iter() fetches a QuerySet, so len() needs no query.
     if reporter is None:
         yield from items
         return
@@ -123,7 +125,8 @@ async def _atrack(
     try:
         reporter.start_tracking(loop, message)
         async for item in items:
-            # Not before the first item: then a queryset was fetched, and len() needs no query.
+            # Read the length after the first item: a QuerySet is fetched then, so that len()
+            # needs no query.
             if not count and total is UNSET:
                 loop.total = _length(iterable)
             yield item
@@ -139,5 +142,6 @@ def _length(iterable: Any) -> int | None:
     try:
         return len(iterable) or None
     except (TypeError, OverflowError, SynchronousOnlyOperation):
-        # No length, one above sys.maxsize, or one that needs a query in the event loop's thread.
+        # The total is unknown: the iterable has no length, or one above sys.maxsize, or len()
+        # would send a query in the event loop's thread, which Django forbids.
         return None

@@ -39,11 +39,7 @@ class Hub:
         self.reset()
 
     def reset(self) -> None:
-        """
-        Drop all tasks and subscriptions.
-
-        A child of fork() calls this, because the parent's threads and loops do not run in it.
-        """
+        """Drop all tasks and subscriptions; in a child of fork() their threads do not exist."""
         self.ended = False
         self.recorders: list[Recorder] = []  # The list is empty unless a test uses recording().
         # The mailboxes that have a subscription to all tasks; notify() marks topics in all of them.
@@ -252,9 +248,11 @@ class Hub:
         while True:
             topic = self._latest.find_or_await(backend, id)
             with topic.lock:
-                if topic.is_gone and not topic.is_kept:
-                    continue  # Another thread replaced the topic before this one got its lock.
                 topic.add_reader(mailbox)
+                # Checked after add_reader(), because a finalizer may replace the topic during that
+                # call, as another thread may before this thread gets the lock. Then search again.
+                if topic.is_gone and not topic.is_kept:
+                    continue
                 subscription.topics.append(topic)
                 subscription.changed[topic] = None
             return

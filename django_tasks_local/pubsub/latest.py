@@ -206,26 +206,25 @@ class Latest:
         topics = self._of(topic.backend)
         removed = topics.pop(topic.id, topic)
         if removed is not topic:
-            # `removed` is the topic of another task with this id, which replaced `topic`: put it
-            # back.
-            topics.setdefault(topic.id, removed)
-        self._unkept.pop(topic, None)
+            topics.setdefault(topic.id, removed)  # Put back the topic that has replaced this one.
+        if not topic.is_kept:
+            self._unkept.pop(topic, None)
         # Set after the removal, because publish() repeats its lookup as long as it finds a topic
         # with this flag.
         topic.is_gone = True
 
     def remove_if_idle(self, topic: Topic) -> None:
         """Forget a topic if it has neither an event nor a reader and no pool keeps it."""
+        topics = self._awaited if topic.backend is None else self._of(topic.backend)
         with topic.lock:
-            if topic.readers or topic.is_kept or topic.event is not None:
+            # The event is read first, because reading it is a call, during which a finalizer may
+            # subscribe or publish. No such call follows until the topic is removed below.
+            if topic.event is not None or topic.readers or topic.is_kept or topic.is_gone:
                 return
-            if topic.backend is not None:
-                self.remove(topic)
-            else:
-                removed = self._awaited.pop(topic.id, topic)
-                if removed is not topic:
-                    self._awaited.setdefault(topic.id, removed)
-                topic.is_gone = True
+            removed = topics.pop(topic.id, topic)
+            if removed is not topic:
+                topics.setdefault(topic.id, removed)  # Put back the topic that replaced this one.
+            topic.is_gone = True
 
     def remove_reader(self, topics: Iterable[Topic], reader: Reader) -> None:
         """
@@ -240,19 +239,20 @@ class Latest:
                 topic, reader = self._to_release.popleft()
             except IndexError:
                 return  # Another thread has taken the last entry concurrently.
-            newest = topic.newest
-            if not newest.lock.acquire(blocking=False):
-                self._to_release.append((topic, reader))
-                continue
-            try:
-                # True if another thread replaced the topic before this thread acquired the lock.
-                if newest is not topic.newest:
+            newest = None
+            # Repeat this if another thread or a finalizer replaces the topic before its reader is
+            # removed, because the new topic then has the reader.
+            while newest is not topic.newest:
+                newest = topic.newest
+                if not newest.lock.acquire(blocking=False):
                     self._to_release.append((topic, reader))
-                elif not reader.reads(newest):
-                    newest.remove_reader(reader)
-                    self.remove_if_idle(newest)
-            finally:
-                newest.lock.release()
+                    break
+                try:
+                    if not reader.reads(newest):
+                        newest.remove_reader(reader)
+                        self.remove_if_idle(newest)
+                finally:
+                    newest.lock.release()
 
     def keep(self, topic: Topic) -> None:
         """Exempt a topic from trim() until remove(). The caller holds the topic's lock."""

@@ -29,9 +29,11 @@ from django.utils import timezone
 from django_tasks_local import cancel
 from django_tasks_local.events import EventKind, TaskEvent
 from django_tasks_local.hub import hub
-from django_tasks_local_sse import encoding, streams
+from django_tasks_local_sse import encoding, request_thread, streams
 from django_tasks_local_sse.access import TaskRef, events_url
 from django_tasks_local_sse.conf import sse_settings
+from django_tasks_local_sse.conversation import Conversation
+from django_tasks_local_sse.request_thread import release_request_thread
 from tests.project import tasks
 from tests.support.factories import anonymous_request
 from tests.support.sse_client import Message, messages, read_all, stream
@@ -223,7 +225,7 @@ def test_task_evicted_during_recheck() -> None:
     known, done, missing = (hub.snapshot(finished(tasks.noop.enqueue()).id) for _ in range(3))
     started = {event.key: as_enqueued(event) for event in (known, done, missing)}
     refs = [TaskRef(event.id, "default") for event in (known, done, missing)]
-    conversation = streams.Conversation(refs, started, "", sse_settings())
+    conversation = Conversation(refs, started, "", sse_settings())
     conversation.initial()
     content = conversation.recheck({known.key: started[known.key]}, [done]).decode()
     sent = {m.payload["id"]: m.event for m in messages(iter(content.splitlines())) if m.data}
@@ -455,16 +457,18 @@ async def test_request_thread_is_released_only_within_request(
     """In a TestCase with AsyncClient the connections belong to the test."""
     closed_in: list[threading.Thread] = []
     monkeypatch.setattr(
-        streams.connections, "close_all", lambda: closed_in.append(threading.current_thread())
+        request_thread.connections,
+        "close_all",
+        lambda: closed_in.append(threading.current_thread()),
     )
     assert SyncToAsync.thread_sensitive_context.get(None) is None
-    await streams.release_request_thread()
+    await release_request_thread()
     async with ThreadSensitiveContext() as context:
-        await streams.release_request_thread()
+        await release_request_thread()
         assert closed_in == []
         first = await sync_to_async(threading.current_thread)()
         assert context in SyncToAsync.context_to_thread_executor
-        await streams.release_request_thread()
+        await release_request_thread()
         assert closed_in == [first]
         assert context not in SyncToAsync.context_to_thread_executor
         assert await sync_to_async(threading.current_thread)() is not first
@@ -667,7 +671,7 @@ def test_state_of_store_is_newer_than_that_of_hub() -> None:
     hub.release(hub.find(done.id))
     ready = as_enqueued(event)
     hub.publish(ready)
-    conversation = streams.Conversation(
+    conversation = Conversation(
         [TaskRef(done.id, "default")], {event.key: event}, "", sse_settings()
     )
     assert b"event: finished" in conversation.initial([ready])

@@ -25,8 +25,9 @@ class Interruption:
 
         def profile(frame: FrameType, what: str, argument: Any) -> None:
             nonlocal seen
-            if what == "c_call":
-                return  # No other code can run between the arguments and the call.
+            # The interpreter runs other code when a function begins and when a C function returns.
+            if what not in ("call", "c_return"):
+                return
             if not frame.f_globals.get("__name__", "").startswith("django_tasks_local."):
                 return
             if seen == self._at:

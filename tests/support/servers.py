@@ -155,7 +155,10 @@ class ServerThread:
     """uvicorn in a thread of this process, so that a test shares its hub and its tasks."""
 
     def __init__(self) -> None:
-        from tests.project.asgi import application  # requires django.setup()
+        # These require django.setup(). The views are imported here and not at the first request,
+        # because a test may have replaced TASKS by a backend that refuses their tasks.
+        import tests.project.urls  # noqa: F401
+        from tests.project.asgi import application
 
         config = uvicorn.Config(application, port=0, log_level="error", lifespan="off")
         self.server = uvicorn.Server(config)

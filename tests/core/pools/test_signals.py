@@ -12,6 +12,7 @@ from django.tasks import task_backends
 from django_tasks_local import foreign, record
 from django_tasks_local.pools import signals
 from django_tasks_local.pools.signals import TaskSignal
+from django_tasks_local.testing import wait_until_idle
 from tests.project import tasks
 from tests.support.factories import task_record
 from tests.support.waiting import finished
@@ -120,6 +121,7 @@ def test_log_records_of_a_task(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="django.tasks"):
         result = finished(tasks.noop.enqueue())
         failed = finished(tasks.fail.enqueue())
+        wait_until_idle()  # The record of the end is written after the event.
     by_id = {
         id: [(r.levelname, r.getMessage()) for r in caplog.records if id in r.getMessage()]
         for id in (result.id, failed.id)

@@ -32,9 +32,11 @@ class Stage:
             options=SimpleNamespace(max_tasks_per_worker=max_tasks),
             closed=False,
             fail_waiting=lambda task, error: self.failed.append(task.id),
+            lose_waiting=lambda tasks: self.failed.extend(task.id for task in tasks),
             queue_changed=lambda: None,
         )
-        self.assigner = Assigner(self.pool, self.wake)
+        self.stopped: list[str] = []
+        self.assigner = Assigner(self.pool, self.wake, lambda task: self.stopped.append(task.id))
 
     def wake(self) -> None:
         """Count the calls."""

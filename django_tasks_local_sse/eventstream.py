@@ -14,7 +14,7 @@ from django_eventstream.utils import (
 )
 
 
-def channel(result_id: str) -> str:
+def channel_name(result_id: str) -> str:
     """Return the name of a task's channel."""
     return f"task-{result_id}"
 
@@ -29,9 +29,7 @@ def allowed_by_channel_manager(user: Any, result_ids: Iterable[str]) -> set[str]
     Source: django-eventstream's README, "Authorization".
     """
     manager = get_channelmanager()
-    return {
-        result_id for result_id in result_ids if manager.can_read_channel(user, channel(result_id))
-    }
+    return {id for id in result_ids if manager.can_read_channel(user, channel_name(id))}
 
 
 def anyone_may_read() -> bool:

@@ -1,0 +1,128 @@
+"""The hub while a finalizer, or another thread, publishes or subscribes at any of its calls."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from django_tasks_local.events import TaskEvent
+from django_tasks_local.hub import Hub
+from django_tasks_local.pubsub import HubStatistics, latest
+from django_tasks_local.pubsub.latest import Latest, Topic
+from tests.support.factories import event
+from tests.support.interruptions import each_call
+
+MAX_LOOKUPS = 1000  # in one test step, far more than it needs
+REFERENCES = [pytest.param("1", id="id"), pytest.param(event("1", 1), id="event")]
+
+
+@pytest.fixture(autouse=True)
+def bounded_lookups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make an endless loop of lookups fail."""
+    for name in ("get_or_create", "find_or_await"):
+        monkeypatch.setattr(Latest, name, bounded(getattr(Latest, name)))
+
+
+def bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+    calls = 0
+
+    def call(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        assert calls < MAX_LOOKUPS, "endless loop"
+        return function(*args)
+
+    return call
+
+
+def assert_empty(hub: Hub, tasks: int) -> None:
+    """Nothing is left of the subscriptions."""
+    assert hub.statistics() == HubStatistics(subscriptions=0, tasks=tasks, event_loops=0)
+    assert hub._latest._awaited == {}
+    assert [topic for topic in hub._latest if topic.readers] == []
+
+
+def test_publish_while_the_task_is_trimmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latest, "UNKEPT_LIMIT", 1)
+    for interruption in each_call():
+        hub = Hub()
+        hub.publish(event("1", 1))
+        with interruption.by(publisher(hub)):
+            hub.publish(event("2", 1))
+        hub.publish(event("1", 3))
+        assert hub.snapshot("1").sequence == 3
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_subscription_begins_while_another_is_closed(reference: str | TaskEvent) -> None:
+    """The hub removes the topic, which has no event yet, and the second subscription needs one."""
+    for interruption in each_call():
+        hub = Hub()
+        second = hub.subscribe(reference)
+        with hub.subscribe(reference) as first, interruption.by(second.__enter__):
+            first.close()
+        hub.publish(event("1", 2, "finished"))
+        assert [e.kind for e in second.take(timeout=0)] == ["finished"]
+        second.close()
+        assert_empty(hub, tasks=1)
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_task_added_while_a_subscription_is_closed(reference: str | TaskEvent) -> None:
+    """The subscription's own topic, of the same id, is removed; the task's must stay."""
+    for interruption in each_call():
+        hub = Hub()
+        topic = kept_topic()
+        with hub.subscribe(reference) as subscription:
+            with interruption.by(functools.partial(hub.add, topic)):
+                subscription.close()
+            assert hub.find("1", "default") is topic
+        assert_empty(hub, tasks=1)
+
+
+def test_task_added_while_another_of_its_id_is_released() -> None:
+    for interruption in each_call():
+        hub = Hub()
+        first, second = kept_topic(), kept_topic()
+        hub.add(first)
+        with interruption.by(functools.partial(hub.add, second)):
+            hub.release(first)
+        assert hub.find("1") is second
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_publish_while_a_subscription_is_closed(reference: str | TaskEvent) -> None:
+    for interruption in each_call():
+        hub = Hub()
+        with (
+            hub.subscribe(reference) as subscription,
+            interruption.by(publisher(hub)),
+        ):
+            subscription.close()
+        assert hub.snapshot("1").sequence == 2
+        assert_empty(hub, tasks=1)
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_publish_while_a_subscription_begins(reference: str | TaskEvent) -> None:
+    for interruption in each_call():
+        hub = Hub()
+        subscription = hub.subscribe(reference)
+        with interruption.by(publisher(hub)):
+            subscription.__enter__()
+        assert [e.sequence for e in subscription.take(timeout=0)] == [2]
+        subscription.close()
+        assert_empty(hub, tasks=1)
+
+
+def publisher(hub: Hub) -> Callable[[], object]:
+    return lambda: hub.publish(event("1", 2))
+
+
+def kept_topic() -> Topic:
+    """Return a topic as a pool adds it to the hub."""
+    topic = Topic("default", "1")
+    topic.is_kept = True
+    topic.replace(event("1", 2))
+    return topic
