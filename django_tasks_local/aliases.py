@@ -1,4 +1,4 @@
-"""Names for types that several modules share, and the one rule for what names a task."""
+"""This module names types that several modules share, and defines how a caller names a task."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ type AnyTask = Task[Any, Any]
 type AnyResult = TaskResult[Any, Any]
 type Number = int | float
 
-# What identifies a task in this process: the alias of its backend and the id of its result. Two
-# backends may both have a task "1".
+# The alias of a backend and the id of a result identify a task in this process together, because
+# two backends may both have a task "1".
 type TaskKey = tuple[str, str]
 
 
 def task_reference(value: Any) -> tuple[str | None, str]:
     """
-    Return the backend alias, None if it is unknown, and the id of a task.
+    Return the backend alias and the id of a task; the alias is None if `value` does not have it.
 
-    `value` is a TaskResult or a TaskEvent, which bring their alias, or the id as a str or a UUID.
-    Raises TypeError for anything else.
+    `value` is a TaskResult or a TaskEvent, which have an alias, or the id as a str or a UUID. A
+    value of another type raises TypeError.
     """
     if isinstance(value, str):
         return None, value

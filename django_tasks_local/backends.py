@@ -1,4 +1,4 @@
-"""The task backends: Django's contract on top of a pool."""
+"""The task backends implement Django's backend interface on top of a pool."""
 
 from __future__ import annotations
 
@@ -20,24 +20,27 @@ if TYPE_CHECKING:
 
     from .aliases import AnyResult, AnyTask
 
-# A site has fewer task functions, but a program may create any number of tasks with Task.using().
+# A backend remembers this many tasks that validate_task() has accepted. A site has fewer task
+# functions, but a program may create any number of Task objects with Task.using().
 VALID_TASKS_LIMIT = 500
 
 
 class _Shared:
     """
-    What all instances of one backend alias share.
+    Holds the values that all instances of one backend alias share.
 
-    Django makes one instance for each context (each asyncio task, say).
+    Django makes one instance for each thread or asyncio task, so an instance must be cheap.
     """
 
     __slots__ = ("options", "params", "pool", "valid_tasks")
 
     def __init__(self, params: dict[str, Any], options: Options) -> None:
-        self.params = params  # the settings that `options` came from
+        self.params = params  # The settings TASKS[alias] from which `options` were created.
         self.options = options
         self.pool: Pool[Any, Any] | None = None
-        self.valid_tasks: dict[int, AnyTask] = {}  # by id(); the entry keeps the id from reuse
+        # Tasks that validate_task() has accepted, by id(). The value keeps the task alive, so that
+        # no other object can get the same id().
+        self.valid_tasks: dict[int, AnyTask] = {}
 
 
 _shared: dict[tuple[type, str], _Shared] = {}
@@ -45,10 +48,10 @@ _shared: dict[tuple[type, str], _Shared] = {}
 
 class LocalBackend(BaseTaskBackend):
     """
-    The common part of both backends. An instance is cheap: the pool belongs to alias and process.
+    The base class of both backends; all instances with one alias share one pool in a process.
 
-    Methods may be called from any thread. Source: Django's "Tasks" topic guide and reference,
-    "Task backends".
+    Methods may be called from any thread. They implement the interface that Django's "Tasks" topic
+    guide and reference describe under "Task backends".
     """
 
     supports_defer = False
@@ -56,7 +59,8 @@ class LocalBackend(BaseTaskBackend):
     supports_get_result = True
     supports_priority = False
 
-    # The pool publishes the events of these tasks; `foreign` makes events for other backends.
+    # True because the pool publishes the events of these tasks. The module `foreign` publishes
+    # events only for tasks of backends that do not have this attribute.
     publishes_events = True
 
     options_class: ClassVar[type[Options]]
@@ -88,16 +92,17 @@ class LocalBackend(BaseTaskBackend):
         kwargs: Mapping[str, Any] | None = None,
     ) -> AnyResult:
         """
-        Queue a task and return a snapshot of its result; `refresh()` updates it.
+        Queue a task and return a snapshot of its result, which its `refresh()` method updates.
 
         Raises InvalidTask for a task that this backend cannot run, TypeError for arguments that
-        are not JSON, QueueFull when MAX_PENDING tasks wait, and RuntimeError once the backend
-        was closed.
+        are not JSON, QueueFull if MAX_PENDING + MAX_WORKERS tasks are unfinished, and RuntimeError
+        after the backend was closed.
         """
         valid_tasks = self._shared.valid_tasks
         if valid_tasks.get(id(task)) is not task:
             self.validate_task(task)
-            # A subclass may decide differently each time.
+            # The result of an overridden validate_task() is not remembered, because it may accept a
+            # task in one call and reject it in the next.
             if type(self).validate_task is BaseTaskBackend.validate_task:
                 if len(valid_tasks) >= VALID_TASKS_LIMIT:
                     valid_tasks.clear()
@@ -107,48 +112,52 @@ class LocalBackend(BaseTaskBackend):
         )
 
     def get_result(self, result_id: str) -> AnyResult:
-        """Return a snapshot of a result. Raises TaskResultDoesNotExist."""
+        """Return a snapshot of a result. Raises TaskResultDoesNotExist for an unknown id."""
         return self._pool.results.get(str(result_id)).task_result()
 
     async def aget_result(self, result_id: str) -> AnyResult:
-        """See get_result(). It never waits, so it needs no other thread."""
+        """Call get_result() directly; it reads memory and never blocks the event loop."""
         return self.get_result(result_id)
 
     def cancel(self, result_id: str) -> bool:
-        """See django_tasks_local.cancel()."""
+        """Cancel a task of this backend. For details see django_tasks_local.cancel()."""
         return self._pool.cancel(str(result_id))
 
     def close(self, timeout: float | None = None) -> None:
         """
         Refuse new tasks, fail the waiting ones, and give running ones `timeout` seconds to finish.
 
-        The default is the option SHUTDOWN_TIMEOUT. Tasks that are unfinished then are FAILED with
-        TaskLost, and logged. This happens automatically when the process exits.
+        The default of `timeout` is the option SHUTDOWN_TIMEOUT. Tasks that still run after that
+        time fail with TaskLost and are logged. When the process exits, it closes every backend.
         """
         self._pool.close(timeout)
 
     def statistics(self) -> PoolStatistics:
-        """Return how many workers, waiting, running and finished tasks this process has."""
+        """
+        Return the number of workers, of waiting, running and unfinished tasks, and of results.
+
+        The counts are those of this alias in this process; they are read one after the other.
+        """
         return self._pool.statistics()
 
     def wait_until_idle(self, timeout: float) -> list[AnyResult]:
         """
-        Wait until no task is unfinished, and the receivers of task_finished have returned.
+        Wait until all tasks have finished and the receivers of task_finished have returned.
 
-        Returns the results of the tasks that are unfinished after `timeout` seconds.
+        Returns the results of the tasks for which this is not the case after `timeout` seconds.
         """
         return [record.task_result() for record in self._pool.wait_until_idle(timeout)]
 
 
 class ThreadPoolBackend(LocalBackend):
-    """Runs tasks in threads of this process: for work that waits for something else."""
+    """Runs tasks in threads of this process; use it for tasks that wait for I/O."""
 
     options_class = ThreadOptions
     pool_class = ThreadPool
 
 
 class ProcessPoolBackend(LocalBackend):
-    """Runs tasks in processes of their own: for work that computes, or that may crash."""
+    """Runs tasks in worker processes; use it for tasks that compute, or that may crash."""
 
     options_class = ProcessOptions
     pool_class = ProcessPool
@@ -160,15 +169,16 @@ class ProcessPoolBackend(LocalBackend):
         kwargs: Mapping[str, Any] | None = None,
     ) -> AnyResult:
         """
-        See LocalBackend.enqueue().
+        Queue a task as LocalBackend.enqueue() does.
 
-        Raises ValueError for arguments that cannot be pickled, and RuntimeError when no worker
+        Also raises ValueError for arguments that cannot be pickled, and RuntimeError when no worker
         process can be started.
         """
         try:
             return super().enqueue(task, args, kwargs)
         except TypeError:
-            # JSON can be pickled, so only arguments that are not JSON are tried.
+            # Values that are JSON can be pickled, so the check runs only for arguments that are
+            # not JSON.
             _raise_if_not_pickleable(args, kwargs)
             raise
 
@@ -184,13 +194,14 @@ def cancel(result_id: str, backend: str = "default") -> bool:
     """
     Cancel a task of the backend with this alias. May be called from any thread.
 
-    A waiting task never runs. In a running one the next step of `report_progress()` or `track()`
-    raises TaskCancelled, and a coroutine is cancelled at its next await. The result is then FAILED,
-    unless the task catches TaskCancelled and returns. In a worker process TaskCancelled is raised
-    at whatever the task is doing, and half a second later the process is killed.
+    A waiting task fails and never runs. In a running task the next call of `report_progress()` or
+    step of `track()` raises TaskCancelled, and a coroutine is cancelled at its next await. The
+    result is then FAILED, unless the task catches TaskCancelled and returns. In a worker process a
+    signal handler raises TaskCancelled at any point of the task, and half a second later the pool
+    kills the process.
 
-    Returns False when the task has finished already. Raises TaskResultDoesNotExist for an unknown
-    id, and NotImplementedError when the backend cannot cancel.
+    Returns False if the task has finished already. Raises TaskResultDoesNotExist for an unknown
+    id, and NotImplementedError if the backend has no method `cancel`.
     """
     backend_instance = task_backends[backend]
     cancel_task = getattr(backend_instance, "cancel", None)

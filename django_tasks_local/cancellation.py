@@ -1,4 +1,4 @@
-"""Whether a running task was cancelled, and how that reaches its code. Imports exceptions only."""
+"""Cancellation delivers the cancellation of a running task to the task's code, once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 class Cancellation:
     """
-    The cancellation of one task. It is delivered once, so it cannot interrupt `finally` blocks.
+    Delivers the cancellation of one task, only once, so that `finally` blocks can complete.
 
-    In synchronous code report_progress() and track() deliver it: they raise TaskCancelled. A
-    coroutine is cancelled in its event loop. In a worker process a signal handler raises it.
+    In synchronous code report_progress() and track() raise TaskCancelled. A coroutine is cancelled
+    in its event loop. In a worker process a signal handler raises TaskCancelled.
     """
 
     __slots__ = (
@@ -30,21 +30,24 @@ class Cancellation:
     )
 
     def __init__(self) -> None:
-        # Guards the attributes below. Reentrant, because a signal handler or a finalizer may
-        # call any method while the same thread is inside one.
+        # Guards changes of `requested`, `delivered`, `_has_coroutine` and `_watched` that other
+        # threads may make. It is reentrant, because a signal handler or a finalizer may call any
+        # method while the same thread is inside one.
         self._lock = threading.RLock()
-        # Cancelled, and not delivered yet. track() reads it without the lock for each item.
+        # True from request() until the cancellation is delivered. track() reads this attribute
+        # without the lock for each item.
         self.requested = False
         self.delivered = False
-        self.has_cancelled_coroutine = False  # It was delivered by asyncio.Task.cancel().
-        self._has_coroutine = False  # The task is a coroutine that has begun.
+        self.has_cancelled_coroutine = False  # True after asyncio.Task.cancel() was called.
+        self._has_coroutine = False  # True after the task's coroutine has begun.
         self._watched: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None = None
 
     def request(self) -> None:
         """
-        Have the cancellation delivered, unless it already was. Called from any thread.
+        Request the cancellation; do nothing if it was delivered. May be called from any thread.
 
-        The next step of report_progress() or track() raises it, or the coroutine is cancelled.
+        The next report_progress() or step of track() raises TaskCancelled, or the task's coroutine
+        is cancelled.
         """
         with self._lock:
             if self.delivered:
@@ -55,23 +58,24 @@ class Cancellation:
             self._cancel_soon(*watched)
 
     def consume(self) -> bool:
-        """Return True once after request(): then the caller must deliver the cancellation."""
+        """Return True once after request(); the caller must then deliver the cancellation."""
         with self._lock:
             if self.delivered or not self.requested:
                 return False
-            # Nothing between these lines can call a method of this object.
+            # No signal handler or finalizer can run between this check and these assignments, so
+            # no second caller gets True.
             self.delivered = True
             self.requested = False
             return True
 
     def raise_if_requested(self) -> None:
-        """Raise TaskCancelled if the task was cancelled and this was not delivered yet."""
+        """Raise TaskCancelled if request() was called and the cancellation was not delivered."""
         if self.consume():
             raise TaskCancelled("The task was cancelled.")
 
     def interrupt(self) -> None:
         """
-        Cancel from a signal handler that runs in the task's thread, between two instructions.
+        Cancel the task; called by a signal handler that interrupts the task's own thread.
 
         Raises TaskCancelled, unless the task is a coroutine, which its event loop cancels.
         """
@@ -80,7 +84,7 @@ class Cancellation:
             self.raise_if_requested()
 
     def watch(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
-        """Deliver the cancellation to this coroutine. Called in its event loop."""
+        """Let this coroutine receive the cancellation. Called in the coroutine's event loop."""
         with self._lock:
             self._has_coroutine = True
             self._watched = loop, task
@@ -90,15 +94,15 @@ class Cancellation:
 
     def unwatch(self) -> None:
         """
-        Stop delivering: the coroutine has returned, and the code that follows is not the task's.
+        Stop delivery, because the coroutine has ended and only code of this package follows.
 
-        Called in its event loop.
+        Called in the coroutine's event loop.
         """
         with self._lock:
             self._watched = None
 
     def _cancel_soon(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
-        with suppress(RuntimeError):  # The loop is closed, so the coroutine has just ended.
+        with suppress(RuntimeError):  # The loop is closed, so the coroutine has ended already.
             loop.call_soon_threadsafe(self._cancel_coroutine, task)
 
     def _cancel_coroutine(self, task: asyncio.Task[Any]) -> None:

@@ -1,4 +1,4 @@
-"""OPTIONS of a backend as a frozen, validated dataclass. Imports nothing of this package."""
+"""This module validates a backend's OPTIONS in dataclasses. It imports nothing of this package."""
 
 import os
 import sys
@@ -18,7 +18,9 @@ def _whole_number(minimum: int) -> Callable[[Any], str | None]:
     return check
 
 
-MAX_SECONDS = 100_000_000  # three years; less than any system's limit for one wait
+# The largest value of an option in seconds, about three years. It is below threading.TIMEOUT_MAX on
+# Linux and macOS; Windows limits one wait to 49 days.
+MAX_SECONDS = 100_000_000
 
 
 def _seconds(value: Any) -> str | None:
@@ -53,23 +55,26 @@ def _option(default: Any, check: Callable[[Any], str | None]) -> Any:
 
 
 def _default_shutdown_timeout() -> float:
-    # RUN_MAIN is set under the development server's reloader, whose restart must not wait for a
-    # task.
+    # The reloader of Django's development server sets RUN_MAIN. Its restart after a change of the
+    # code must not wait for a task.
     return 0 if os.environ.get("RUN_MAIN") == "true" else 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The OPTIONS of both backends of this package. Times are in seconds."""
+    """The OPTIONS that both backends of this package accept. All times are in seconds."""
 
     max_workers: int
-    # Finished results kept: above it the oldest is evicted. Unfinished ones are never evicted.
+    # The store keeps this many finished results and evicts the oldest finished result beyond it. It
+    # never evicts an unfinished one.
     max_results: int = _option(1000, _whole_number(1))
-    # Tasks that may wait for a worker: above it enqueue() raises QueueFull.
+    # enqueue() raises QueueFull if max_pending + max_workers tasks are unfinished: while all
+    # workers are busy, this many tasks may wait. None means that there is no limit.
     max_pending: int | None = _option(None, _or_none(_whole_number(0)))
-    # At most one progress event per task in this time; the last one is always published.
+    # A task publishes at most one progress event in this time. Its last progress is always
+    # published, at the latest in its `finished` event.
     progress_interval: float = _option(0.05, _seconds)
-    # Time for running tasks to finish when the process exits.
+    # When the process exits, it gives running tasks this time to finish, and then fails them.
     shutdown_timeout: float = field(
         default_factory=_default_shutdown_timeout, metadata={"check": _seconds}
     )
@@ -77,9 +82,9 @@ class Options:
     @classmethod
     def from_params(cls, alias: str, params: dict[str, Any]) -> Self:
         """
-        Return the options in `params`, which is `TASKS[alias]`.
+        Return the validated options in `params`, which is the setting `TASKS[alias]`.
 
-        Raises ImproperlyConfigured that names the key, the alias and the valid keys.
+        Raises ImproperlyConfigured, with the key, the alias and the valid keys in its message.
         """
         where = f"TASKS[{alias!r}]['OPTIONS']"
         options = params.get("OPTIONS") or {}
@@ -104,7 +109,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThreadOptions(Options):
-    """OPTIONS of ThreadPoolBackend."""
+    """The OPTIONS that ThreadPoolBackend accepts."""
 
     max_workers: int = _option(10, _whole_number(1))
 
@@ -115,19 +120,20 @@ def _default_process_count() -> int:
     return os.cpu_count() or 1
 
 
-# Without "fork": the child of a process with threads may deadlock, and servers have threads.
+# "fork" is not offered, because a child that a process with threads forks may deadlock, and servers
+# have threads.
 _START_METHODS = ("spawn",) if sys.platform == "win32" else ("forkserver", "spawn")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessOptions(Options):
-    """OPTIONS of ProcessPoolBackend."""
+    """The OPTIONS that ProcessPoolBackend accepts."""
 
     max_workers: int = field(
         default_factory=_default_process_count, metadata={"check": _whole_number(1)}
     )
-    # A task that runs for longer is stopped and FAILED with TaskTimeout.
+    # The pool stops a task that runs for longer than this and fails it with TaskTimeout.
     timeout: float | None = _option(None, _or_none(_some_seconds))
-    # A worker process is replaced after this many tasks.
+    # The pool replaces a worker process that has run this many tasks. None means never.
     max_tasks_per_worker: int | None = _option(None, _or_none(_whole_number(1)))
     start_method: str = _option(_START_METHODS[0], _one_of(*_START_METHODS))

@@ -1,8 +1,8 @@
 """
-TaskEvent: a complete snapshot of one task at one moment. Imports nothing of this package.
+TaskEvent is a complete snapshot of one task. This module imports nothing of this package.
 
-Because every event carries the whole state, any later event of a task replaces any earlier one. A
-slow reader may receive only the latest event, and a reader that reconnects needs no history.
+Every event contains the whole state, so a later event of a task replaces all earlier ones. A slow
+reader may receive only the latest event, and a reader that reconnects needs no history.
 """
 
 import math
@@ -13,19 +13,20 @@ from typing import Any
 
 from django.tasks import TaskResultStatus
 
-# The sequence of a `finished` event that is made from a stored result: no event of the task can
-# follow it. It is the largest integer that JSON readers agree on (RFC 8259, section 6).
+# A `finished` event that is made from a stored result has this sequence, so that it is later than
+# every other event of the run. It is the largest integer on which all implementations of JSON agree
+# (RFC 8259, section 6).
 LAST_SEQUENCE = 2**53 - 1
-# The sequences of the first two events of a run. Samples of the progress follow.
+# `enqueued` and `started` events have these sequences; samples of the progress have higher ones.
 ENQUEUED_SEQUENCE = 1
 STARTED_SEQUENCE = 2
 type Version = tuple[int, int, float]
-# Before the version of every event: the version of a task of which no event was read yet.
+# This version is less than that of every event. A reader starts with it for each task.
 NO_VERSION: Version = (0, 0, 0.0)
 
 
 class EventKind(StrEnum):
-    """The step in the task's life; also the name of the server-sent event."""
+    """The kind of an event, which is also the name of the server-sent event."""
 
     ENQUEUED = "enqueued"
     STARTED = "started"
@@ -34,7 +35,7 @@ class EventKind(StrEnum):
 
 
 class FailureReason(StrEnum):
-    """Why a task failed: one word, which every user with access to the task may read."""
+    """One word for the reason of a failure, which every user with access to the task may read."""
 
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -44,7 +45,7 @@ class FailureReason(StrEnum):
 
 
 class _PayloadNames:
-    """Access by the names in the JSON payload: `event.progress["percent"]`."""
+    """Lets code read fields by their names in the JSON payload: `event.progress["percent"]`."""
 
     __slots__ = ()
 
@@ -58,7 +59,7 @@ class _PayloadNames:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress(_PayloadNames):
     """
-    How far a task is.
+    The progress of a task, with its numbers, message and data.
 
     `current` and `total` are the numbers that the task reported, None if unknown; `percent` is 0.0
     to 100.0, or None. `rate` is the average number of steps a second, and `eta` the estimated
@@ -76,24 +77,26 @@ class Progress(_PayloadNames):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFailure(_PayloadNames):
-    """Why a task failed: `type` is the exception's dotted path, `message` its text."""
+    """The error of a failed task: `type` is the exception's dotted path, `message` its text."""
 
     reason: FailureReason
     type: str
     message: str
 
 
-# Compared by identity: two events are never "equal", one of them is later. Weakly referenced, so
-# that data about an event, such as its encoded bytes, can be kept for as long as the event lives.
+# `eq=False`: events are compared by identity, because of two events of a task one is always later.
+# `weakref_slot=True`: a cache with weak keys can keep data about an event, such as its encoded
+# bytes, as long as the event exists.
 @dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False)
 class TaskEvent:
     """
-    The whole state of one task at one moment.
+    An immutable snapshot of the whole state of one task.
 
-    `run` is 0 before the first start of the task, and grows with each run of the same id.
-    `sequence` is 1 for enqueued and 2 for started, and grows with every event of a run.
-    `position` is the number of tasks of the same backend alias that wait before this one; None if
-    the number is unknown, and after the task has started.
+    `run` is 0 before the first start of the task, and is greater in each later run of the same id.
+    `sequence` is 1 in `enqueued` events, of which there is one for each change of the position, 2
+    in `started` events, and grows with each later event of the run. `position` is the number of
+    tasks of the same backend alias that wait before this one; it is None if the number is unknown,
+    and after the task has started.
     """
 
     id: str
@@ -113,21 +116,21 @@ class TaskEvent:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What identifies the task: the alias of its backend and its id."""
+        """Return the alias of the backend and the task's id, which identify the task together."""
         return self.backend, self.id
 
     @property
     def version(self) -> Version:
         """
-        The order of the events of one task: a later event has a greater version.
+        Return a tuple that orders the events of one task: a later event has a greater version.
 
-        It has a higher run; or the same one and a higher sequence; or both are the same, and fewer
-        tasks wait before it.
+        A later event has a higher run, or the same run and a higher sequence. If both are equal,
+        the task has a smaller position in the later event.
         """
         position = self.position
         return self.run, self.sequence, -math.inf if position is None else -position
 
     @property
     def is_last(self) -> bool:
-        """Whether no event of this task can follow."""
+        """Return whether this is the last event of the run; another backend may run it again."""
         return self.kind is EventKind.FINISHED

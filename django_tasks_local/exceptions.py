@@ -1,28 +1,28 @@
-"""The exceptions that end a task besides its own errors. Imports nothing of this package."""
+"""This module defines the exceptions of this package and imports no other module of it."""
 
 from django.tasks.exceptions import TaskException
 
 
 class TaskCancelled(BaseException):
     """
-    The task was cancelled.
+    Raised in a task, and stored as its error, when the task is cancelled.
 
-    A BaseException, like asyncio.CancelledError, so that a task's `except Exception` does not
-    swallow it. A task may catch it, clean up and raise it again.
+    It is a BaseException, like asyncio.CancelledError, so that a task's `except Exception` does not
+    catch it. A task may catch TaskCancelled, clean up and raise it again.
     """
 
 
 class TaskLost(Exception):  # noqa: N818 - named for the event, like TaskResultDoesNotExist
-    """The process ended before the task finished."""
+    """Stored as the error of a task that was unfinished when its process or its pool ended."""
 
 
 class TaskTimeout(Exception):  # noqa: N818
-    """The task ran for longer than OPTIONS["TIMEOUT"] and was stopped."""
+    """Stored as the error of a task that was stopped after OPTIONS["TIMEOUT"] seconds."""
 
 
 class WorkerDied(Exception):  # noqa: N818
-    """The worker process died while it ran the task."""
+    """Stored as the error of a task whose worker process died, or could not be started."""
 
 
 class QueueFull(TaskException):
-    """OPTIONS["MAX_PENDING"] tasks are waiting already, so the task was not enqueued."""
+    """Raised by enqueue() if MAX_PENDING + MAX_WORKERS tasks of the backend are unfinished."""

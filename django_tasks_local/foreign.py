@@ -1,8 +1,9 @@
 """
-Events for the tasks of other backends, made from Django's task signals.
+This module publishes events for the tasks of other backends when Django's task signals are sent.
 
-For tasks of every other backend (Django's ImmediateBackend, django-tasks-db, ...) Django's signals
-are turned into the same events, and `current_result_id` and `report_progress()` work there too.
+The receivers turn the signals of every other backend (Django's ImmediateBackend, django-tasks-db,
+...) into the same events. They also make `current_result_id` and `report_progress()` work in its
+tasks.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class ForeignTask(Reporting):
-    """A task of another backend that runs in this process now."""
+    """A task of another backend that is running in this process."""
 
     def __init__(self, task_result: AnyResult) -> None:
         self.id = task_result.id
@@ -41,36 +42,38 @@ class ForeignTask(Reporting):
         self.interval = PROGRESS_INTERVAL
         self.reporter: Reporter | None = None
         self.cancellation: Cancellation | None = None
-        # A backend that does not state when it started the task gets the time of this process.
+        # If the backend does not state when it started the task, the current time replaces it.
         self.run = run_of(task_result) or int(time.time() * 1000)
-        # A copy of the state: a backend may change this very result until its task ends.
+        # Copy the state into an event now, because the backend may change this TaskResult object
+        # until its task ends.
         self._started = event_from_result(
             task_result, kind=EventKind.STARTED, run=self.run, sequence=STARTED_SEQUENCE
         )
-        # Tokens, because tasks of the ImmediateBackend nest.
+        # finish() restores the former values by these tokens, because a task that the
+        # ImmediateBackend runs may itself run another one.
         self._result_id_token: Token[str] = current_result_id.set(task_result.id)
         self._reporting_token: Token[Reporting | None] = current_reporting.set(self)
 
     @property
     def is_finished(self) -> bool:
-        """See Reporting; the reporter of a foreign task is closed by finish()."""
+        """Return False; finish() closes the reporter of a task of another backend."""
         return False
 
     def start(self) -> None:
-        """Publish `started`."""
+        """Publish the event `started`."""
         hub.publish(self._started)
 
     def report(self, number: int, progress: Progress) -> None:
-        """Publish sample `number` of the task's progress."""
+        """Publish a sample of the task's progress; `number` is 1 for the first sample."""
         sequence = STARTED_SEQUENCE + number
         hub.publish(
             replace(self._started, kind=EventKind.PROGRESS, sequence=sequence, progress=progress)
         )
 
     def finish(self, task_result: AnyResult) -> None:
-        """Publish `finished`, after the last sample of the progress."""
-        # A backend may finish a task in another context than the one that started it. That context
-        # is gone, so there is nothing to restore.
+        """Publish the event `finished`, which has the last sample of the progress."""
+        # reset() raises ValueError if the backend finishes the task in another context than the one
+        # in which it started it. Then this context has no value to restore.
         with suppress(ValueError):
             current_reporting.reset(self._reporting_token)
             current_result_id.reset(self._result_id_token)
@@ -86,21 +89,24 @@ class ForeignTask(Reporting):
         )
 
 
-# How the receivers below are registered. `pools.signals` recognizes them by these names.
+# The receivers below are connected with these values of `dispatch_uid`, by which `pools.signals`
+# recognizes them.
 ENQUEUED_UID = "django_tasks_local.enqueued"
 STARTED_UID = "django_tasks_local.started"
 FINISHED_UID = "django_tasks_local.finished"
 
-# The tasks that a signal has begun and no signal has ended, at most RUNNING_LIMIT: of a task whose
-# end is reported in another process, or not at all, no signal comes.
+# The tasks for which this process has received task_started but not task_finished. RUNNING_LIMIT
+# bounds them, because task_finished may be sent in another process, or never.
 _running: dict[TaskKey, ForeignTask] = {}
 RUNNING_LIMIT = 1000  # tasks
 
 
 def _forget_oldest() -> None:
-    with suppress(StopIteration, KeyError, RuntimeError):  # Another thread has done it.
+    # Another thread may change `_running` concurrently, which raises one of these exceptions. The
+    # caller then tries again if there are still too many tasks.
+    with suppress(StopIteration, KeyError, RuntimeError):
         oldest = _running.pop(next(iter(_running)))
-        logger.debug("Task id=%s has no end yet; its reports are ignored.", oldest.id)
+        logger.debug("Task id=%s has not finished; its later reports are ignored.", oldest.id)
         oldest.close_progress()
 
 
@@ -134,6 +140,6 @@ def _on_finished(sender: Any, task_result: AnyResult, **kwargs: Any) -> None:
     if task is not None:
         task.finish(task_result)
         return
-    # The task ran in another process, or its start had no signal.
+    # The task was started in another process, or its backend has not sent task_started.
     event = event_from_result(task_result, kind=EventKind.FINISHED)
     hub.publish(event)

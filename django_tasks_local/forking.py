@@ -1,8 +1,8 @@
 """
-The one hook for a child of fork(). Imports nothing of this package.
+This module resets the state of this package in a child of fork(); it imports no other module of it.
 
-The child has copies of the parent's locks, queues and tasks, but none of its threads. So each
-module that keeps state for the process registers a function that resets this state.
+The child has copies of the parent's locks, queues and tasks, but only the thread that called
+fork(). So each module that keeps state for the process registers a function that resets this state.
 """
 
 import logging
@@ -18,7 +18,8 @@ def reset_in_child[ResetT: Callable[[], object]](reset: ResetT) -> ResetT:
     """
     Call `reset` in each child of fork(), after the functions that are already registered.
 
-    A decorator. Where os.register_at_fork() is missing, as on Windows, nothing is ever called.
+    This may be used as a decorator. On systems without os.register_at_fork(), such as Windows, no
+    process forks and `reset` is never called.
     """
     _resets.append(reset)
     return reset
@@ -29,7 +30,8 @@ def _reset_all() -> None:
         try:
             reset()
         except BaseException:
-            # The other modules still hold the parent's locks, so their functions must run too.
+            # Other modules still have copies of the parent's locks, so the loop must continue and
+            # call their functions too.
             logger.exception("%r failed in the child of a fork().", reset)
 
 

@@ -1,4 +1,4 @@
-"""The documented import path of the hub; see `pubsub`."""
+"""Import the hub from this documented module; the package `pubsub` implements it."""
 
 from .pubsub.facade import Hub, hub
 

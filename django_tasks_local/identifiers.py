@@ -1,4 +1,4 @@
-"""Random ids for task results."""
+"""new_id() creates random ids for task results."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from collections import deque
 
 from .forking import reset_in_child
 
-BATCH = 128  # ids; one call of os.urandom() for each batch
+BATCH = 128  # One call of os.urandom() makes this many ids.
 
-# The bits of version 4 and of the variant (RFC 9562, sections 4.1 and 4.2), for a whole batch.
+# Masks that set the version 4 and the variant (RFC 9562, sections 4.1 and 4.2) in all ids of a
+# batch at once.
 _FIXED_MASK = int.from_bytes(bytes.fromhex("000000000000f000c000000000000000") * BATCH)
 _FIXED_BITS = int.from_bytes(bytes.fromhex("00000000000040008000000000000000") * BATCH)
 
-# Ids that have not been used. os.urandom() releases the GIL, and up to ten waiting worker threads
-# take it: with one call per id, enqueue() cost 112 instead of 78 µs.
+# Ids that new_id() has not returned yet. os.urandom() releases the GIL, and up to ten worker
+# threads then compete for it: with one call per id, enqueue() took 112 instead of 78 µs.
 _unused: deque[str] = deque()
 
-# A child of fork() must not create the ids that its parent creates.
+# A child of fork() must not return the ids that its parent also returns, so it drops its copy.
 reset_in_child(_unused.clear)
 
 
@@ -25,7 +26,8 @@ def new_id() -> str:
     """
     Return a random UUID of version 4 as text. May be called from any thread.
 
-    Source: RFC 9562, section 5.4. Unguessable, as uuid.uuid4() is: 122 bits of os.urandom().
+    The format is that of RFC 9562, section 5.4. The id cannot be guessed, like that of
+    uuid.uuid4(), because 122 of its bits come from os.urandom().
     """
     try:
         return _unused.pop()

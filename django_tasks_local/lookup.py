@@ -1,4 +1,4 @@
-"""The newest known state of a task: the hub's, or that of its backend's store if it is later."""
+"""This module finds the newest known state of a task, in the hub or in its backend's store."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 def newest_event(task_result: AnyResult) -> TaskEvent:
     """
-    Return the state of a task: the hub's event, or the given result's if that is later.
+    Return the hub's event of a task, or an event made from `task_result` if that is later.
 
-    The hub's event has more detail, but of a task that runs in another process this hub knows only
-    that it was enqueued.
+    The hub's event also has the progress. But if the task runs in another process, the hub of this
+    process may only have its `enqueued` event.
     """
     event = hub.snapshot(task_result)
     is_local = _publishes_every_event(task_result.backend)
@@ -33,10 +33,10 @@ def newest_event(task_result: AnyResult) -> TaskEvent:
 
 async def afind_newest_event(id: str, alias: str) -> TaskEvent | None:
     """
-    Return the state of a task of the backend `alias`, or None if neither hub nor store knows it.
+    Return the newest event of a task of the backend `alias`; None if hub and store have no state.
 
-    Asks the backend's store unless the backend publishes every event in this process itself. Called
-    in an event loop.
+    Reads the backend's store, unless the hub has the last event already or the backend publishes
+    all of its events in this process.
     """
     event = hub.snapshot(id, alias)
     if _publishes_every_event(alias) or (event is not None and event.is_last):
@@ -51,7 +51,7 @@ async def afind_newest_event(id: str, alias: str) -> TaskEvent | None:
 
 
 def _publishes_every_event(alias: str) -> bool:
-    """Whether this backend runs its tasks in this process and publishes all of their events."""
+    """Return whether this backend publishes all events of its tasks in this process."""
     try:
         return getattr(task_backends[alias], "publishes_events", False)
     except InvalidTaskBackend:

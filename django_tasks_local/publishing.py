@@ -1,4 +1,4 @@
-"""TaskResult -> TaskEvent, and what an error looks like in an event. Pure functions."""
+"""The functions of this module convert a TaskResult and its error to the parts of a TaskEvent."""
 
 from __future__ import annotations
 
@@ -35,7 +35,11 @@ _REASONS = {
 
 
 def failure(error: TaskError, message: str | None = None) -> TaskFailure:
-    """Describe an error; without `message` it is the last line of the traceback."""
+    """
+    Return the description of an error for an event.
+
+    If `message` is None, the text after ": " in the last line of the traceback is used.
+    """
     path = error.exception_class_path
     if message is None:
         last_line = error.traceback.rstrip().rpartition("\n")[2]
@@ -46,9 +50,10 @@ def failure(error: TaskError, message: str | None = None) -> TaskFailure:
 
 def run_of(task_result: AnyResult) -> int:
     """
-    Return the number of a run of another backend's task: its start in milliseconds.
+    Return the run number of another backend's task: its last start in milliseconds since 1970.
 
-    The backend states the time, so no clocks are compared; 0 before the first start.
+    The backend has stored this time, so every process returns the same number. Returns 0 before
+    the first start.
     """
     started_at = task_result.last_attempted_at or task_result.started_at
     return 0 if started_at is None else int(started_at.timestamp() * 1000)
@@ -63,10 +68,10 @@ def event_from_result(
     progress: Progress | None = None,
 ) -> TaskEvent:
     """
-    Return the event that describes the state of a task result of another backend.
+    Return the event that describes the state of a task result.
 
-    Without `kind`, `run` and `sequence` they follow from the result: that is for a result that was
-    read from a backend's store.
+    For a result that was read from another backend's store, omit `kind`, `run` and `sequence`: they
+    are derived from the result's status and start time.
     """
     if kind is None:
         kind = {

@@ -1,14 +1,14 @@
 """
-TaskRecord: all that a pool knows of one task, and the only place that changes a status.
+TaskRecord has the whole state of a pool's task; only this module changes the status of a task.
 
-    READY --start()--> RUNNING --finish()--> SUCCESSFUL or FAILED
-      +---------------finish()-------------> FAILED
+    READY --start()--> RUNNING --succeed()--> SUCCESSFUL
+      |                   +------fail()-----> FAILED
+      +-----------fail()--------------------> FAILED
 
-One object is the entry of the store of results, the entry of the queue, what a worker runs, and
-the topic of the hub. It holds plain values. TaskResult and TaskEvent objects are created when a
-receiver, a subscription or a caller of get_result() reads them; most tasks need none. Each record
-has its own lock: a thread that loses the GIL while it holds a lock of all tasks makes every other
-thread queue behind it.
+The store of results, the queue, the worker and the hub, as its topic, all use this one object. It
+holds plain values. TaskResult and TaskEvent objects are created when a receiver, a subscription or
+a caller of get_result() reads them; most tasks need none. Each record has its own lock: if all
+tasks shared one, a thread that loses the GIL while it holds it would block all other threads.
 """
 
 from __future__ import annotations
@@ -41,27 +41,28 @@ RUNNING = TaskResultStatus.RUNNING
 FAILED = TaskResultStatus.FAILED
 SUCCESSFUL = TaskResultStatus.SUCCESSFUL
 
-# A task that never started can only fail: it was cancelled or lost, or no worker could be started.
-# A tuple, because the members of an enum have a hash function in Python, which is slower.
+# A task that is READY may fail without a start: it was cancelled or lost, or no worker could be
+# started. The moves are in a tuple, because a set would call the enum's hash function, which is
+# written in Python and slower.
 LEGAL_MOVES = ((READY, RUNNING), (RUNNING, SUCCESSFUL), (RUNNING, FAILED), (READY, FAILED))
 
 
 class TaskRecord(Topic, Reporting):
     """
-    The state of one task of a pool.
+    Holds the state of one task of a pool and publishes its changes.
 
-    Its methods may be called from any thread. A move that LEGAL_MOVES does not contain does not
-    happen, and the method that would make it returns False.
+    Its methods may be called from any thread. A method whose change of the status is not in
+    LEGAL_MOVES changes nothing and returns False.
     """
 
     __slots__ = (  # noqa: RUF023 - grouped by meaning
-        # These never change.
+        # The following attributes never change.
         "args",
         "enqueued_at",
         "interval",
         "kwargs",
         "task",
-        # `lock` guards the following, and the event.
+        # `lock` guards changes of the following attributes, and of the event.
         "changes",
         "cancellation",
         "error",
@@ -78,7 +79,7 @@ class TaskRecord(Topic, Reporting):
         "worker_id",
     )
 
-    # A topic's backend is unknown while a subscription waits for an id; a record's never is.
+    # The base class Topic also allows None, for an id of any backend; a record has its alias.
     backend: str
 
     def __init__(
@@ -91,12 +92,13 @@ class TaskRecord(Topic, Reporting):
         enqueued_at: datetime,
         interval: float,
     ) -> None:
-        # Not super().__init__(): each call costs one hundredth of a task.
+        # This method repeats Topic.__init__() instead of calling it, because one call takes one
+        # hundredth of the time that this package needs for a task.
         self.backend = backend
         self.id = id
         self.lock = threading.RLock()
         self._event: TaskEvent | None = None
-        self.changes = 0  # how often the state has changed
+        self.changes = 0  # The number of changes of the state so far.
         self.readers = None
         self.is_kept = True
         self.is_gone = False
@@ -105,10 +107,10 @@ class TaskRecord(Topic, Reporting):
         self.args = args
         self.kwargs = kwargs
         self.enqueued_at = enqueued_at
-        self.interval = interval  # seconds between two samples of the progress, at least
+        self.interval = interval  # At least this many seconds pass between two progress samples.
         self.status = READY
-        self.position: int | None = None  # tasks before it, as last published
-        self.number = 0  # of the last sample of its progress
+        self.position: int | None = None  # The last published number of tasks before this one.
+        self.number = 0  # The number of the last progress sample; 0 if there was none.
         self.progress: Progress | None = None
         self.started_at: datetime | None = None
         self.finished_at: datetime | None = None
@@ -118,28 +120,28 @@ class TaskRecord(Topic, Reporting):
         self.return_value: Any = None
         self.reporter: Reporter | None = None
         self.cancellation: Cancellation | None = None
-        # The set of unfinished records of its store, where their number is limited.
+        # The set of unfinished records that ResultStore counts; None if it has no limit.
         self.unfinished: set[TaskRecord] | None = None
 
-    # Reading
+    # Reading the state
 
     @property
     def path(self) -> str:
-        """The dotted path of the task's function."""
+        """Return the dotted path of the task's function."""
         return self.task.module_path
 
     @property
     def is_running(self) -> bool:
-        """Whether a worker runs the task."""
+        """Return whether a worker runs the task."""
         return self.status is RUNNING
 
     @property
     def is_finished(self) -> bool:
-        """Whether the state is final."""
+        """Return whether the task has an outcome, SUCCESSFUL or FAILED."""
         return self.finished_at is not None
 
     def task_result(self) -> AnyResult:
-        """Return a TaskResult of the present state, which later changes do not reach."""
+        """Return the present state as a TaskResult, which later changes do not update."""
         with self.lock:
             status, started_at, finished_at = self.status, self.started_at, self.finished_at
             worker_id, error, return_value = self.worker_id, self.error, self.return_value
@@ -160,26 +162,27 @@ class TaskRecord(Topic, Reporting):
 
     @property
     def event(self) -> TaskEvent:
-        """The latest event: created at its first access, and the same object until a later one."""
+        """Return the latest event; the first access after a change creates a new object."""
         event = self._event
         while event is None:
             changes, made = _make_event(self)
             with self.lock:
                 if self._event is None and self.changes == changes:
                     self._event = made
-                # None if another thread, or a finalizer of this one, has changed the task.
+                # None if another thread, or a finalizer in this one, has changed the task between
+                # _make_event() and this lock; then the loop makes a new event.
                 event = self._event
         return event
 
-    # Changing. No function is called while a record's lock is held, except for a test's recorders:
-    # a finalizer may run at any call, and it may need the lock of another task, whose thread may
-    # need this one.
+    # Changing the state. Invariant: these methods call no function while they hold the lock, except
+    # for the recorders of a test. A finalizer may run during any call and wait for the lock of
+    # another task, whose thread may wait for this lock: a deadlock.
 
     def enqueue(self, position: int) -> None:
-        """Make the task known to the hub, with `position` tasks before it."""
+        """Add the task to the hub and publish that `position` tasks wait before it."""
         with self.lock:
             if self.status is not READY:
-                return  # Its pool was discarded concurrently by another thread.
+                return  # Another thread has closed the pool concurrently and failed the task.
             self.position = position
             self.changes += 1
             self._event = None
@@ -190,7 +193,7 @@ class TaskRecord(Topic, Reporting):
             hub.notify(self)
 
     def move_up(self, position: int) -> None:
-        """Publish that only `position` tasks are before it, if that is fewer than published."""
+        """Publish that `position` tasks wait before this one, if fewer than published before."""
         with self.lock:
             if self.status is not READY or self.position is None or position >= self.position:
                 return
@@ -203,7 +206,7 @@ class TaskRecord(Topic, Reporting):
             hub.notify(self)
 
     def start(self, worker_id: str, at: datetime | None = None) -> bool:
-        """READY -> RUNNING, now or `at`; False if the task is not READY."""
+        """Change READY to RUNNING, since `at` or now; return False if the task is not READY."""
         if at is None:
             at = timezone.now()
         with self.lock:
@@ -221,7 +224,7 @@ class TaskRecord(Topic, Reporting):
         return True
 
     def report(self, number: int, progress: Progress) -> None:
-        """Publish sample `number` of the progress, unless a later one or the end was published."""
+        """Publish progress sample `number`, unless a later one or the outcome was published."""
         with self.lock:
             if self.status is not RUNNING or number <= self.number:
                 return
@@ -234,7 +237,7 @@ class TaskRecord(Topic, Reporting):
             hub.notify(self)
 
     def succeed(self, return_value: Any, last: tuple[int, Progress | None] | None = None) -> bool:
-        """RUNNING -> SUCCESSFUL; False if the task is not RUNNING. For `last` see fail()."""
+        """Change RUNNING to SUCCESSFUL; return False if not RUNNING. For `last` see fail()."""
         return self._finish(SUCCESSFUL, return_value, None, None, last)
 
     def fail(
@@ -246,11 +249,11 @@ class TaskRecord(Topic, Reporting):
         only_waiting: bool = False,
     ) -> bool:
         """
-        READY, or RUNNING unless `only_waiting`, -> FAILED; False if the task has another status.
+        Change READY or RUNNING to FAILED; return False if the task has another status.
 
-        With `only_waiting` a task that enqueue() has not published yet does not fail. `message` is
-        the text of the exception. `last` is the last sample of the progress and its number, if
-        another process has reported it.
+        With `only_waiting` only a READY task fails, and only after enqueue() has published it.
+        `message` is the text of the exception. `last` is the number of the last progress sample and
+        the sample, if a worker process has reported it.
         """
         return self._finish(FAILED, None, error, message, last, only_waiting)
 
@@ -263,11 +266,12 @@ class TaskRecord(Topic, Reporting):
         last: tuple[int, Progress | None] | None,
         only_waiting: bool = False,
     ) -> bool:
-        # A task that may still wait has no reporter, or it runs and its reporter must stay open.
+        # With `only_waiting` no reporter is closed: a READY task has none, and a task that runs is
+        # not failed and must keep its reporter open.
         reporter = None if only_waiting else self.reporter
         if last is None and reporter is not None:
-            # The event `finished` follows the last sample, even if a thread is about to publish
-            # that: the reporter publishes nothing after close().
+            # Race: another thread may be about to publish a sample. The reporter publishes nothing
+            # after close(), so no sample can follow the event `finished`.
             last = reporter.close()
         now = timezone.now()
         with self.lock:
@@ -280,7 +284,7 @@ class TaskRecord(Topic, Reporting):
             if last is not None:
                 self.number, self.progress = last
             self.finished_at = now
-            self.reporter = None  # It refers to this record: a cycle would keep both alive.
+            self.reporter = None  # This breaks a reference cycle, which would keep both alive.
             self.changes += 1
             self._event = None
             if hub.recorders:
@@ -293,7 +297,7 @@ class TaskRecord(Topic, Reporting):
 
 
 def _make_event(record: TaskRecord) -> tuple[int, TaskEvent]:
-    """Return the event of the present state, and the number of changes before it."""
+    """Return the number of changes so far, and an event of the state after these changes."""
     with record.lock:
         changes, status, position = record.changes, record.status, record.position
         number, progress, started_at = record.number, record.progress, record.started_at

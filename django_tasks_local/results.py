@@ -1,4 +1,4 @@
-"""Fast construction of Django's TaskResult from values that are normalized already."""
+"""make_result() creates Django's TaskResult fast, from values that are normalized already."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def _find_setters() -> tuple[Callable[[Any, Any], None], ...] | None:
     """
     Return the setters of TaskResult's slots in the order of FIELDS; None if it has other fields.
 
-    TaskResult is frozen, and its constructor costs six times as much, because it normalizes the
-    arguments once more.
+    The setters are used because TaskResult is frozen, and its constructor takes six times as long,
+    because it normalizes the arguments again.
     """
     slots = vars(TaskResult)
     if {field.name for field in fields(TaskResult)} != {*FIELDS} or not slots.keys() >= {*FIELDS}:
@@ -64,10 +64,10 @@ def make_result(
     return_value: Any,
 ) -> AnyResult:
     """
-    Return a TaskResult of values that are as TaskResult must have them.
+    Return a TaskResult with these values; `args`, `kwargs` and `return_value` must be normalized.
 
-    On a Django version with other fields the constructor is called, which is slower. A test fails
-    there, because a new field may need a value.
+    If a Django version has other fields, this function calls the constructor, which is slower. A
+    test then fails, because a new field may need a value.
     """
     if _setters is None:
         return _construct(

@@ -1,12 +1,13 @@
 """
-The end of the process: close the pools, end the streams. From atexit, and from SIGTERM and SIGINT.
+This module closes the pools and ends the streams at exit (atexit) and after SIGTERM or SIGINT.
 
 atexit is not enough. A server such as uvicorn waits for its open streams, which wait for their
-tasks; and it ends by raising the signal again, after which atexit does not run. So a handler in
-front of the server's own drains the pools and ends the streams, and then sends the signal again,
-for the server. Until then the server continues to serve, and the streams send the end of each task.
+tasks; and it ends by raising the signal again, after which atexit does not run. So a signal handler
+in front of the server's handler starts a thread that drains the pools, ends the streams, and then
+sends the signal again to the server. Until then the server continues to serve requests, and the
+streams send the `finished` event of each task.
 
-Not covered: SIGKILL, a crash of the interpreter, a loss of power.
+SIGKILL, a crash of the interpreter and a loss of power end the process without these steps.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STREAMS_END_TIMEOUT = 1.0  # seconds in which the streams send the ends of their tasks
-FLUSH_SECONDS = 0.1  # seconds after that in which the server sends its last bytes
+# After the tasks have finished, drain() gives the streams this many seconds to send their events.
+STREAMS_END_TIMEOUT = 1.0
+# After drain() the server gets this many seconds to send its buffered bytes before the signal.
+FLUSH_SECONDS = 0.1
 
 
 class Closable(Protocol):
-    """A pool, as the drain needs it."""
+    """Declares the attributes and methods of a pool that drain() uses."""
 
     alias: str
     options: Any
@@ -44,20 +47,20 @@ class Closable(Protocol):
         """Let running tasks finish for `timeout` seconds, then fail those that still run."""
 
     def close_workers(self) -> None:
-        """Stop the workers. May block until they have ended."""
+        """Stop the workers. This method may block until they have ended."""
 
 
 class _Exit:
-    """The open pools of this process, and how far its end has come."""
+    """Holds the open pools of this process, and which steps of its exit have begun or ended."""
 
     def __init__(self) -> None:
         self.pools: set[Any] = set()
-        self.hook_registered = False  # drain_at_exit() is registered with atexit.
-        self.exiting = False  # The main thread is in drain_at_exit().
-        self.draining = False  # A drain has begun; no further pool is registered.
-        self.drained = threading.Event()
-        # Guards the attributes above. Reentrant, because a finalizer may enqueue a task, and so
-        # call register(), while its thread is in register().
+        self.hook_registered = False  # True if drain_at_exit() is registered with atexit.
+        self.exiting = False  # True if the main thread has called drain_at_exit().
+        self.draining = False  # True if drain() has begun; register() then returns False.
+        self.drained = threading.Event()  # Set when drain() has ended.
+        # Guards changes of `pools`, `hook_registered` and `draining`. It is reentrant, because a
+        # finalizer may enqueue a task, and so call register(), while its thread is in register().
         self.lock = threading.RLock()
 
 
@@ -66,9 +69,9 @@ _exit = _Exit()
 
 def register(pool: Closable) -> bool:
     """
-    Have this pool closed when the process ends; False if the process is ending already.
+    Register a pool that drain() closes at exit; return False if the process is exiting already.
 
-    Costs one lookup if the pool is registered already.
+    If the pool is registered already, this function takes only one lookup in a set.
     """
     if pool in _exit.pools:
         return True
@@ -84,12 +87,12 @@ def register(pool: Closable) -> bool:
 
 
 def unregister(pool: Closable) -> None:
-    """Forget a pool that was closed."""
+    """Remove a closed pool from those that drain() closes at exit."""
     _exit.pools.discard(pool)
 
 
 def drain_at_exit() -> None:
-    """See drain(). Called when the main thread ends, which needs no signal for that."""
+    """Call drain() from atexit; the process ends afterwards, so no signal is sent again."""
     _exit.exiting = True
     drain()
 
@@ -98,8 +101,8 @@ def drain() -> None:
     """
     Fail the waiting tasks, let the running ones finish until their timeout, and end the streams.
 
-    Called from atexit, or in a thread of its own after a signal. The second caller waits for the
-    first.
+    It is called from atexit, and after a signal in a separate thread. If one call runs already, a
+    second call only waits until the first has ended.
     """
     with _exit.lock:
         is_first, _exit.draining = not _exit.draining, True
@@ -110,13 +113,14 @@ def drain() -> None:
     try:
         for pool in pools:
             _safely(pool.refuse)
-        # One pool after the other; the tasks of the other pools continue to run. Not in threads,
-        # because Python 3.12 cannot start a thread at exit.
+        # Wait for one pool after the other, in the order of their timeouts; tasks of the other
+        # pools run on. No thread per pool is used, because Python 3.12 cannot start one at exit.
         began = time.monotonic()
         for pool in sorted(pools, key=lambda pool: pool.options.shutdown_timeout):
             left = began + pool.options.shutdown_timeout - time.monotonic()
             _safely(pool.drain, max(0, left))
-        # Not earlier, so that the streams send the end of every task.
+        # The streams are ended after all pools are drained, so that they send the `finished` event
+        # of every task first.
         _safely(hub.end, STREAMS_END_TIMEOUT)
         for pool in pools:
             _safely(pool.close_workers)
@@ -134,10 +138,10 @@ def _safely(step: Callable[..., object], *args: object) -> None:
 @signal_handlers.before_signal
 def _start_drain(number: int) -> bool:
     """
-    Drain, and send the signal again; False if a drain has begun already.
+    Start a thread that drains and sends the signal again; return False if a drain has begun.
 
-    In a thread, because the main thread, which runs signal handlers, may hold any lock, and must
-    continue to serve the streams until they end.
+    The signal handler calls this in the main thread. The drain cannot run there, because the main
+    thread may hold any lock, and must continue to serve the streams until they end.
     """
     if _exit.draining:
         return False
@@ -150,14 +154,15 @@ def _start_drain(number: int) -> bool:
 def _drain_and_raise(number: int) -> None:
     drain()
     if not _exit.exiting:
-        # Daphne, for one, ends at once and discards the bytes that it has not sent yet.
+        # Some servers, such as Daphne, exit at once when they receive the signal and discard the
+        # bytes that they have not sent yet.
         time.sleep(FLUSH_SECONDS)
         os.kill(os.getpid(), number)
 
 
 @reset_in_child
 def _reset_in_child() -> None:
-    """Forget the parent's pools; they and their drain do not exist in this process."""
+    """Replace the copy of the parent's state in a child of fork(), which has no pools yet."""
     global _exit
     parent, _exit = _exit, _Exit()
     _exit.hook_registered = parent.hook_registered

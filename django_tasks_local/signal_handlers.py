@@ -1,11 +1,11 @@
 """
-Handlers for SIGTERM and SIGINT in front of those of the server. Imports `forking` only.
+This module installs handlers for SIGTERM and SIGINT in front of the handlers of the server.
 
-The first signal is passed to the function that `before_signal` was given, which later sends it
-again. The handler that was installed before gets the signals that the function does not take.
+Each signal is first passed to the function that was set with `before_signal`. If that function
+returns False, the handler that was installed before gets the signal.
 
-A child of fork() has the handlers that the parent had before: it may belong to any library, such
-as multiprocessing.Pool, which ends its children by SIGTERM.
+In a child of fork() the handlers that the parent had before are restored. The child may belong to
+any library, such as multiprocessing.Pool, which ends its children with SIGTERM.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ def _take_no_signal(number: int) -> bool:
 
 
 class _State:
-    """The signal handlers of this process."""
+    """Holds the signal handlers that this module has installed in this process."""
 
     def __init__(self) -> None:
         self.take_signal: Callable[[int], bool] = _take_no_signal
         self.may_install = True
-        # For each signal: the handler that this module has installed, and the one before it.
+        # The key is a signal number; the value is the handler that this module has installed, and
+        # the handler that was installed before.
         self.installed: dict[int, tuple[Handler, Handler]] = {}
 
 
@@ -49,22 +50,23 @@ _state = _State()
 
 def before_signal(take_signal: Callable[[int], bool]) -> Callable[[int], bool]:
     """
-    Set the function that is called with each signal; if it returns False, the next handler is.
+    Set the function that is called with each signal before the handler that was installed before.
 
-    A decorator. The function runs in the main thread, between any two instructions of it.
+    That handler is called only if the function returns False. Use this as a decorator. Python calls
+    the function in the main thread, where it may interrupt any code.
     """
     _state.take_signal = take_signal
     return take_signal
 
 
 def leave_signals_alone() -> None:
-    """Install no handlers in this process: it is a worker, and its parent decides when it ends."""
+    """Disable install_signal_handlers(), in a worker process, which its parent process ends."""
     _state.may_install = False
 
 
 def install_signal_handlers() -> None:
     """
-    Put a handler in front of the present ones; has no effect outside of the main thread.
+    Install a handler in front of each present one; do nothing outside of the main thread.
 
     May be called again, because a server may install its own handlers after the first call.
     """
@@ -75,17 +77,18 @@ def install_signal_handlers() -> None:
     for number in SIGNALS:
         present = signal.getsignal(number)
         if not _is_left_alone(present) and not isinstance(present, _Handler):
-            # A sub-interpreter, as of mod_wsgi, may not install one in its main thread either.
+            # signal.signal() raises ValueError in a sub-interpreter, as mod_wsgi uses it, even in
+            # its main thread.
             with suppress(ValueError):
                 install(number, _Handler(present))
 
 
 def _is_left_alone(handler: Any) -> bool:
-    """Whether this module cannot, or need not, put a handler in front of this one."""
-    # None: installed by code that is not Python, which a handler here could not call.
-    # The default for SIGINT raises KeyboardInterrupt, which leads to atexit, or is caught: then an
-    # interactive prompt, for example, continues and needs its tasks. While asyncio.run() is
-    # active, it installs a SIGINT handler with the same effect.
+    """Return whether this module cannot, or need not, put a handler in front of this one."""
+    # getsignal() returns None for a handler that C code has installed; Python cannot call it.
+    # The default handler for SIGINT raises KeyboardInterrupt. If no code catches it, the process
+    # exits and atexit calls drain(). If code does, as an interactive prompt, the process continues
+    # and needs its tasks. While asyncio.run() is active, its SIGINT handler has the same effect.
     owner = getattr(getattr(handler, "func", None), "__self__", None)
     return handler in (None, signal.SIG_IGN, signal.default_int_handler) or isinstance(
         owner, asyncio.Runner
@@ -94,24 +97,29 @@ def _is_left_alone(handler: Any) -> bool:
 
 def install(number: int, handler: Handler) -> None:
     """
-    Install a signal handler that a child of fork() does not inherit.
+    Install a signal handler, in whose place a child of fork() gets the handler before it.
 
-    Called in the main thread.
+    Must be called in the main thread.
     """
     _state.installed[number] = handler, signal.signal(number, handler)
 
 
 class _Handler:
-    """A handler in front of another one. Each installation has its own, so chains stay chains."""
+    """
+    A signal handler that may pass the signal on to the handler that was installed before it.
+
+    Each installation creates a new object, so that no handler in a chain can be its own successor.
+    """
 
     def __init__(self, previous: Handler) -> None:
         self._previous = previous
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal. Runs in the main thread, between any two instructions of it."""
+        """Handle a signal. Python calls this in the main thread, between any two instructions."""
         if _state.take_signal(number):
             return
-        # The drain is over and sends the signal again, or a user who does not want to wait does.
+        # This is a repeated signal: drain() has ended and its thread sent the signal again, or a
+        # user sent it again to end the process without waiting for the drain.
         if callable(self._previous):
             self._previous(number, frame)
         else:
@@ -121,29 +129,30 @@ class _Handler:
 
 @reset_in_child
 def _reset_in_child() -> None:
-    """Restore the handlers that the parent had before; the next pool installs new ones."""
+    """Restore the parent's former handlers in a child of fork(); a new pool installs new ones."""
     for number, (ours, previous) in _state.installed.items():
         if signal.getsignal(number) == ours:
             signal.signal(number, previous)
     _state.installed.clear()
 
 
-# During a fork() both signals are blocked, so that one that is sent to the child waits until
-# _reset_in_child() has run. This set has those of SIGNALS that no other code had blocked before.
+# During a fork() both signals are blocked, so that a signal that is sent to the child waits until
+# _reset_in_child() has run. This set has those of SIGNALS that other code has not blocked already;
+# only these are unblocked afterwards.
 _blocked: set[int] = set()
 
 
 def _block_signals() -> None:
-    """Run before a fork()."""
+    """Block SIGNALS in the thread that is about to call fork()."""
     _blocked.clear()
     _blocked.update({*SIGNALS} - signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 if hasattr(os, "register_at_fork"):
-    # A C function, registered on its own: a signal handler could raise before the first line of a
-    # Python function runs, and the signals would stay blocked. In the child it runs after the
-    # functions of `forking`, which has registered its hook earlier.
+    # This is a C function, because a signal handler could raise before the first line of a Python
+    # function runs, and the signals would stay blocked. In the child it runs after the functions of
+    # the module `forking`, which registers its hook earlier.
     _unblock_signals = partial(_signal.pthread_sigmask, signal.SIG_UNBLOCK, _blocked)
     os.register_at_fork(before=_block_signals)
     os.register_at_fork(after_in_parent=_unblock_signals, after_in_child=_unblock_signals)

@@ -1,8 +1,8 @@
 """
-Help for tests of code that uses tasks: wait until they are done, and see their progress.
+This module helps tests of code that uses tasks to wait for the tasks and check their progress.
 
-With pytest, `pytest_plugins = ["django_tasks_local.testing"]` in `conftest.py`, or an import there,
-gives the fixtures `idle_tasks` and `task_progress`. Without pytest this module has no fixtures.
+With pytest, write `pytest_plugins = ["django_tasks_local.testing"]` into `conftest.py`, or import
+the fixtures `idle_tasks` and `task_progress` there. Without pytest this module has no fixtures.
 """
 
 from __future__ import annotations
@@ -29,20 +29,19 @@ if TYPE_CHECKING:
 
     from .events import TaskEvent
 
-TIMEOUT = 10.0  # seconds
+TIMEOUT = 10.0  # wait_until_idle() raises TimeoutError after this many seconds by default.
 
 
 def wait_until_idle(backend: str = "default", timeout: float = TIMEOUT) -> None:
     """
     Wait until the backend with this alias has no unfinished task in this process.
 
-    The receivers of `task_finished` have run then too, and so have the tasks that they, or other
-    tasks, have enqueued meanwhile. A task of Django's ImmediateBackend has finished when enqueue()
-    returns, so there is nothing to wait for. Not for an event loop's thread: use
-    `asyncio.to_thread()` there.
+    It also waits for the receivers of `task_finished`, and for tasks that receivers or other tasks
+    enqueue during the wait. For Django's ImmediateBackend it returns at once, because enqueue() has
+    run the task. It blocks, so call it in an event loop as `asyncio.to_thread(wait_until_idle)`.
 
-    Raises TimeoutError that names each task which still runs or waits after `timeout` seconds, and
-    NotImplementedError for a backend that neither runs its tasks in this process nor at once.
+    Raises TimeoutError that names each task that is unfinished after `timeout` seconds, and
+    NotImplementedError for a backend that is neither of this package nor an ImmediateBackend.
     """
     backend_instance = task_backends[backend]
     if isinstance(backend_instance, ImmediateBackend):
@@ -66,15 +65,14 @@ def wait_until_idle(backend: str = "default", timeout: float = TIMEOUT) -> None:
 @contextmanager
 def collect_progress(*tasks: Task[Any, Any] | TaskResult[Any, Any]) -> Iterator[list[TaskEvent]]:
     """
-    Collect the progress events that are published in the `with` block, in a list that grows.
+    Return a list that collects the progress events that are published in the `with` block.
 
-    With arguments only those of these tasks, which are told apart by the name of their function, or
-    of these results. Nothing that is published is
-    missed, but progress is throttled before: at most one event of a task is published in the time
-    of its option PROGRESS_INTERVAL, which is 0.05 seconds for tasks of other backends. What it has
-    reported last is always there: when only its `finished` event tells it, that is in the list.
-    With `"PROGRESS_INTERVAL": 0` there is an event for each call of report_progress(); the steps of
-    track() are sampled even so.
+    With arguments it collects only events of tasks with the same function name as one of these
+    tasks, and of these results. The list has every published event, but a task publishes at most
+    one progress event in the time of its option PROGRESS_INTERVAL, which is 0.05 seconds for tasks
+    of other backends. The list always has the last progress of a task: if no progress event had it,
+    the list has the `finished` event. With `"PROGRESS_INTERVAL": 0` each call of report_progress()
+    publishes an event, but the steps of track() are still sampled.
     """
     ids = {task.id for task in tasks if isinstance(task, TaskResult)}
     names = {task.name for task in tasks if not isinstance(task, TaskResult)}
@@ -98,7 +96,7 @@ if pytest is not None:
 
     @pytest.fixture
     def idle_tasks() -> Iterator[None]:
-        """At the end of the test, wait until the backends of this package are idle, or fail."""
+        """Wait at the end of the test until the backends of this package are idle, or fail."""
         yield
         for alias in task_backends.settings:
             if isinstance(task_backends[alias], LocalBackend):
@@ -106,6 +104,6 @@ if pytest is not None:
 
     @pytest.fixture
     def task_progress() -> Iterator[list[TaskEvent]]:
-        """Return the list of all progress events in this test; see collect_progress()."""
+        """Return the list in which collect_progress() collects all progress events of this test."""
         with collect_progress() as events:
             yield events

@@ -1,5 +1,5 @@
 """
-One thread that calls objects at the times they ask for.
+Ticker is a thread that calls the tick() method of objects at the times that they request.
 
     any thread                              the ticker's thread
     ----------                              -------------------
@@ -24,60 +24,67 @@ from .forking import reset_in_child
 
 logger = logging.getLogger(__name__)
 
-MAX_SLEEP = 3600.0  # seconds; Windows cannot wait for more than 49 days at once
+MAX_SLEEP = 3600.0  # Seconds per wait; one wait on Windows cannot be longer than 49 days.
 
 type _Entry = tuple[float, int, Ticking]
 
 
 class Ticking(Protocol):
-    """An object that a Ticker calls."""
+    """Declares the method that a Ticker calls."""
 
     def tick(self) -> float | None:
         """
-        Do the work that is due; return when to be called again, in time.monotonic(), or None.
+        Do the work that is due; return the time.monotonic() of the next call, or None for no call.
 
-        Called in the ticker's thread. It must not block, because all objects share this thread.
+        The ticker's thread calls this. It must not block, because all objects share the thread.
         """
 
 
 class Ticker:
     """
-    Calls tick() of the objects that were added, each when it is due.
+    Calls tick() of the objects that were added, each at the time that it requested.
 
     The thread is a daemon named `django-tasks-progress`; the first add() starts it. add() waits
-    for no lock, because a finalizer (`__del__`) may call it at any point, also while its own
-    thread is inside add(), or while that thread holds a lock that a thread in add() waits for.
+    for no lock, because a finalizer (`__del__`) may call it at any point, even while its own thread
+    is inside add(), or holds a lock for which another thread in add() would wait.
     """
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything that was added. Called in a child of fork(), which has no thread."""
-        # Entries that the thread has not seen yet. deque.append() is atomic.
+        """
+        Drop all entries and the thread object.
+
+        A child of fork() calls this, because the ticker's thread does not run in it.
+        """
+        # Entries that the thread has not taken yet. No lock is needed, as deque.append() is atomic.
         self._added: deque[_Entry] = deque()
         self._order = itertools.count()  # Entries due at the same time run in order of add().
-        # SimpleQueue.put() may be called again during a call of it in the same thread. An item
-        # that is put before the thread sleeps is not lost: its get() then returns at once.
+        # An item wakes the thread. A finalizer may call SimpleQueue.put() while its thread is
+        # inside put(). If an item is put before the thread sleeps, its get() returns at once.
         self._wakes: SimpleQueue[None] = SimpleQueue()
-        # When the thread wakes by itself, inf while it is awake. Written by the thread only.
+        # The time at which the thread wakes without an item; inf while it is awake, or if nothing
+        # is due. Only the ticker's thread changes it.
         self._sleeps_until = math.inf
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()  # Never waited for, see _start().
+        # The thread in _start() holds this lock; no thread waits for it.
+        self._starting = threading.Lock()
 
     def add(self, ticking: Ticking, due_at: float) -> None:
-        """Have tick() called at `due_at`, in time.monotonic(). Called from any thread."""
+        """Schedule tick() for `due_at`, a time.monotonic(). May be called from any thread."""
         self._added.append((due_at, next(self._order), ticking))
         if self._thread is None:
             self._start()
-        # An awake thread may already have passed the point where it takes new entries; the item
-        # makes it take them again instead of sleeping. A sleeping thread wakes only if it must.
+        # If the thread is awake, it may already have taken the new entries; because of the item its
+        # next sleep returns at once and it takes them again. A sleeping thread gets an item only if
+        # the entry is due before it wakes anyway.
         elif due_at < self._sleeps_until:
             self._wakes.put(None)
 
     def _start(self) -> None:
-        # A thread that does not get the lock need not start anything: the holder does, and
-        # `_thread` is set before the new thread takes the entries, this caller's among them.
+        # A caller that does not get the lock need not start the thread, because the thread that
+        # holds the lock does. The new thread takes all entries, including that of this caller.
         if not self._starting.acquire(blocking=False):
             return
         try:
@@ -97,7 +104,8 @@ class Ticker:
     def _run(self) -> None:
         due: list[_Entry] = []
         while True:
-            # In this order: an entry that is added after the loop below finds `inf` and wakes us.
+            # Set before the loop below: a thread that adds an entry after this loop reads inf and
+            # puts an item, so that _sleep() returns at once.
             self._sleeps_until = math.inf
             while self._added:
                 heapq.heappush(due, self._added.popleft())
@@ -111,7 +119,7 @@ class Ticker:
         try:
             again_at = ticking.tick()
         except Exception:
-            # A bug in one class must not keep the others from being called.
+            # Log the exception and continue, because other objects must still be called.
             logger.exception("%s.tick() failed.", type(ticking).__name__)
             return
         if again_at is not None:

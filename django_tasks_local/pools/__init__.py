@@ -1,4 +1,4 @@
-"""One pool for each backend alias and process: enqueue, queue, outcome."""
+"""This package keeps one pool per backend alias and process; a pool queues and runs the tasks."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 __all__ = ["Pool", "PoolStatistics", "all_pools", "discard_all", "pool_for"]
 
 _pools: dict[tuple[type, str, Options], Pool[Any, Any]] = {}
-# Guards `_pools`, so that the first tasks of several threads find one pool.
+# Guards changes of `_pools`, so that threads that enqueue their first tasks concurrently create
+# only one pool.
 _pools_lock = threading.RLock()
 
 
 def pool_for(
     pool_class: type[Pool[Any, Any]], sender: type, alias: str, options: Options
 ) -> Pool[Any, Any]:
-    """Return the pool of a backend alias in this process, created at the first call."""
+    """Return this process's pool for a backend alias; the first call creates it."""
     key = (sender, alias, options)
     pool = _pools.get(key)
     if pool is None:
@@ -38,16 +39,22 @@ def pool_for(
 
 
 def all_pools() -> list[Pool[Any, Any]]:
-    """Return the pools of this process that serve an alias."""
+    """Return the pools of this process that have not been discarded."""
     return list(_pools.values())
 
 
 def discard_all() -> None:
-    """Discard all pools; the next task of an alias starts a new one. Called from any thread."""
+    """
+    Close and remove all pools; the next task of an alias starts a new pool.
+
+    May be called from any thread.
+    """
     with _pools_lock:
         pools = all_pools()
         for pool in pools:
-            pool.is_replaced = True  # first, for the child of a concurrent fork()
+            # Set before `_pools.clear()`: a child that another thread forks between the two would
+            # no longer find the pool in `_pools`, so _forget_pools() could not set the flag.
+            pool.is_replaced = True
         _pools.clear()
     for pool in pools:
         pool.discard()
@@ -56,14 +63,14 @@ def discard_all() -> None:
 
 @receiver(setting_changed, dispatch_uid="django_tasks_local.setting_changed")
 def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
-    """Discard the pools when a test changes TASKS, as Django does with its backends."""
+    """Discard all pools when a test overrides TASKS; Django then discards its backends too."""
     if setting == "TASKS":
         discard_all()
 
 
 @reset_in_child
 def _forget_pools() -> None:
-    """In a child of fork() the threads, the queue and the tasks are the parent's."""
+    """Drop the pools in a child of fork(): their threads, queues and tasks are the parent's."""
     global _pools_lock
     _pools_lock = threading.RLock()
     for pool in _pools.values():

@@ -1,5 +1,5 @@
 """
-Pool: the life of a task, from enqueue() to its outcome. Threads and processes share it.
+Pool leads a task from enqueue() to its outcome; the thread and the process pool inherit from it.
 
     enqueue()            a worker                          a worker
     ---------            --------                          --------
@@ -9,7 +9,7 @@ Pool: the life of a task, from enqueue() to its outcome. Threads and processes s
     pool._submit         task_started                      task_finished
                                                            store.make_evictable
 
-A subclass defines how a task reaches a worker and how a running one is stopped.
+A subclass defines how a task reaches a worker and how a running task is stopped.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ logger = logging.getLogger(__name__)
 
 class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
     """
-    The queue, the workers and the results of one backend alias.
+    A pool has the queue, the workers and the results of one backend alias.
 
-    Starts nothing until the first task. Methods may be called from any thread.
+    It starts no worker before the first task. Methods may be called from any thread.
     """
 
     def __init__(self, sender: type, alias: str, options: OptionsT) -> None:
-        self.sender = sender  # of the signals: the backend's class
+        self.sender = sender  # The task signals are sent with this sender, the backend's class.
         self.alias = alias
         self.options = options
         self.closed = False
-        # Another pool serves the alias: TASKS has changed, or this process is a child of fork().
+        # True if the alias needs a new pool: TASKS has changed, or fork() created this process.
         self.is_replaced = False
         unfinished = None
         if options.max_pending is not None:
@@ -61,60 +61,60 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         self.results = ResultStore(
             alias=alias, max_results=options.max_results, max_unfinished=unfinished
         )
-        # The tasks that no worker has taken and nobody has cancelled.
+        # The queue has the tasks that no worker has taken and no thread has cancelled.
         self.queue: TaskQueue[RecordT] = make_queue()
-        # A task is in here from enqueue() until the receivers of task_finished have returned.
+        # `_unfinished` has a task from enqueue() until the receivers of task_finished return.
         self._unfinished: UnfinishedTasks[RecordT] = UnfinishedTasks()
         self._positions = Positions(
             self.queue, self._unfinished, count_ahead=self.waiting_in_workers
         )
         self._discarded = False
 
-    # What a subclass defines
+    # Methods that a subclass implements
 
     @abstractmethod
     def _make_record(self, task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> RecordT:
         """
-        Return the record of a new task. Called by enqueue(), in the caller's thread.
+        Return the record of a new task; enqueue() calls this in its caller's thread.
 
-        Raises an exception if the task cannot be enqueued: nothing is stored at this point.
+        Raises an exception if the task cannot be enqueued; enqueue() has stored nothing yet.
         """
 
     @abstractmethod
     def _submit(self, record: RecordT) -> None:
-        """Queue a task. Called by enqueue(), in the caller's thread."""
+        """Put a task into the queue; enqueue() calls this in its caller's thread."""
 
     @abstractmethod
     def _stop(self, record: RecordT) -> None:
-        """Stop a task that a worker has begun. Called from any thread."""
+        """Stop a task that a worker has begun. May be called from any thread."""
 
     @abstractmethod
     def close_workers(self) -> None:
-        """End the idle workers, and stop the busy ones if possible: the last part of close()."""
+        """End idle workers, and stop busy ones if possible. close() calls this as its last step."""
 
     @abstractmethod
     def count_workers(self) -> int:
-        """Return the number of workers, those that are starting or ending included."""
+        """Return the number of workers, including those that are starting or ending."""
 
     def waiting_in_workers(self) -> int:
-        """Return the number of tasks that wait outside of the queue, before all tasks in it."""
+        """Return how many tasks were assigned to workers but not begun; they precede the queue."""
         return 0
 
     def _call_receivers(self, send: Callable[..., object], *args: object) -> None:
-        """Call receivers of a signal. A subclass may prepare the thread for them."""
+        """Call `send(*args)`, which calls signal receivers; a subclass may prepare the thread."""
         send(*args)
 
-    # The life of a task
+    # Methods in the order in which a task passes through them
 
     def enqueue(self, task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> AnyResult:
         """
         Store and queue a new task; return a snapshot of its result.
 
-        `args` and `kwargs` are normalized to JSON and belong to the pool. Raises QueueFull when
-        MAX_PENDING tasks wait, and RuntimeError after close().
+        The caller has normalized `args` and `kwargs` to JSON and must not change them. Raises
+        QueueFull if MAX_PENDING + MAX_WORKERS tasks are unfinished, and RuntimeError after close().
         """
         record = self._make_record(task, args, kwargs)
-        # The second check: register() may register a pool that was closed in between.
+        # Race: another thread may close the pool before register(), so `closed` is read twice.
         if self.closed or not shutdown.register(self) or self.closed:
             raise RuntimeError(
                 f"The task backend {self.alias!r} is shutting down; "
@@ -132,25 +132,25 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
             else:
                 signals.enqueued.log(self.sender, record, logging.DEBUG)
         finally:
-            # Also after an exception: the task is in the store, so it must run.
+            # A task that is in the store must run, even if a receiver raised an exception above.
             if self.closed:
                 # Race: another thread may close the pool after the check above. Its refuse() fails
-                # the tasks that it finds in `_unfinished` after record.enqueue(), this line others.
+                # this task only if record.enqueue() has returned; otherwise this line fails it.
                 self.lose_waiting([record])
             else:
                 self._submit(record)
                 if record.id not in self._unfinished:
-                    self.queue.discard(record)  # It was cancelled before it was in the queue.
+                    self.queue.discard(record)  # The task was cancelled before _submit() queued it.
         if position:
-            self.queue_changed()  # A task before it may have started or been cancelled.
+            self.queue_changed()  # A task ahead of this one may have started or been cancelled.
         return task_result
 
     def begin(self, record: RecordT, worker_id: str, started_at: datetime | None = None) -> bool:
         """
-        Note that a worker has taken the task; False if the task must not run.
+        Record that a worker has taken the task; return False if the task must not run.
 
-        Called in the worker's thread, or in the thread that serves a worker process, which knows
-        when the task was `started_at`.
+        A worker thread calls this for itself. The dispatcher's thread calls it for a worker
+        process, which reports the time `started_at`.
         """
         if not record.start(worker_id, started_at):
             return False
@@ -165,9 +165,9 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         last: tuple[int, Progress | None] | None = None,
     ) -> bool:
         """
-        Record the outcome of a task. The first outcome counts; False if there was one.
+        Record the outcome of a task; return False if the task already had an outcome, which stays.
 
-        `last` is the last sample of the progress and its number, if another process reported it.
+        `last` is the number of the last progress sample, and the sample, from a worker process.
         """
         if outcome.error is None:
             is_first = record.succeed(outcome.return_value, last)
@@ -185,81 +185,81 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
 
     def cancel(self, result_id: str) -> bool:
         """
-        Cancel a task; False when it has finished already. See `django_tasks_local.cancel()`.
+        Cancel a task as `django_tasks_local.cancel()` does; return False if it has finished.
 
-        Raises TaskResultDoesNotExist.
+        Raises TaskResultDoesNotExist for an unknown id.
         """
         self.results.get(result_id)
         record = self._unfinished.get(result_id)
-        if record is None or record.is_finished:  # None: its receivers have returned as well.
+        if record is None or record.is_finished:  # None: receivers of task_finished have returned.
             return False
         if self.fail_waiting(record, TaskCancelled("The task was cancelled before it started.")):
             return True
         if record.is_finished:
-            return False  # Another thread has cancelled it concurrently, or it was lost.
+            return False  # Another thread has cancelled the task or closed the pool concurrently.
         self._stop(record)
         return True
 
     def fail_waiting(self, record: RecordT, error: BaseException) -> bool:
-        """Fail a task that no worker has begun; False if one has. Called from any thread."""
+        """Fail a task that no worker has begun; return False if one has, or it has an outcome."""
         outcome = Outcome.failure(error)
         assert outcome.error is not None
         if not record.fail(outcome.error, outcome.message, only_waiting=True):
             return False
         self._finished(record, outcome)
-        # After the task has left `_unfinished`: if enqueue() has not queued it yet, enqueue() takes
-        # it out of the queue again.
+        # _finished() has removed the task from `_unfinished`. If enqueue() queues the task after
+        # this line, enqueue() checks `_unfinished` and takes the task out of the queue again.
         self.queue.discard(record)
         self.queue_changed()
         return True
 
-    # The end
+    # Closing
 
     def close(self, timeout: float | None = None) -> None:
         """
         Refuse new tasks, fail the waiting ones, and give the running ones `timeout` seconds.
 
-        Tasks that are unfinished then are FAILED with TaskLost and named in one log record. The
-        default of `timeout` is the option SHUTDOWN_TIMEOUT. A closed pool stays closed.
+        Tasks that still run after that time fail with TaskLost, and one log record lists them. The
+        default of `timeout` is the option SHUTDOWN_TIMEOUT. A closed pool cannot be reopened.
         """
         self.refuse()
         self.drain(self.options.shutdown_timeout if timeout is None else timeout)
         self.close_workers()
 
     def refuse(self) -> None:
-        """Refuse new tasks and fail the waiting ones: the first part of close()."""
+        """Refuse new tasks and fail the waiting ones. close() calls this as its first step."""
         self.closed = True
         self.lose_waiting(self._unfinished.records())
 
     def drain(self, timeout: float) -> None:
-        """Let running tasks finish for `timeout` seconds, then fail them: the second part."""
+        """Wait `timeout` seconds for running tasks, then fail them; the second step of close()."""
         records = self.wait_until_idle(timeout)
         message = "The process ended before the task finished."
         lost = [r for r in records if self.finish(r, Outcome.failure(TaskLost(message)))]
         _log_lost(self.alias, lost)
         for record in lost:
-            # If the process goes on, a lost task must not keep its worker.
+            # The process may continue after close(), and a lost task must not occupy its worker.
             self._stop(record)
 
     def wait_until_idle(self, timeout: float) -> list[RecordT]:
         """
-        Wait until no task is unfinished, and receivers of task_finished have returned.
+        Wait until all tasks have finished and the receivers of task_finished have returned.
 
-        Returns the tasks that are unfinished after `timeout` seconds.
+        Returns the tasks for which this is not the case after `timeout` seconds.
         """
         return self._unfinished.wait_until_empty(timeout)
 
     def discard(self) -> None:
-        """Close at once and let the hub forget every task."""
+        """Close the pool with a timeout of 0 seconds, and remove all of its tasks from the hub."""
         self.close(timeout=0)
         self._discarded = True
         for record in self.results.records():
-            # Another thread may be about to publish the end of an unfinished one; it releases it.
+            # For an unfinished task another thread is in _finished(), which then calls release().
             if record.id not in self._unfinished:
                 hub.release(record)
 
     def statistics(self) -> PoolStatistics:
-        """Return the present counts. They are read one after the other, without a lock."""
+        """Return the counts of this pool, which are read one after the other, without a lock."""
         unfinished = [(record.status, record.enqueued_at) for record in self._unfinished.records()]
         waiting = [enqueued_at for status, enqueued_at in unfinished if status is READY]
         return PoolStatistics(
@@ -274,7 +274,7 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
     # Helpers
 
     def queue_changed(self) -> None:
-        """Have the positions of the waiting tasks published. Called from any thread."""
+        """Schedule the publication of changed positions in the queue. Any thread may call this."""
         if not self._positions.has_moved and self.queue and not self.closed:
             self._positions.schedule()
 

@@ -1,4 +1,4 @@
-"""How many tasks wait before each waiting task, published when they move up."""
+"""Positions publishes how many tasks wait before each waiting task, when this number shrinks."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ if TYPE_CHECKING:
     from ..record import TaskRecord
     from ..ticker import Ticker
 
-INTERVAL_SECONDS = 1.0  # from one scan of the queue to the next, at least
-MAX_CPU_SHARE = 0.05  # of the time may be spent on scans, however many tasks wait
-TASKS_PER_SLICE = 500  # some milliseconds of work: the ticker's thread has other duties
+INTERVAL_SECONDS = 1.0  # At least this time passes between the starts of two scans of the queue.
+MAX_CPU_SHARE = 0.05  # Scans take at most this share of one CPU's time, however many tasks wait.
+# A scan visits this many tasks per call of tick(), which takes some milliseconds, because the
+# ticker's thread also samples the progress of tasks.
+TASKS_PER_SLICE = 500
 
 
 class Positions:
     """
     Publishes the positions of the tasks in a queue when they have moved up.
 
-    A thread that changes the queue calls schedule(), which costs next to nothing; at most once in
-    INTERVAL_SECONDS the ticker's thread scans the queue. Nothing runs while the queue does not
-    change. A published position never increases, even when a task is put back at the front or other
-    threads enqueue concurrently. A task of the queue that is not in `unfinished` was cancelled and
-    does not count; `count_ahead` returns the number of tasks that wait outside of the queue,
-    before all tasks in it.
+    A thread that changes the queue calls schedule(), which only checks a flag if a scan is pending
+    already. The ticker's thread scans the queue at most once in INTERVAL_SECONDS, and never while
+    the queue does not change. A published position never increases, even when a task is put back at
+    the front or other threads enqueue concurrently. A task of the queue that is not in `unfinished`
+    was cancelled and does not count. `count_ahead` returns the number of tasks that wait outside of
+    the queue, before all tasks in it.
     """
 
     def __init__(
@@ -46,19 +48,25 @@ class Positions:
         self._count_ahead = count_ahead
         self._clock = clock
         self._ticker = ticker or default_ticker
-        # Unlocked: a scan resets it before it copies the queue, so the scan sees every change that
-        # found it set, and a later change sets it again.
+        # True if the queue has changed since the last scan copied it. No lock guards this flag: a
+        # scan resets it before it copies the queue. A thread that finds it set changed the queue
+        # before that copy; a thread that finds it reset sets it again.
         self.has_moved = False
-        # Guards the two below: the ticker has this object once, or not at all.
+        # Guards `_is_scheduled`, so that the ticker has at most one entry for this object.
         self._lock = threading.RLock()
         self._is_scheduled = False
         self._next_scan_at = 0.0
-        # Only the ticker's thread touches these, during a scan.
+        # Only the ticker's thread uses `_scan` and `_place`: the tasks that the scan has not
+        # visited yet, and the position of the next one.
         self._scan: Iterator[TaskRecord] | None = None
         self._place = 0
 
     def schedule(self) -> None:
-        """Have the queue scanned when it is time to, because it has changed. From any thread."""
+        """
+        Schedule a scan of the queue, which has changed. May be called from any thread.
+
+        The scan starts INTERVAL_SECONDS after the start of the last one, or later if that was slow.
+        """
         if self.has_moved:
             return
         self.has_moved = True
@@ -70,15 +78,16 @@ class Positions:
 
     def tick(self) -> float | None:
         """
-        Publish the next positions that have changed; return when to continue, or None.
+        Scan up to TASKS_PER_SLICE tasks and publish their changed positions.
 
-        Called in the ticker's thread.
+        Returns the time.monotonic() of the next call, or None if no scan is needed. The ticker's
+        thread calls this.
         """
         try:
             return self._scan_slice()
         except Exception:
             self._scan = None
-            self.has_moved = False  # So that the next schedule() starts a new scan.
+            self.has_moved = False  # If the flag stayed set, schedule() would start no new scan.
             with self._lock:
                 self._is_scheduled = False
             raise

@@ -1,4 +1,4 @@
-"""The queue of a pool: first in, first out, and out of the middle when a task is cancelled."""
+"""TaskQueue is a pool's first-in-first-out queue; a cancelled task leaves it from any place."""
 
 from __future__ import annotations
 
@@ -15,53 +15,54 @@ if TYPE_CHECKING:
 
 class TaskQueue[RecordT: TaskRecord]:
     """
-    The tasks that wait. Methods may be called from any thread.
+    The queue of the tasks that wait. Methods may be called from any thread.
 
-    A deque would have to be searched for a cancelled task, or keep it, with its arguments, until
-    the workers reach it. With a GIL there is no lock: each step that changes the entries is a
-    single one, and so atomic.
+    It is no deque, because a deque would have to be searched for a cancelled task, or keep the task
+    and its arguments until the workers reach it. It needs no lock while Python has a GIL, because
+    each change of the OrderedDict is one call of a C function, which is atomic.
     """
 
     def __init__(self) -> None:
         self._records: OrderedDict[str, RecordT] = OrderedDict()
 
     def append(self, record: RecordT) -> None:
-        """Put a task at the end."""
+        """Add a task at the end of the queue."""
         self._records[record.id] = record
 
     def appendleft(self, record: RecordT) -> None:
-        """Put a task back to the front."""
+        """Put a task back at the front of the queue."""
         self._records[record.id] = record
         try:
             self._records.move_to_end(record.id, last=False)
         except KeyError:
-            return  # Another thread has taken or discarded it between the two steps.
+            return  # Another thread has taken or discarded the task after it was added above.
 
     def popleft(self) -> RecordT:
-        """Take out the first task. Raises IndexError when there is none, as a deque does."""
+        """Remove and return the first task. Raises IndexError if the queue is empty."""
         try:
             return self._records.popitem(last=False)[1]
         except KeyError:
             raise IndexError("The queue is empty.") from None
 
     def discard(self, record: RecordT) -> None:
-        """Take out this task, if it is there."""
+        """Remove this task from the queue; do nothing if the queue does not have it."""
         self._records.pop(record.id, None)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __iter__(self) -> Iterator[RecordT]:
-        """Iterate over a copy, which is made in one step."""
+        """Iterate over a copy of the queue, which one atomic step makes."""
         return iter(list(self._records.values()))
 
 
 class LockedTaskQueue[RecordT: TaskRecord](TaskQueue[RecordT]):
     """
-    The same for builds without a GIL, where an OrderedDict is not safe between threads.
+    A TaskQueue with a lock, for Python without a GIL, where an OrderedDict is not thread-safe.
 
-    Copying one while another thread changed it crashed CPython 3.13t. With a GIL the lock would
-    only cost: a thread that loses the GIL while it holds the lock makes all others queue behind it.
+    CPython 3.13t crashed when one thread copied an OrderedDict while another thread changed it.
+    With a GIL the lock would have no use and would cost time: if a thread loses the GIL while it
+    holds the lock, all other threads wait for this thread.
     """
 
     def __init__(self) -> None:
@@ -95,6 +96,6 @@ class LockedTaskQueue[RecordT: TaskRecord](TaskQueue[RecordT]):
 
 
 def make_queue[RecordT: TaskRecord]() -> TaskQueue[RecordT]:
-    """Return the kind of queue that is right for this build of Python."""
+    """Return a TaskQueue, or a LockedTaskQueue if this Python runs without a GIL."""
     has_gil = getattr(sys, "_is_gil_enabled", lambda: True)()
     return TaskQueue() if has_gil else LockedTaskQueue()

@@ -1,12 +1,12 @@
 """
-Sends Django's task signals, and avoids their cost where only Django's log receivers listen.
+This module sends Django's task signals, and saves their cost if only Django's log receivers listen.
 
-Signal.send_robust() takes a lock that all senders share, and it needs a TaskResult, which its log
-receivers read three fields of. A TaskRecord has these fields, so the log receivers are called with
-the record directly. Setting the logger "django.tasks" to WARNING saves the records as well, 12 µs
-per task.
+Signal.send_robust() takes a lock that all senders share, and it needs a TaskResult, of which
+Django's log receivers read three fields. A TaskRecord has these fields, so this module calls the
+log receivers with the record directly. If the logger "django.tasks" has the level WARNING, no log
+record is created, which saves another 12 µs per task.
 
-Two private parts of Django are read here, and tests fail if a Django version changes them: the
+This module reads two private parts of Django, and tests fail if a Django version changes them: the
 entries of `Signal.receivers` (if their shape is unknown, send_robust() is used for every task), and
 `django.tasks.signals.log_task_*` (documentation of django.tasks, "Logging").
 """
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The logger that Django's receivers write to.
+# Django's log receivers write to this logger.
 _tasks_logger = logging.getLogger("django.tasks")
-# The sender of receivers for all senders, as Signal.connect() notes it.
+# Signal.connect() stores this id as the sender of a receiver that is connected for all senders.
 _ANY_SENDER = id(None)
 
 
 class TaskSignal:
-    """One of Django's task signals."""
+    """Sends one of Django's task signals for the tasks of this package."""
 
     __slots__ = ("_django_key", "_known", "_log", "_our_key", "_signal")
 
@@ -46,25 +46,26 @@ class TaskSignal:
         self._signal = signal
         self._log = log
         self._django_key = (id(log), _ANY_SENDER)
-        # Our own receiver makes events for the tasks of other backends (see `foreign`).
+        # The module `foreign` connects this receiver to make events for tasks of other backends.
         self._our_key = (our_dispatch_uid, _ANY_SENDER)
-        # The two entries of `receivers` that were compared last and have these keys.
+        # The two entries of `Signal.receivers` that has_receivers has compared with these keys
+        # last: while both are the same objects, their keys need no comparison.
         self._known: tuple[Any, Any] = (None, None)
 
     @property
     def has_receivers(self) -> bool:
-        """Whether a receiver other than Django's log and this package's is connected."""
+        """Return whether any receiver besides Django's log receiver and `foreign` is connected."""
         try:
             first, second = self._signal.receivers
         except (TypeError, ValueError):
-            return True  # There are more or fewer than two.
+            return True  # The signal does not have exactly two receivers.
         known = self._known
         if first is known[0] and second is known[1]:
             return False
         try:
             keys = [first[0], second[0]]
         except (IndexError, TypeError):
-            return True  # The shape is that of an unknown Django version.
+            return True  # An unknown Django version stores the receivers in another shape.
         if keys not in ([self._django_key, self._our_key], [self._our_key, self._django_key]):
             return True
         self._known = first, second
@@ -77,29 +78,40 @@ class TaskSignal:
         level: int,
         call_receivers: Callable[..., object],
     ) -> None:
-        """Call the receivers, or only Django's log receiver if it is alone. Raises nothing."""
+        """
+        Call all receivers, or only Django's log receiver if there is no other one to call.
+
+        Logs every exception and raises none.
+        """
         try:
             if self.has_receivers:
                 call_receivers(self.send, sender, record.task_result())
             elif _tasks_logger.isEnabledFor(level):
                 self._log(sender=sender, task_result=record)
         except BaseException:
-            # A SystemExit of a receiver must not end a worker, nor keep a task from its end.
+            # BaseException, because a receiver that raises SystemExit must neither end a worker
+            # thread nor prevent the outcome of a task from being recorded.
             logger.exception("A receiver failed for task id=%s.", record.id)
 
     def send(self, sender: type, task_result: AnyResult) -> None:
         """
-        Call all receivers. An Exception is logged and has no effect; SystemExit and the like pass.
+        Call all receivers and log each Exception that they raise.
+
+        A BaseException such as SystemExit is raised to the caller.
         """
         try:
             self._signal.send_robust(sender=sender, task_result=task_result)
         except Exception:
-            # Exceptions of receivers are logged by send_robust(). But it raises if it should call
+            # send_robust() logs the exceptions of receivers. It raises one itself if it has to call
             # async receivers in the thread of a running event loop.
             logger.exception("Not all receivers were called for task id=%s.", task_result.id)
 
     def log(self, sender: type, record: TaskRecord, level: int) -> None:
-        """Have Django's receiver write its log record. `level` is the one that it uses."""
+        """
+        Call only Django's log receiver, unless its logger is disabled for `level`.
+
+        `level` is the log level that this receiver uses.
+        """
         if _tasks_logger.isEnabledFor(level):
             try:
                 self._log(sender=sender, task_result=record)
@@ -124,16 +136,17 @@ def send_finished(
     outcome: Outcome,
     call_receivers: Callable[..., object],
 ) -> None:
-    """Deliver task_finished, where sys.exc_info() returns the exception of the task."""
-    # No frame keeps the exception, because its traceback will refer to the frames of this call.
+    """Deliver task_finished while sys.exc_info() returns the exception that failed the task."""
+    # The exception is taken out of the outcome, because its traceback will refer to this frame and
+    # to its callers, whose variables refer to the outcome: a reference cycle.
     exception, outcome.exception = outcome.exception, None
     if exception is None:
         finished.deliver(sender, record, logging.INFO, call_receivers)
         return
     try:
         raise exception
-    except BaseException:  # noqa: BLE001 - it was raised one line above
-        # Django's log receiver reads sys.exc_info().
+    except BaseException:  # noqa: BLE001 - the line above raised this exception
+        # Django's log receiver reads the traceback of a failed task from sys.exc_info().
         finished.deliver(sender, record, logging.ERROR, call_receivers)
     finally:
         del exception

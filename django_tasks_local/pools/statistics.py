@@ -1,4 +1,4 @@
-"""The counts of a pool at one moment."""
+"""PoolStatistics has the counts of a pool, which are read one after the other, without a lock."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStatistics:
-    """Counts of one pool: its workers, its waiting and running tasks, and its results."""
+    """Counts of one pool: its workers, its waiting and running tasks, and its stored results."""
 
     workers: int
     waiting: int
     running: int
-    # Waiting, running, or finished with receivers of task_finished that have not returned.
+    # Tasks that wait, that run, or whose task_finished receivers have not returned yet.
     unfinished: int
-    # When the first task of the queue was enqueued; None if none waits.
+    # The time at which the first task of the queue was enqueued; None if the queue is empty.
     oldest_waiting: datetime | None
+    # Results in the store, including those of unfinished tasks.
     results: int

@@ -1,4 +1,4 @@
-"""The bounded store of the records of one pool, in memory."""
+"""ResultStore keeps the records of one pool in memory and bounds their number."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 class ResultStore:
     """
-    The records of one pool. Methods may be called from any thread.
+    Stores the unfinished and the last finished records of one pool, in memory.
 
-    There is no lock for the whole store: every change of `_records` and `_finished` is a single
-    step, which is atomic.
+    Methods may be called from any thread. The store needs no lock for `_records` and `_finished`,
+    because each change of them is one atomic operation of a dict or a deque.
     """
 
     def __init__(self, *, alias: str, max_results: int, max_unfinished: int | None) -> None:
@@ -30,26 +30,29 @@ class ResultStore:
         self._finished: deque[TaskRecord] = deque()
         # At most one thread evicts; others skip eviction instead of waiting.
         self._evicting = threading.Lock()
-        # Filled only if there is a limit. A record leaves it in the step that finishes it.
+        # The records without an outcome; empty if `max_unfinished` is None. TaskRecord removes
+        # itself from this set when succeed() or fail() records its outcome.
         self._unfinished: set[TaskRecord] = set()
-        # Guards the comparison with the limit: two threads could both find the last free place.
-        # Re-entrant, because a finalizer may enqueue a task while this thread holds it.
+        # Guards the comparison with `max_unfinished`: without it two threads could both take the
+        # last free place. It is re-entrant, because a finalizer may enqueue a task while its
+        # thread holds this lock.
         self._limit_lock = threading.RLock()
 
     def add(self, record: TaskRecord) -> None:
-        """Store a new record. Raises QueueFull."""
+        """Store a new record. Raises QueueFull if `max_unfinished` records have no outcome."""
         if self._max_unfinished is not None:
             self._count(record, self._max_unfinished)
         self._records[record.id] = record
 
     def make_evictable(self, record: TaskRecord) -> list[TaskRecord]:
-        """Mark a published result as evictable; return those evicted to stay within MAX_RESULTS."""
+        """Mark a finished record as evictable; return the records evicted beyond MAX_RESULTS."""
         finished = self._finished
         finished.append(record)
         if len(finished) <= self._max_results:
             return []
         evicted: list[TaskRecord] = []
-        # A thread that cannot evict leaves it to the one that does, which checks again.
+        # A thread that does not get `_evicting` need not evict: the thread that has it checks the
+        # number of finished records again after it has released the lock.
         while len(finished) > self._max_results and self._evicting.acquire(blocking=False):
             try:
                 while len(finished) > self._max_results:
@@ -61,20 +64,20 @@ class ResultStore:
         return evicted
 
     def __len__(self) -> int:
-        """Return the number of results."""
+        """Return the number of stored records, including those of unfinished tasks."""
         return len(self._records)
 
     def records(self) -> list[TaskRecord]:
-        """Return all records."""
+        """Return a list of all stored records."""
         return list(self._records.values())
 
     def get(self, result_id: str) -> TaskRecord:
-        """Return a record. Raises TaskResultDoesNotExist."""
+        """Return the record with this id. Raises TaskResultDoesNotExist for an unknown id."""
         record = self._records.get(result_id)
         if record is None:
             raise TaskResultDoesNotExist(
-                f"The task backend {self._alias!r} has no result {result_id!r}: it was never "
-                f"here, was lost in a restart, or made room for later ones "
+                f"The task backend {self._alias!r} has no result {result_id!r}: no such task was "
+                f"enqueued in this process since its start, or later results have evicted it "
                 f"(MAX_RESULTS = {self._max_results})."
             )
         return record

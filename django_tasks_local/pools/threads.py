@@ -1,8 +1,8 @@
 """
-ThreadPool: named daemon threads around one queue.
+ThreadPool runs tasks in named daemon threads that take them from one queue.
 
-Not concurrent.futures: its interpreter-wide exit hook joins the threads and drains the backlog, so
-five waiting 2-second tasks would hold up an exit for ten seconds.
+It does not use concurrent.futures, whose exit hook joins the threads after they have run all queued
+work: with one worker, five waiting 2-second tasks would delay the exit by ten seconds.
 """
 
 from __future__ import annotations
@@ -34,19 +34,25 @@ logger = logging.getLogger(__name__)
 
 
 class ThreadPool(Pool[ThreadOptions, TaskRecord]):
-    """Threads named `django-tasks-<alias>-<n>`, started when no idle one can take a task."""
+    """
+    Runs tasks in threads named `django-tasks-<alias>-<n>`.
+
+    It starts a thread when a task waits, no thread is idle and there are fewer than MAX_WORKERS.
+    """
 
     def __init__(self, sender: type, alias: str, options: ThreadOptions) -> None:
         super().__init__(sender, alias, options)
         self._pid = os.getpid()
-        # Each entry wakes one idle worker.
+        # An entry in this queue wakes one idle worker.
         self._wake_ups: SimpleQueue[None] = SimpleQueue()
-        # Guards what follows. Re-entrant, because a finalizer may enqueue while this thread holds
-        # it. A worker takes it to become idle, not for every task.
+        # Guards the attributes below. It is re-entrant, because a finalizer may enqueue a task
+        # while its thread holds this lock. A worker takes the lock to become idle and to call
+        # another worker, but not for every task.
         self._workers_lock = threading.RLock()
         self._workers = 0
         self._idle = 0
-        # A worker is about to check the queue, and will call the next one.
+        # True while a worker that was woken or started has not checked the queue yet. That worker
+        # calls the next one if more tasks wait.
         self._is_worker_coming = False
         self._stopping = False
 
@@ -69,26 +75,26 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
     @override
     def _submit(self, record: TaskRecord) -> None:
         self.queue.append(record)
-        # Unlocked: a worker resets the flag before it takes from the queue. If the flag is set
-        # here, after the append, that worker finds the task.
+        # The flag is read without the lock: a worker resets it before it takes a task from the
+        # queue. If the flag is set at this point, after the append, that worker finds the task.
         if self._is_worker_coming:
             return
         try:
             self._call_worker()
         except RuntimeError as error:
             logger.exception("The task backend %r has no worker.", self.alias)
-            # Also fail tasks queued by other threads: they saw the flag and called no worker.
+            # Fail the tasks of other threads too: those threads saw the flag and called no worker.
             for waiting in self.queue:
                 self.fail_waiting(waiting, error)
 
     def _call_worker(self) -> None:
         """
-        Have one more worker check the queue, unless one is about to.
+        Wake an idle worker or start a new one, unless a worker is about to check the queue.
 
-        Waking a worker for each task would set all of them and the caller against each other for
-        the GIL, over tasks that the first worker has done before the others are awake.
+        If each task woke a worker, all workers and the caller would compete for the GIL, although
+        the first worker finishes short tasks before the others are awake.
 
-        Raises RuntimeError when there is no worker and the system has no thread for one.
+        Raises RuntimeError if the pool has no worker and the system cannot start a thread.
         """
         with self._workers_lock:
             if self._is_worker_coming:
@@ -113,13 +119,17 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
                 raise
 
     def _can_continue_after_failed_start(self) -> bool:
-        """Continue with the workers that exist; False if there is none."""
+        """
+        Undo the failed start of a worker; return False if the pool has no other worker.
+
+        If tasks wait and a worker is idle, that worker is woken in its place.
+        """
         with self._workers_lock:
             self._is_worker_coming = False
             self._workers -= 1
             if not self._workers:
                 return False
-        logger.error("The system has no thread for one more worker of %r.", self.alias)
+        logger.error("The system cannot start one more worker thread of %r.", self.alias)
         if self.queue and self._idle:
             self._call_worker()
         return True
@@ -137,18 +147,19 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
             self._idle = 0
 
     def _work(self) -> None:
-        """Run tasks until the pool is closed. Runs in a worker thread."""
+        """Run tasks in a worker thread until the pool is closed and its queue is empty."""
         worker_id = f"{threading.current_thread().name}@{os.getpid()}"
         self._arrived()
         while (record := self._next()) is not None:
             try:
-                # A fresh context for every task: nothing leaks from one into the next.
+                # Each task runs in a new context, so its context variables do not leak into the
+                # next task of this thread.
                 Context().run(self._run, record, worker_id)
             except BaseException:
-                # Not from the task, whose errors are in its result, but an error of this package.
-                # The worker continues.
-                logger.exception("Task id=%s path=%s", record.id, record.path)
-            del record  # It would live on while this thread waits.
+                # This exception is an error of this package, because execute() stores errors of
+                # the task in its result. The worker logs it and continues with the next task.
+                logger.exception("Task id=%s path=%s failed internally.", record.id, record.path)
+            del record  # Otherwise this thread would keep the record alive while it waits.
         close_thread_resources()
         with self._workers_lock:
             self._workers -= 1
@@ -161,13 +172,14 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
                 if not self._wait():
                     return None
                 continue
-            # Unlocked: a worker that is about to become idle checks the queue again.
+            # These counts are read without the lock: if a worker becomes idle concurrently, _wait()
+            # checks the queue again and that worker takes the waiting task.
             if (self._idle or self._workers < self.options.max_workers) and self.queue:
                 self._call_worker()
             return record
 
     def _wait(self) -> bool:
-        """Wait for a wake-up unless a task waits; False when this worker must end."""
+        """Wait for a wake-up unless a task waits; return False if this worker must end."""
         with self._workers_lock:
             if self.queue:
                 return True
@@ -175,11 +187,13 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
                 return False
             self._idle += 1
         if self.queue:
-            # A finalizer has enqueued a task between the check above and `_idle += 1`.
+            # Race: a finalizer in this thread may enqueue a task between the check of the queue
+            # and `_idle += 1`, when no worker counts as idle. Wake a worker for that task.
             self._call_worker()
         self._wake_ups.get()
         self._arrived()
-        close_old_resources()  # A connection may have become too old while this thread waited.
+        # A database connection may have passed its CONN_MAX_AGE while this thread waited.
+        close_old_resources()
         return True
 
     def _arrived(self) -> None:
@@ -187,13 +201,13 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
             self._is_worker_coming = False
 
     def _run(self, record: TaskRecord, worker_id: str) -> None:
-        drop_stale_connections()  # before the receivers of task_started
+        drop_stale_connections()  # Called before the receivers of task_started use a connection.
         if not self.begin(record, worker_id):
-            return  # It was cancelled while it waited.
+            return  # The task was cancelled or lost after this worker took it from the queue.
         outcome = execute(record)
         if os.getpid() != self._pid:
-            # The task has forked, and this is its child. It has a copy of the queue, and would run
-            # all tasks in it again.
+            # This process is a child that the task has forked. It has a copy of the queue and would
+            # run all queued tasks a second time, so it exits.
             os._exit(0)
         self.finish(record, outcome)
-        close_old_resources()  # after the receivers of task_finished
+        close_old_resources()  # Called after the receivers of task_finished have returned.

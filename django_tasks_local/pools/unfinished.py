@@ -1,4 +1,4 @@
-"""The unfinished tasks of a pool, and the threads that wait for their end."""
+"""UnfinishedTasks has the unfinished tasks of a pool and lets threads wait for their end."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ if TYPE_CHECKING:
 
 class UnfinishedTasks[RecordT: TaskRecord]:
     """
-    The tasks without an outcome that is fully processed. Methods may be called from any thread.
+    Has a task from enqueue() until its task_finished receivers have returned.
 
-    Each entry is added once and removed once, which is atomic, so no lock is shared by all tasks.
+    Methods may be called from any thread. Adding and removing an entry are atomic operations of a
+    dict, so no thread takes a lock that all tasks share, unless a thread waits for the end.
     """
 
     def __init__(self) -> None:
         self._records: dict[str, RecordT] = {}
         self._has_ended = threading.Condition()
-        self._waiters = 0  # threads that wait for `_has_ended`, which guards this
+        self._waiters = 0  # The number of threads in wait_until_empty(); `_has_ended` guards it.
 
     def add(self, record: RecordT) -> None:
         """Add a new task."""
@@ -29,21 +30,22 @@ class UnfinishedTasks[RecordT: TaskRecord]:
     def remove(self, record: RecordT) -> None:
         """Remove a task whose receivers of task_finished have returned."""
         del self._records[record.id]
-        # Unlocked: a thread that starts to wait after this point finds that the task is gone.
+        # Read without the lock: a thread that starts to wait after this point no longer finds the
+        # task in `_records`.
         if self._waiters:
             with self._has_ended:
                 self._has_ended.notify_all()
 
     def get(self, id: str) -> RecordT | None:
-        """Return a task, or None."""
+        """Return the unfinished task with this id, or None if there is none."""
         return self._records.get(id)
 
     def records(self) -> list[RecordT]:
-        """Return all of them."""
+        """Return a list of all unfinished tasks."""
         return list(self._records.values())
 
     def wait_until_empty(self, timeout: float) -> list[RecordT]:
-        """Wait until there is none; return those that are left after `timeout` seconds."""
+        """Wait until no task is unfinished; return the tasks left after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         with self._has_ended:
             self._waiters += 1

@@ -1,5 +1,5 @@
 """
-The in-process publish/subscribe hub: the latest event of every task.
+This package is the in-process publish/subscribe hub, which keeps the latest event of every task.
 
     publisher's thread                 the hub                      subscriber
     ------------------                 -------                      ----------
@@ -14,13 +14,16 @@ The in-process publish/subscribe hub: the latest event of every task.
                                    [mailbox] --- one token -----> a thread in subscription.take()
 
 There is one topic per task and one mailbox per event loop (or per reading thread). So the cost of a
-publication does not grow with the number of subscriptions of a loop, and nothing can overflow: a
-slow subscription reads the latest event from the topic.
+publication does not grow with the number of subscriptions of a loop. No queue of events can grow: a
+slow subscription remembers which topics have changed, and reads the latest event of each. Only a
+subscription to all tasks has to be limited, because it also remembers tasks that the hub has
+released (see UNREAD_LIMIT).
 
-`latest` holds the topics, `mailbox` and `subscription` the way to a reader, `facade` the Hub. The
-only locks are those of topics. They are re-entrant, because a finalizer (`__del__`) may publish
-while its thread holds one. Inside of a topic's lock only the lock of a topic that waits for the
-same id is taken.
+The module `latest` has the topics, `mailbox` and `subscription` bring their events to a reader, and
+`facade` has the Hub. A publisher waits only for the lock of a topic. This lock is re-entrant,
+because a finalizer (`__del__`) may publish while its thread holds it. A thread that holds the lock
+of one topic waits only for the lock of another topic for the same task id. Locks that limit a
+clean-up to one thread are tried without waiting.
 """
 
 from .facade import Hub, HubStatistics, hub

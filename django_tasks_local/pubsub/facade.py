@@ -1,4 +1,4 @@
-"""Hub: the public face of the package. Its methods may be called from any thread."""
+"""Hub is the public interface of this package; any thread may call its methods."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubStatistics:
-    """Counts of a hub: open subscriptions, tasks with a known state, and loops that read."""
+    """Counts of a hub: open subscriptions, tasks, and event loops that have subscriptions."""
 
     subscriptions: int
+    # Tasks that the hub keeps, including those that a subscription names but that have no event.
     tasks: int
     event_loops: int
 
@@ -38,31 +39,37 @@ class Hub:
         self.reset()
 
     def reset(self) -> None:
-        """Drop everything. In a child of fork() neither the threads nor the loops exist."""
+        """
+        Drop all tasks and subscriptions.
+
+        A child of fork() calls this, because the parent's threads and loops do not run in it.
+        """
         self.ended = False
-        self.recorders: list[Recorder] = []  # empty unless recording() is in use
-        # The mailboxes of the subscriptions to all tasks.
+        self.recorders: list[Recorder] = []  # The list is empty unless a test uses recording().
+        # The mailboxes that have a subscription to all tasks; notify() marks topics in all of them.
         self.to_all: dict[Mailbox, None] = {}
         self._latest = Latest()
         self._open: dict[Subscription, None] = {}
-        self._all_closed = threading.Condition()  # `_open` has become empty.
+        # detach() notifies this condition when `_open` is empty after end() was called.
+        self._all_closed = threading.Condition()
         self._mailboxes: dict[asyncio.AbstractEventLoop, Mailbox] = {}
 
     # Publishing
 
     def publish(self, event: TaskEvent, *, keep: bool = False) -> bool:
         """
-        Make `event` the latest of its task and wake the subscriptions that read it.
+        Make `event` the latest event of its task and wake the subscriptions to the task.
 
-        Never blocks and never raises into the publisher. An event that is not later than the
-        present one is stale, for example when two threads race: it is dropped, and the answer is
-        False. With `keep` the task stays until release(); otherwise the hub bounds the number.
+        Never waits for a reader, only for the task's lock, which other threads hold briefly.
+        Returns False and drops the event if it is not later than the present one, as may happen
+        when two threads publish concurrently. With `keep` the hub keeps the task until release();
+        other tasks are forgotten beyond UNKEPT_LIMIT and UNKEPT_SECONDS (module `latest`).
         """
         while True:
             topic = self._latest.get_or_create(event.backend, event.id)
             with topic.lock:
                 if topic.is_gone:
-                    continue  # Another thread has dropped it between the two lines above.
+                    continue  # Another thread dropped the topic before this one got its lock.
                 if not topic.replace(event):
                     return False
                 if keep:
@@ -78,7 +85,7 @@ class Hub:
         return True
 
     def record(self, topic: Topic) -> None:
-        """Pass the latest event of a topic to the recorders. The caller has the topic's lock."""
+        """Pass the latest event of a topic to the recorders. The caller holds the topic's lock."""
         event = topic.event
         assert event is not None
         for record in tuple(self.recorders):
@@ -86,64 +93,65 @@ class Hub:
 
     def notify(self, topic: Topic) -> None:
         """
-        Have the later event of this topic read. The caller does not hold the topic's lock.
+        Mark this topic in the mailboxes of its readers, and wake them so that they read its event.
 
-        A subscription that is attached concurrently adds its mailbox with the lock and reads the
-        event afterwards. So it reads this event unless its mailbox is found here.
+        The caller must not hold the topic's lock. A subscription that is attached concurrently
+        adds its mailbox under the lock and reads the event afterwards. So it reads this event, even
+        if this method does not find its mailbox.
         """
-        # Copies, because another thread may change the dictionaries.
+        # Iterate over copies, because another thread may change the two dictionaries.
         for reader in (*(topic.readers or ()), *self.to_all):
             if reader.mark(topic):
                 reader.wake()
 
     def add(self, topic: Topic) -> None:
-        """Take in the topic of a new task, which a pool keeps until release()."""
+        """Store the topic of a pool's new task, which the hub keeps until release()."""
         self._latest.add(topic)
 
     def release(self, topic: Topic) -> None:
-        """Forget a task. Subscriptions that are already open still receive its last event."""
+        """Forget a task; open subscriptions to it still receive its last event."""
         self._latest.remove(topic)
 
     def __len__(self) -> int:
-        """Return the number of tasks whose state the hub knows."""
+        """Return how many tasks the hub keeps, including named ones that have no event yet."""
         return len(self._latest)
 
     # Reading
 
     def snapshot(self, result_or_id: Any, backend: str | None = None) -> TaskEvent | None:
         """
-        Return the latest event of a task, or None.
+        Return the latest event of a task, or None if the hub does not know the task.
 
-        `result_or_id` is a TaskResult or its id; `backend` is the alias, needed only for an id that
-        two backends have in use. Raises TypeError for anything else, and ValueError for an
-        ambiguous id.
+        `result_or_id` is a TaskResult or its id; `backend` is the backend's alias, which is needed
+        only if two backends have a task with this id. Raises TypeError if `result_or_id` has
+        another type, and ValueError for an ambiguous id.
         """
         topic = self.find(result_or_id, backend)
         return None if topic is None else topic.event
 
     def find(self, result_or_id: Any, backend: str | None = None) -> Topic | None:
-        """Return the topic of a task, or None. See snapshot()."""
+        """Return the topic of a task, or None if the hub has none. For arguments see snapshot()."""
         alias, id = task_reference(result_or_id)
         return self._latest.find(backend or alias, id)
 
     def subscribe(self, *results_or_ids: Any) -> Subscription:
         """
-        Return a subscription to these tasks, or to all tasks of this process without arguments.
+        Return a subscription to these tasks or, without arguments, to all tasks of this process.
 
-        Each argument is a TaskResult or its id (str or UUID); TypeError for anything else. The
-        subscription starts at its `with` or `async with`. It waits for an id that the hub does not
-        know.
+        Each argument is a TaskResult or its id (str or UUID); another type raises TypeError. The
+        subscription starts when its `with` or `async with` block is entered. An id that the hub
+        does not know is no error: the subscription waits for the first event of that task.
         """
         return Subscription(self, tuple(map(task_reference, results_or_ids)))
 
     @contextmanager
     def recording(self, record: Recorder) -> Iterator[None]:
         """
-        Call `record` with every event that is published in the `with` block. For tests.
+        Call `record` with every event that is published in the `with` block, for use in tests.
 
-        A subscription receives the latest event of a task, and `record` receives all of them, those
-        of one task in order. It is called in the publisher's thread while the task's lock is held,
-        so it may do no more than note the event.
+        A subscription may skip events of a task, but `record` receives all of them, and those of
+        one task in order. The publisher's thread calls `record` while it holds the task's lock, so
+        `record` should only append the event to a list.
         """
         self.recorders.append(record)
         try:
@@ -152,7 +160,7 @@ class Hub:
             self.recorders.remove(record)
 
     def statistics(self) -> HubStatistics:
-        """Return how much the hub holds at this moment."""
+        """Return the counts of this hub, which are read one after the other, without a lock."""
         return HubStatistics(
             subscriptions=len(self._open),
             tasks=len(self._latest),
@@ -161,9 +169,9 @@ class Hub:
 
     def end(self, timeout: float = 0) -> None:
         """
-        End every subscription, present and future: this process is about to exit.
+        End all open and all later subscriptions, because this process is about to exit.
 
-        Waits until the present ones are closed, but at most `timeout` seconds.
+        Waits until their readers have closed the open ones, but at most `timeout` seconds.
         """
         self.ended = True
         mailboxes = {s.mailbox for s in list(self._open) if s.mailbox is not None}
@@ -172,13 +180,13 @@ class Hub:
         with self._all_closed:
             self._all_closed.wait_for(lambda: not self._open, timeout)
 
-    # For subscriptions and mailboxes
+    # Methods that subscriptions and mailboxes call
 
     def attach(self, subscription: Subscription, loop: asyncio.AbstractEventLoop | None) -> None:
         """
-        Start a subscription: the present state of its tasks comes first.
+        Start a subscription, whose first read returns the present state of its tasks.
 
-        Called in the reading thread, or in the thread of `loop`.
+        The thread that will read calls this: the thread of `loop`, or any thread if that is None.
         """
         if subscription.mailbox is not None:
             raise RuntimeError("A subscription can be entered only once.")
@@ -187,15 +195,15 @@ class Hub:
             mailbox = self._mailboxes.setdefault(loop, mailbox)
         subscription.mailbox = mailbox
         self._open[subscription] = None
-        # Before the topics are changed, so that a concurrent detach() of another subscription of
-        # this mailbox leaves the mailbox in them.
+        # Called before the mailbox is added to the topics: a concurrent detach() of another
+        # subscription of this mailbox then keeps the mailbox in the topics that this one reads.
         mailbox.add(subscription)
         try:
             if not subscription.references:
                 self._attach_to_all(subscription, mailbox)
             for backend, id in subscription.references:
                 self._attach_to(subscription, mailbox, backend, id)
-        except BaseException:  # an ambiguous id
+        except BaseException:  # Latest.find() raises ValueError for an ambiguous id.
             self.detach(subscription)
             raise
         if loop is not None:
@@ -203,10 +211,11 @@ class Hub:
 
     def detach(self, subscription: Subscription) -> None:
         """
-        End a subscription. Called from any thread; a second call has no effect.
+        End a subscription. Any thread may call this; a second call has no effect.
 
-        The garbage collector may close a subscription at any point. So only the thread of its loop
-        removes it, in a callback if that thread is inside of attach().
+        The garbage collector may close a subscription in any thread and at any point of the code.
+        So only the thread of its event loop removes it from the mailbox. A call in another thread,
+        or in a finalizer that interrupts Mailbox.add(), schedules a callback in the loop for that.
         """
         if self._open.pop(subscription, subscription) is subscription:
             return
@@ -219,16 +228,16 @@ class Hub:
             try:
                 mailbox.loop.call_soon_threadsafe(self._detach, subscription, mailbox)
             except RuntimeError:
-                self._detach(subscription, mailbox)  # The loop is closed.
+                self._detach(subscription, mailbox)  # The loop is closed and runs no callback.
         else:
             self._detach(subscription, mailbox)
 
     def drop(self, mailbox: Mailbox) -> None:
-        """End the subscriptions of an event loop that is closed. Called from any thread."""
+        """End the subscriptions of a closed event loop. May be called from any thread."""
         for subscriber in list(mailbox.subscriptions):
             assert isinstance(subscriber, Subscription)
             self._open.pop(subscriber, None)
-            # Also those that detach() left to the loop, which has not run since.
+            # Also if detach() has scheduled a callback for it, which a closed loop never runs.
             self._detach(subscriber, mailbox)
 
     def _drop_closed_loops(self) -> None:
@@ -243,9 +252,9 @@ class Hub:
             topic = self._latest.find_or_await(backend, id)
             with topic.lock:
                 topic.add_reader(mailbox)
-                # Afterwards, because a finalizer may run at that call.
+                # Checked after that call, because a finalizer may replace the topic during it.
                 if topic.is_gone and not topic.is_kept:
-                    continue  # It was replaced after it was found.
+                    continue  # The topic was replaced after find_or_await() had returned it.
                 subscription.topics.append(topic)
                 subscription.changed[topic] = None
             return
@@ -253,15 +262,15 @@ class Hub:
     def _attach_to_all(self, subscription: Subscription, mailbox: Mailbox) -> None:
         self.to_all[mailbox] = None
         for topic in self._latest:
-            # With the lock: a publisher either has finished, and its event is read, or it starts
-            # after this point and finds the mailbox.
+            # The lock orders this line and a publisher: either the publisher has stored its event
+            # before, and the subscription reads it, or it starts later and finds the mailbox.
             with topic.lock:
                 subscription.changed[topic] = None
 
     def _detach(self, subscription: Subscription, mailbox: Mailbox) -> None:
         mailbox.remove(subscription)
         if mailbox.loop is None:
-            mailbox.wake()  # The thread that reads may be another one.
+            mailbox.wake()  # Another thread may be waiting in take(), which must return.
         elif not mailbox.loop.is_closed():
             subscription.resume()
         if not mailbox.to_all:
@@ -271,7 +280,7 @@ class Hub:
         loop = mailbox.loop
         if loop is None or mailbox.subscriptions:
             return
-        if self._mailboxes.get(loop) is mailbox:  # Otherwise another one has taken its place.
+        if self._mailboxes.get(loop) is mailbox:  # Otherwise the loop already has a new mailbox.
             self._mailboxes.pop(loop, None)
 
 

@@ -1,4 +1,4 @@
-"""The latest event of each task, and how many of them are kept. Called from any thread."""
+"""Latest keeps the topic of each task, with its latest event. Any thread may call its methods."""
 
 from __future__ import annotations
 
@@ -12,32 +12,35 @@ if TYPE_CHECKING:
 
     from ..events import TaskEvent
 
-# The limits for tasks of other backends, whose stores are elsewhere: a web process may receive
-# `enqueued` of a task that runs in another process, and nothing more.
+# Limits for tasks of other backends, which no pool of this process removes from the hub: a web
+# process may receive only the `enqueued` event of a task that then runs in another process.
 UNKEPT_LIMIT = 1000  # tasks
-UNKEPT_SECONDS = 3600.0  # since the task's last event
-# Topics that one publication visits to forget them: more than it adds, and few if all have readers.
+# The hub may forget a task this many seconds after its last event, or after trim() last kept it
+# because it had a reader.
+UNKEPT_SECONDS = 3600.0
+# A publication adds at most one topic and checks up to this many old ones, so the number of topics
+# shrinks to its limit. The check stays cheap if all old topics have readers and must be kept.
 MAX_TRIMMED = 10
 
 
 class Reader(Protocol):
-    """An addressee of the events of a topic; a Mailbox is one."""
+    """A topic notifies its readers of a later event; Mailbox implements this protocol."""
 
     def mark(self, topic: Topic) -> bool:
-        """Note that a topic has a later event; return whether the caller must call wake()."""
+        """Record that a topic has a later event; return whether the caller must call wake()."""
 
     def wake(self) -> None:
-        """Have the noted topics read. Called without a lock."""
+        """Wake the reader, which then reads the marked topics. The caller holds no lock."""
 
     def reads(self, topic: Topic) -> bool:
-        """Whether it must still be notified of this topic."""
+        """Return whether this reader still has to be notified of events of this topic."""
 
 
 class Topic:
     """
-    The latest event of one task, and the readers to notify of the next one.
+    Holds the latest event of one task, and the readers to notify of the next event.
 
-    The backends of this package have a subclass that creates `event` from its own state.
+    The backends of this package use the subclass TaskRecord, which creates `event` from its state.
     """
 
     __slots__ = (
@@ -53,22 +56,29 @@ class Topic:
     )
 
     def __init__(self, backend: str | None, id: str) -> None:
-        self.backend = backend  # None: a subscription waits for this id, of whatever backend
+        self.backend = backend  # None if a subscription waits for a task of any backend.
         self.id = id
-        self.lock = threading.RLock()  # Guards everything below.
+        # Guards changes of the attributes below, except that Latest.remove() sets `is_gone`
+        # without it. Any thread may read them without the lock.
+        self.lock = threading.RLock()
         self._event: TaskEvent | None = None
         self.readers: dict[Reader, None] | None = None
-        self.is_kept = False  # until release(): the store of a pool bounds it
-        self.is_gone = False  # The hub has dropped it, or another topic has replaced it.
-        self.successor: Topic | None = None
+        # True if only Hub.release() removes the topic; a pool calls it when it evicts the result.
+        self.is_kept = False
+        self.is_gone = False  # True if the hub dropped this topic, or another topic replaced it.
+        self.successor: Topic | None = None  # The topic that has replaced this one.
 
     @property
     def event(self) -> TaskEvent | None:
-        """The latest event: the same object until there is a later one."""
+        """Return the latest event; the object is the same until a later event replaces it."""
         return self._event
 
     def replace(self, event: TaskEvent) -> bool:
-        """Keep this event; False if it is not later than the present one. The caller has `lock`."""
+        """
+        Store this event; return False if it is not later than the present one.
+
+        The caller holds `lock`.
+        """
         known = self._event
         if known is not None and (
             event.version <= known.version or (known.is_last and event.run <= known.run)
@@ -78,19 +88,19 @@ class Topic:
         return True
 
     def add_reader(self, reader: Reader) -> None:
-        """Notify this reader of each later event. The caller has `lock`."""
+        """Add a reader that is notified of each later event. The caller holds `lock`."""
         if self.readers is None:
             self.readers = {}
         self.readers[reader] = None
 
     def remove_reader(self, reader: Reader) -> None:
-        """Undo add_reader(). The caller has `lock`."""
+        """Undo add_reader() for this reader. The caller holds `lock`."""
         if self.readers is not None:
             self.readers.pop(reader, None)
 
     @property
     def newest(self) -> Topic:
-        """This topic, or the one that has replaced it."""
+        """Return this topic or, if others have replaced it, the last topic that did."""
         topic = self
         while topic.successor is not None:
             topic = topic.successor
@@ -99,36 +109,39 @@ class Topic:
 
 class Latest:
     """
-    All topics of a hub, by backend alias and id.
+    Stores all topics of a hub by backend alias and task id.
 
-    Each change of a dictionary is a single step, which is atomic with and without a GIL, so no lock
-    is shared by all tasks.
+    Each change of a dictionary is one operation, which is atomic with and without a GIL. So no
+    thread takes a lock that all tasks share.
     """
 
     def __init__(self) -> None:
-        # By alias, then by id: a tuple as the key would be one more object for each task.
+        # The keys are first the alias, then the id: one dictionary with (alias, id) as its key
+        # would need one more object, the tuple, for each task.
         self._topics: dict[str, dict[str, Topic]] = {}
-        # Ids without an alias for which a subscription waits.
+        # Topics that hold subscriptions to an id that no backend has used yet; the key is the id.
         self._awaited: dict[str, Topic] = {}
-        # Topics that no pool keeps, and the time of their last event, the oldest first.
+        # Topics that no pool keeps, the oldest first. The value is the time of the last event, or
+        # the time at which trim() last kept the topic because it had a reader.
         self._unkept: dict[Topic, float] = {}
-        # Topics of closed subscriptions, with the reader that may no longer read them.
+        # Topics of closed subscriptions, each with a mailbox. remove_reader() removes the mailbox
+        # from the topic unless another subscription of the mailbox still reads the topic.
         self._to_release: deque[tuple[Topic, Reader]] = deque()
-        # Held by the one thread that trims; other threads skip trimming instead of waiting.
+        # The thread in trim() holds this lock; other threads skip trimming instead of waiting.
         self._trimming = threading.Lock()
 
     def __len__(self) -> int:
         return sum(map(len, list(self._topics.values())))
 
     def __iter__(self) -> Iterator[Topic]:
-        """Iterate over a copy."""
+        """Iterate over a copy of all topics, so that other threads may add and remove topics."""
         return iter(
             [t for of_alias in list(self._topics.values()) for t in list(of_alias.values())]
         )
 
     def find(self, backend: str | None, id: str) -> Topic | None:
         """
-        Return the topic of a task, or None.
+        Return the topic of a task, or None if there is none.
 
         Raises ValueError if `backend` is None and several backends have a task with this id.
         """
@@ -148,15 +161,16 @@ class Latest:
         return found[0] if found else None
 
     def find_or_await(self, backend: str | None, id: str) -> Topic:
-        """Return the topic of a task; if it is unknown, one that waits for the task."""
+        """Return the topic of a task; if the task is unknown, a topic that waits for it."""
         if backend is not None:
             return self.get_or_create(backend, id)
         found = self.find(None, id)
         if found is not None:
             return found
         awaited = self._awaited.setdefault(id, Topic(None, id))
-        # A publisher in another thread checks `_awaited` after it has stored an event, so either it
-        # has found this entry or the topic is found now.
+        # Race: another thread may publish the first event of the task concurrently. It checks
+        # `_awaited` after it has stored the event, so either it finds the entry that the line above
+        # has added, or the next line finds its topic.
         found = self.find(None, id)
         if found is None:
             return awaited
@@ -164,7 +178,7 @@ class Latest:
         return found
 
     def get_or_create(self, backend: str, id: str) -> Topic:
-        """Return the topic of a task of any backend."""
+        """Return the topic of this task; if there is none, create one that no pool keeps."""
         topics = self._of(backend)
         topic = topics.get(id)
         if topic is None:
@@ -182,24 +196,27 @@ class Latest:
             _replace(known, topic)
             self._unkept.pop(known, None)
         if topic.is_gone:
-            self.remove(topic)  # Its pool was discarded concurrently.
+            self.remove(topic)  # Another thread has discarded the pool and released this topic.
         elif self._awaited:
             self.adopt_readers(topic)
 
     def remove(self, topic: Topic) -> None:
-        """Forget a topic. Subscriptions that are open still receive its last event."""
+        """Forget a topic; open subscriptions to it still receive its last event."""
         assert topic.backend is not None
         topics = self._of(topic.backend)
         removed = topics.pop(topic.id, topic)
         if removed is not topic:
-            topics.setdefault(topic.id, removed)  # It has replaced the topic.
+            # `removed` is the topic of another task with this id, which replaced `topic`: put it
+            # back.
+            topics.setdefault(topic.id, removed)
         if not topic.is_kept:
             self._unkept.pop(topic, None)
-        # Afterwards: while a topic is found that is gone, publish() looks it up again.
+        # Set after the removal, because publish() repeats its lookup as long as it finds a topic
+        # with this flag.
         topic.is_gone = True
 
     def remove_if_idle(self, topic: Topic) -> None:
-        """Forget a topic that has neither an event nor a reader."""
+        """Forget a topic if it has neither an event nor a reader and no pool keeps it."""
         topics = self._awaited if topic.backend is None else self._of(topic.backend)
         with topic.lock:
             # The event first: reading it is a call, at which a finalizer may subscribe or publish.
@@ -213,17 +230,17 @@ class Latest:
 
     def remove_reader(self, topics: Iterable[Topic], reader: Reader) -> None:
         """
-        Take a reader out of topics that it no longer reads.
+        Remove a reader from those of these topics that it no longer reads.
 
-        Waits for no lock, because a finalizer may call this while its thread has another topic's
-        lock. A topic whose lock is taken is left for the next call.
+        Waits for no lock, because a finalizer may call this while its thread holds the lock of
+        another topic. If another thread holds a topic's lock, the next call handles that topic.
         """
         self._to_release.extend((topic, reader) for topic in topics)
         for _ in range(len(self._to_release)):
             try:
                 topic, reader = self._to_release.popleft()
             except IndexError:
-                return  # Another thread has released it.
+                return  # Another thread has taken the last entry concurrently.
             newest = None
             # Again if another thread or a finalizer replaces the topic before its reader is out.
             while newest is not topic.newest:
@@ -239,20 +256,21 @@ class Latest:
                     newest.lock.release()
 
     def keep(self, topic: Topic) -> None:
-        """Keep a topic until remove(). The caller has the topic's lock."""
+        """Exempt a topic from trim() until remove(). The caller holds the topic's lock."""
         topic.is_kept = True
         self._unkept.pop(topic, None)
 
     def touch(self, topic: Topic) -> None:
-        """Note an event of a topic that no pool keeps. The caller has the topic's lock."""
+        """Make a topic the newest one for trim(). The caller holds the topic's lock."""
         self._unkept.pop(topic, None)
         self._unkept[topic] = time.monotonic()
 
     def trim(self) -> None:
         """
-        Forget the topics with the oldest events beyond UNKEPT_LIMIT and UNKEPT_SECONDS.
+        Forget topics older than UNKEPT_SECONDS, and the oldest topics beyond UNKEPT_LIMIT.
 
-        A topic that has a reader is kept. The caller holds no lock.
+        A topic that has a reader is kept and becomes the newest one. One call checks at most
+        MAX_TRIMMED topics. The caller holds no lock.
         """
         if not self._trimming.acquire(blocking=False):
             return
@@ -270,7 +288,7 @@ class Latest:
         while True:
             try:
                 return next(iter(self._unkept.items()), (None, 0.0))
-            except RuntimeError:  # Another thread has changed the dictionary in between.
+            except RuntimeError:  # Another thread changed the dictionary during the iteration.
                 continue
 
     def _drop_or_keep(self, topic: Topic) -> None:
@@ -285,14 +303,14 @@ class Latest:
         return self._topics.setdefault(backend, {}) if topics is None else topics
 
     def adopt_readers(self, topic: Topic) -> None:
-        """Hand the readers that wait for this id to its topic, which has its first event."""
+        """Move the readers that wait for this id, of any backend, to this topic, now it exists."""
         awaited = self._awaited.pop(topic.id, None)
         if awaited is not None:
             _replace(awaited, topic)
 
 
 def _replace(old: Topic, new: Topic) -> None:
-    """Hand the readers of a topic that waits for a task to the task's own topic."""
+    """Move all readers from one topic to the topic that replaces it."""
     with old.lock:
         readers, old.readers = old.readers, None
         with new.lock:

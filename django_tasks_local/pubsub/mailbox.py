@@ -1,4 +1,4 @@
-"""The changed topics of one event loop, or of one reading thread, on their way to subscriptions."""
+"""Mailbox brings changed topics from publishers to the subscriptions of one loop or thread."""
 
 from __future__ import annotations
 
@@ -12,46 +12,47 @@ if TYPE_CHECKING:
 
     from .latest import Topic
 
-# Unread events that a subscription to all tasks may have of tasks that the hub has released.
+# A subscription to all tasks may have unread events of this many tasks more than the hub keeps.
+# Beyond this limit it drops unread events of tasks that the hub has released.
 UNREAD_LIMIT = 10_000  # tasks
 
 
 class Subscriber(Protocol):
-    """A subscription, as its mailbox uses it."""
+    """Declares the attributes and methods of a subscription that its mailbox uses."""
 
     references: tuple[tuple[str | None, str], ...]
     changed: dict[Topic, None]
     missed: int
 
     def reads(self, topic: Topic) -> bool:
-        """Whether this topic is one of those that were named."""
+        """Return whether this topic belongs to one of the subscription's `references`."""
 
     def resume(self) -> None:
-        """Let a waiting reader check for events."""
+        """Wake a waiting atake(), which then checks for events."""
 
     def trim_unread(self) -> None:
-        """Drop the oldest unread events of released tasks if there are too many."""
+        """Drop the oldest unread events of released tasks if UNREAD_LIMIT is exceeded."""
 
 
 class Switchboard(Protocol):
-    """The hub, as mailboxes use it."""
+    """Declares the attributes and methods of the hub that mailboxes use."""
 
     ended: bool
 
     def drop(self, mailbox: Mailbox) -> None:
-        """End the subscriptions of an event loop that is closed."""
+        """End the subscriptions of this mailbox, whose event loop is closed."""
 
     def __len__(self) -> int:
-        """Return the number of tasks whose state the hub knows."""
+        """Return how many tasks the hub keeps, including named ones that have no event yet."""
 
 
 class Mailbox:
     """
-    The subscriptions of one event loop, or of one reading thread, and their changed topics.
+    Holds the subscriptions of one event loop, or of one reading thread, and their changed topics.
 
-    It has no lock, because a finalizer may need the lock of a task while its thread is in here.
-    Each change of a dictionary is a single step. Only the thread of the loop adds and removes
-    subscriptions.
+    No method waits for a lock, because a finalizer may publish an event, and so need a mailbox,
+    while its thread runs a method of the same mailbox. Instead each change of a dictionary is one
+    atomic operation, and only the thread of the loop adds and removes subscriptions.
     """
 
     def __init__(self, hub: Switchboard, loop: asyncio.AbstractEventLoop | None) -> None:
@@ -66,28 +67,26 @@ class Mailbox:
         self._wake_up: SimpleQueue[None] = SimpleQueue()
         self._changed: dict[Topic, None] = {}
         self._is_wake_pending = False
-        # At most one thread trims; others skip trimming instead of waiting.
+        # The thread in _trim() holds this lock; other threads skip trimming instead of waiting.
         self._trimming = threading.Lock()
 
-    # Called from any thread
+    # Methods that any thread may call
 
     def mark(self, topic: Topic) -> bool:
-        """
-        Note that a topic has a later event; return whether the caller must call wake().
-        """
+        """Record that a topic has a later event; return whether the caller must call wake()."""
         self._changed[topic] = None
         if self.to_all and is_over_limit(self._changed, self._hub):
             self._trim()
-        # distribute() resets the flag before it empties `_changed`. So if the flag is set here,
-        # distribute() finds the topic. A closed loop never runs a pending callback; wake() finds
-        # that out.
+        # distribute() resets the flag before it empties `_changed`. So if the flag is set at this
+        # point, the pending distribute() finds the topic. A closed loop never runs a pending
+        # callback; then the caller calls wake(), which drops the loop's subscriptions.
         if self._is_wake_pending and not (self.loop and self.loop.is_closed()):
             return False
         self._is_wake_pending = True
         return True
 
     def wake(self) -> None:
-        """Wake the reader. The caller should hold no lock."""
+        """Wake the reading thread, or schedule deliver() in the loop. The caller holds no lock."""
         if self.loop is None:
             self._wake_up.put(None)
             return
@@ -106,20 +105,21 @@ class Mailbox:
             finally:
                 self._trimming.release()
 
-    # Called in the reading thread, or in the thread of the loop
+    # Methods that the reading thread or the thread of the loop calls
 
     def is_free(self) -> bool:
-        """Whether the calling thread may remove a subscription now, without a callback."""
+        """Return whether the calling thread may remove a subscription now, without a callback."""
         if self.loop is None:
-            return True  # The mailbox has no other subscription.
+            return True  # The mailbox of a reading thread has only one subscription.
         try:
             return asyncio.get_running_loop() is self.loop and not self._is_adding
         except RuntimeError:
             return False
 
     def add(self, subscription: Subscriber) -> None:
-        """Deliver to this subscription."""
-        # A finalizer may close another subscription while a line below runs. The flag defers it.
+        """Add a subscription, to which distribute() then passes its changed topics."""
+        # A finalizer may close another subscription while the lines below run. Because of this
+        # flag detach() then schedules a callback instead of changing the same dictionaries.
         self._is_adding = True
         try:
             self.subscriptions[subscription] = None
@@ -131,7 +131,7 @@ class Mailbox:
             self._is_adding = False
 
     def remove(self, subscription: Subscriber) -> None:
-        """Undo add(). A second call has no effect."""
+        """Undo add() for this subscription. A second call has no effect."""
         self.subscriptions.pop(subscription, None)
         self.to_all.pop(subscription, None)
         for _, id in subscription.references:
@@ -142,28 +142,32 @@ class Mailbox:
                     self.by_id.pop(id, None)
 
     def reads(self, topic: Topic) -> bool:
-        """Whether a subscription with ids reads this topic."""
+        """Return whether a subscription of this mailbox names this topic's task by its id."""
         return any(
             subscription.reads(topic) for subscription in tuple(self.by_id.get(topic.id, ()))
         )
 
     def wait(self, timeout: float | None) -> None:
-        """Wait for wake(), at most `timeout` seconds."""
+        """Wait until another thread calls wake(), but at most `timeout` seconds."""
         try:
             self._wake_up.get(timeout=timeout)
         except Empty:
             return
 
     def deliver(self) -> None:
-        """Hand the changed topics to the subscriptions and resume them."""
+        """Pass the changed topics to the subscriptions and wake those that have any."""
         for subscription in self.distribute():
             subscription.resume()
 
     def distribute(self) -> dict[Subscriber, None]:
-        """Hand the changed topics to the subscriptions; return those that have something to do."""
+        """
+        Pass the changed topics to the subscriptions; return those that must be resumed.
+
+        These are the subscriptions with a changed topic or, after the hub has ended, all.
+        """
         self._is_wake_pending = False
-        # A dict keeps subscriptions with the same event adjacent, so that the bytes of one encoded
-        # event are written to all of them one after the other.
+        # A dict keeps subscriptions with the same event adjacent. They are resumed one after the
+        # other, so that the encoded bytes of this event are reused for all of them.
         woken: dict[Subscriber, None] = {}
         for topic in self._take_changed():
             for subscription in (*self.by_id.get(topic.id, ()), *self.to_all):
@@ -174,27 +178,33 @@ class Mailbox:
         return dict.fromkeys(self.subscriptions) if self._hub.ended else woken
 
     def _take_changed(self) -> list[Topic]:
-        # One by one, because a publisher in another thread may still hold the dictionary.
+        # The topics are removed one by one: if a new dictionary replaced `_changed`, a publisher in
+        # another thread could still add a topic to the old one, and that topic would be lost.
         changed = []
         while self._changed:
             try:
                 changed.append(self._changed.popitem()[0])
-            except KeyError:  # Another thread has trimmed it in between.
+            except KeyError:  # Another thread has removed the last topic in _trim().
                 break
         changed.reverse()
         return changed
 
 
 def is_over_limit(changed: dict[Topic, None], hub: Sized) -> bool:
-    """Whether more than UNREAD_LIMIT of these topics were released by the hub."""
+    """
+    Return whether `changed` has over UNREAD_LIMIT more topics than the hub.
+
+    Then the hub has released over UNREAD_LIMIT of these topics.
+    """
     return len(changed) > len(hub) + UNREAD_LIMIT
 
 
 def drop_oldest_released(changed: dict[Topic, None], *, keep: Container[str] = ()) -> int:
     """
-    Drop the oldest topics that the hub has released, except UNREAD_LIMIT / 2; return how many.
+    Drop all but the UNREAD_LIMIT / 2 newest topics that the hub has released.
 
-    So many at once, so that the scan is rare. Topics whose id is in `keep` stay.
+    Returns the number of dropped topics. One call drops half of the limit, so that this scan of all
+    topics is rarely needed. Topics whose id is in `keep` are not dropped.
     """
     released = [topic for topic in list(changed) if topic.is_gone and topic.id not in keep]
     surplus = released[: max(0, len(released) - UNREAD_LIMIT // 2)]

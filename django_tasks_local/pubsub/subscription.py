@@ -1,4 +1,4 @@
-"""Subscription: the reader of the events of some tasks, or of all, in a thread or an event loop."""
+"""Subscription reads the events of some tasks, or of all tasks, in a thread or an event loop."""
 
 from __future__ import annotations
 
@@ -20,44 +20,46 @@ if TYPE_CHECKING:
 
 
 class Switchboard(Protocol):
-    """The hub, as subscriptions use it."""
+    """Declares the attributes and methods of the hub that subscriptions use."""
 
     ended: bool
 
     def attach(self, subscription: Subscription, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Start a subscription."""
+        """Start a subscription in `loop`, or in the calling thread if `loop` is None."""
 
     def detach(self, subscription: Subscription) -> None:
-        """End a subscription."""
+        """End a subscription. Any thread may call this; a second call has no effect."""
 
     def __len__(self) -> int:
-        """Return the number of tasks whose state the hub knows."""
+        """Return how many tasks the hub keeps, including named ones that have no event yet."""
 
 
 class Subscription:
     """
-    A reader of some tasks, or of all tasks of this process. Created by `hub.subscribe()`.
+    Reads the events of some tasks, or of all tasks of this process; see `hub.subscribe()`.
 
-    A context manager and an iterator, both sync and async; use it in one thread, or in one event
-    loop. The current state of every task comes first. Between two reads only the latest event of
-    each task is kept. With ids it ends when each of these tasks is finished; without, never.
+    It is a context manager and an iterator, both sync and async; use it in one thread, or in one
+    event loop. It first returns the current state of its tasks, and later only the latest event of
+    each task that has changed since the last read. A subscription with ids ends when it has
+    returned the `finished` events of all these tasks. Each ends at close() and `hub.end()`.
 
-    A subscription to all tasks keeps at most UNREAD_LIMIT unread events of tasks that the hub has
-    already released. `missed` counts the tasks whose last event was dropped for that reason.
+    If a subscription to all tasks has unread events of over UNREAD_LIMIT more tasks than the hub,
+    it drops the oldest unread events of tasks that the hub has released. `missed` counts them.
     """
 
     def __init__(self, hub: Switchboard, references: tuple[tuple[str | None, str], ...]) -> None:
-        self.references = references  # backend alias, or None for any, and id
+        # Each reference is a backend alias, or None for a task of any backend, and an id.
+        self.references = references
         self.missed = 0
-        # Topics with an event that has not been read. Only the reading thread or loop touches it.
+        # Topics that may have an unread event. Only the reading thread or loop uses this dict.
         self.changed: dict[Topic, None] = {}
-        # Set by the hub: the topics of `references`, and where they are delivered.
+        # Hub.attach() sets the topics of `references`, and the mailbox that delivers their events.
         self.topics: list[Topic] = []
         self.mailbox: Mailbox | None = None
         self._hub = hub
         self._unfinished = dict.fromkeys(references)
-        # The version that was read last. A subscription to all tasks never ends, so its memory of a
-        # task must end with the task.
+        # The version of each topic's event that was read last. A subscription to all tasks may stay
+        # open as long as the process, so its entry for a topic must vanish with the topic.
         self._seen: MutableMapping[Topic, Version] = {} if references else WeakKeyDictionary()
         self._newest_topics: set[Topic] = set()
         self._is_closed = False
@@ -66,7 +68,7 @@ class Subscription:
 
     @property
     def ended(self) -> bool:
-        """Whether no further event will come."""
+        """Return whether this subscription waits for no further event."""
         if self._hub.ended or self._is_closed:
             return True
         return bool(self.references) and not self._unfinished
@@ -94,7 +96,8 @@ class Subscription:
         mailbox = self._attached()
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            has_ended = self.ended  # read first: events published before the end come before it
+            # Read before distribute(), so that events published before the end are returned first.
+            has_ended = self.ended
             mailbox.distribute()
             events = self._collect()
             if events or has_ended or self.ended:
@@ -123,13 +126,13 @@ class Subscription:
         self.close()
 
     async def atake(self, timeout: float | None = None) -> list[TaskEvent]:
-        """See take()."""
+        """Do the same as take(), but wait in the running event loop instead of blocking it."""
         mailbox = self._attached()
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
         while True:
             if self._hub.ended:
-                mailbox.deliver()  # Events that were published before the end come before it.
+                mailbox.deliver()  # Events that were published before the end are returned first.
             events = self._collect()
             if events or self.ended or (deadline is not None and loop.time() >= deadline):
                 return events
@@ -148,14 +151,15 @@ class Subscription:
                 yield event
 
     def resume(self) -> None:
-        """Let a waiting atake() check for events. Called in the loop's thread."""
+        """Wake a waiting atake(), which then checks for events. The loop's thread calls this."""
         for waiter in tuple(self._waiters):
             if not waiter.done():
                 waiter.set_result(None)
 
     def _wake_at(self, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
-        # An earlier timer stays: when it fires, atake() checks and sets the next one. A timer for
-        # each event and subscription was a quarter of the cost of an event.
+        # A timer that fires earlier is kept: atake() then finds that its own deadline is later and
+        # sets a new timer. Setting a timer for each event and subscription took a quarter of the
+        # time that an event costs.
         if self._timer is not None:
             if self._timer.when() <= deadline:
                 return
@@ -166,22 +170,22 @@ class Subscription:
         self._timer = None
         self.resume()
 
-    # Both
+    # Reading in a thread and in an event loop
 
     def reads(self, topic: Topic) -> bool:
-        """Whether this topic is one of those that were named. Called from any thread."""
+        """Return whether this topic belongs to one of `references`. Any thread may call this."""
         if topic not in self._newest_topics:
-            # A topic that waits for a task is replaced by the task's own.
+            # When the task of an awaited id appears, its own topic replaces the one that waited.
             self._newest_topics = {named.newest for named in self.topics}
         return topic in self._newest_topics
 
     def trim_unread(self) -> None:
-        """Drop the oldest unread events of released tasks if there are too many."""
+        """Drop the oldest unread events of released tasks if UNREAD_LIMIT is exceeded."""
         if is_over_limit(self.changed, self._hub):
             self.missed += drop_oldest_released(self.changed)
 
     def close(self) -> None:
-        """Stop reading; a reader that waits gets an empty list. A second call has no effect."""
+        """End this subscription and wake a waiting reader. A second call has no effect."""
         self._is_closed = True
         timer, self._timer = self._timer, None
         if timer is not None:
@@ -199,7 +203,8 @@ class Subscription:
             return events
         changed, self.changed = self.changed, {}
         for topic in changed:
-            # No lock is needed: a publisher that replaces the event afterwards marks the topic.
+            # No lock is needed: a publisher that replaces the event after this read marks the topic
+            # again.
             event = topic.event
             if event is None or (version := event.version) <= self._seen.get(topic, NO_VERSION):
                 continue
