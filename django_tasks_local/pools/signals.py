@@ -137,8 +137,8 @@ def send_finished(
     call_receivers: Callable[..., object],
 ) -> None:
     """Deliver task_finished while sys.exc_info() returns the exception that failed the task."""
-    # `outcome` and this frame must not keep the exception: its traceback refers to the frames of
-    # this call, which would be a reference cycle.
+    # The exception is taken out of the outcome, because its traceback will refer to this frame and
+    # to its callers, whose variables refer to the outcome: a reference cycle.
     exception, outcome.exception = outcome.exception, None
     if exception is None:
         finished.deliver(sender, record, logging.INFO, call_receivers)

@@ -233,8 +233,7 @@ class Hub:
         for subscriber in list(mailbox.subscriptions):
             assert isinstance(subscriber, Subscription)
             self._open.pop(subscriber, None)
-            # This includes subscriptions for which detach() has scheduled a callback: the closed
-            # loop never runs it.
+            # Also if detach() has scheduled a callback for it, which a closed loop never runs.
             self._detach(subscriber, mailbox)
 
     def _drop_closed_loops(self) -> None:
@@ -249,10 +248,9 @@ class Hub:
             topic = self._latest.find_or_await(backend, id)
             with topic.lock:
                 topic.add_reader(mailbox)
-                # Checked after add_reader(), because a finalizer may replace the topic during that
-                # call, as another thread may before this thread gets the lock. Then search again.
+                # Checked after that call, because a finalizer may replace the topic during it.
                 if topic.is_gone and not topic.is_kept:
-                    continue
+                    continue  # The topic was replaced after find_or_await() had returned it.
                 subscription.topics.append(topic)
                 subscription.changed[topic] = None
             return

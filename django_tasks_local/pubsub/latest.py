@@ -206,7 +206,9 @@ class Latest:
         topics = self._of(topic.backend)
         removed = topics.pop(topic.id, topic)
         if removed is not topic:
-            topics.setdefault(topic.id, removed)  # Put back the topic that has replaced this one.
+            # `removed` is the topic of another task with this id, which replaced `topic`: put it
+            # back.
+            topics.setdefault(topic.id, removed)
         if not topic.is_kept:
             self._unkept.pop(topic, None)
         # Set after the removal, because publish() repeats its lookup as long as it finds a topic
