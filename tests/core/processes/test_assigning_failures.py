@@ -1,0 +1,146 @@
+"""Exceptions and concurrent steps while tasks are given to workers."""
+
+import threading
+from typing import Any
+
+import pytest
+
+from django_tasks_local.exceptions import TaskLost
+from django_tasks_local.processes import pool as pool_module
+from django_tasks_local.processes.worker_process import State, WorkerProcess
+from tests.core.processes.test_assigning import Stage, end, frames, ids, new_worker, stage
+from tests.support.fake_worker import new_task
+from tests.support.waiting import LIMIT
+
+__all__ = ["new_worker", "stage"]  # fixtures
+
+
+@pytest.mark.parametrize("step", ["next_task", "give"])
+def test_an_exception_loses_neither_the_worker_nor_the_task(
+    step: str, stage: Stage, new_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a RecursionError, or Ctrl-C in the thread that enqueues."""
+
+    def fail(*args: object) -> None:
+        raise RecursionError
+
+    worker = new_worker()
+    stage.assigner.refill(worker.parent)
+    stage.add("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.assigner if step == "next_task" else worker.parent, step, fail)
+        with pytest.raises(RecursionError):
+            stage.assigner.assign()
+    assert worker.parent.state is State.IDLE
+    assert stage.wakes == 1
+    stage.assigner.assign()
+    assert ids(worker) == ["a"]
+
+
+def test_a_worker_with_a_half_sent_task_is_replaced(
+    stage: Stage, new_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    worker = new_worker()
+    stage.assigner.refill(worker.parent)
+    stage.add("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.parent.connection, "send", fail, raising=False)
+        patch.setattr(WorkerProcess, "_send", fail)
+        with pytest.raises(KeyboardInterrupt):
+            stage.assigner.assign()
+    assert worker.sock.recv(1) == b"", "the worker reads the end of its socket"
+
+
+def test_a_task_cancelled_while_it_was_sent_is_stopped(stage: Stage, new_worker: Any) -> None:
+    worker = new_worker()
+    stage.assigner.refill(worker.parent)
+    [task] = stage.add("a")
+    task.is_cancelled = True
+    stage.assigner.assign()
+    assert stage.stopped == ["a"]
+    assert ids(worker) == ["a"]
+
+
+def test_a_cancelled_task_that_is_put_back_fails(stage: Stage) -> None:
+    task = new_task("a")
+    assert task.claim()
+    task.is_cancelled = True
+    stage.assigner.requeue(task)
+    assert stage.failed == ["a"]
+
+
+def test_tasks_put_back_while_they_are_shared_are_assigned(stage: Stage, new_worker: Any) -> None:
+    """The busy worker has begun the task that the idle one was to get; it gets a later one."""
+    busy, idle = new_worker(), new_worker()
+    stage.add(*"abcd")
+    stage.assigner.refill(busy.parent)
+    assert ids(busy) == ["a", "b", "c", "d"]
+    assert busy.reader.take(1)
+    stage.assigner.refill(idle.parent)
+    stage.assigner.share([busy.parent])
+    assert ids(busy) == ["a", "b"]
+    assert ids(idle) == ["c"]
+    assert stage.waiting == ["d"]
+    assert frames(idle)[0] == ("c", 0)
+
+
+def test_nothing_is_to_be_taken_back_from_a_worker_with_one_task(
+    stage: Stage, new_worker: Any
+) -> None:
+    worker = new_worker()
+    first, second = stage.add("a", "b")
+    stage.assigner.refill(worker.parent)
+    assert worker.parent.recall_at is not None
+    stage.assigner.recall(worker.parent, second)
+    assert ids(worker) == [first.id]
+    assert worker.parent.recall_at is None
+    end(stage, worker)
+
+
+def test_a_task_published_while_it_was_claimed_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """close() claims it before it is published; enqueue() then cannot fail it itself."""
+    task = new_task("a")
+    calls: list[int] = []
+
+    def fail_waiting(pool: object, record: Any, error: BaseException) -> bool:
+        calls.append(1)
+        if len(calls) == 1:
+            record.position = 0  # enqueue() publishes the task in another thread
+            return False
+        return True
+
+    monkeypatch.setattr(pool_module.Pool, "fail_waiting", fail_waiting)
+    made = object.__new__(pool_module.ProcessPool)
+    assert made.fail_waiting(task, TaskLost())
+    assert len(calls) == 2
+
+
+def test_a_worker_is_not_idle_while_another_thread_gives_it_a_task(
+    stage: Stage, new_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """recall() in the dispatcher's thread waits until give() has appended the task."""
+    worker = new_worker()
+    sending, go_on = threading.Event(), threading.Event()
+    send = WorkerProcess._send
+
+    def slow_send(self: WorkerProcess, tasks: Any) -> None:
+        sending.set()
+        assert go_on.wait(LIMIT)
+        send(self, tasks)
+
+    monkeypatch.setattr(WorkerProcess, "_send", slow_send)
+    task = new_task("a")
+    assert task.claim()
+    giver = threading.Thread(target=worker.parent.give, args=([task],))
+    giver.start()
+    assert sending.wait(LIMIT)
+    recaller = threading.Thread(target=worker.parent.recall)
+    recaller.start()
+    go_on.set()
+    giver.join(LIMIT)
+    recaller.join(LIMIT)
+    assert worker.parent.state is State.BUSY
+    assert ids(worker) == ["a"]
