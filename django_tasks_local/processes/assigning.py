@@ -13,6 +13,7 @@ expected, if another worker is idle, or if the task is cancelled.
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -53,11 +54,15 @@ class Assigner:
         self._max_tasks = pool.options.max_tasks_per_worker
         self._wake = wake  # It wakes the dispatcher's thread.
         self._stop = stop  # It has the dispatcher stop the worker of a cancelled task.
+        # Workers and tasks that a thread had taken out of their lists when an exception came.
+        self._interrupted: deque[tuple[WorkerProcess, list[ProcessTask]]] = deque()
         self._idle: list[WorkerProcess] = []  # Unlocked: append(), pop() and remove() are atomic.
         self.pace = Pace()
 
     def assign(self) -> None:
         """Give waiting tasks to idle workers. Called from: any thread."""
+        while self._interrupted:
+            self._recover(*self._interrupted.popleft())
         idle, queue = self._idle, self._queue
         # Race: while thread A holds the last idle worker, thread B may add a task and find no idle
         # worker (or the reverse). So after A has put its worker back, A checks both lists again.
@@ -70,16 +75,20 @@ class Assigner:
             try:
                 self._give_first(worker, taken)
             except BaseException:  # a RecursionError, or Ctrl-C in the thread that enqueues
-                self._recover(worker, taken)
+                # The next call recovers them, because the stack of this one may be exhausted.
+                self._interrupted.append((worker, taken))
+                self._wake()
                 raise
 
     def _give_first(self, worker: WorkerProcess, taken: list[ProcessTask]) -> None:
         """Give the first waiting task to this worker, and append it to `taken` before that."""
         task = self.next_task()
+        if task is not None:
+            taken.append(task)
         if task is None or not task.claim():  # Another thread has sent or cancelled the task.
+            taken.clear()
             self._idle.append(worker)
             return
-        taken.append(task)
         if not worker.give([task]):
             self.requeue(task)
             self._wake()  # The dispatcher must replace this worker.
@@ -97,10 +106,10 @@ class Assigner:
             worker.connection.stop_sending()
         for task in taken:
             if task not in worker.tasks and not task.is_finished and task not in self._queue:
+                task.claim()  # The exception may have come before this.
                 self.requeue(task)
         if worker.state is State.IDLE and worker not in self._idle:
             self._idle.append(worker)
-        self._wake()
 
     def next_task(self) -> ProcessTask | None:
         """Remove and return the first waiting task, or None. Called from: any thread."""
