@@ -132,5 +132,5 @@ class TaskEvent:
 
     @property
     def is_last(self) -> bool:
-        """Return whether this is the last event of the run; another backend may run it again."""
+        """Return whether this event ends its run; some backends may run the same task again."""
         return self.kind is EventKind.FINISHED

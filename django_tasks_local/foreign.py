@@ -56,7 +56,7 @@ class ForeignTask(Reporting):
 
     @property
     def is_finished(self) -> bool:
-        """Return False; finish() closes the reporter of a task of another backend."""
+        """Return False; finish() closes an existing reporter, and the hub drops later samples."""
         return False
 
     def start(self) -> None:
@@ -72,8 +72,8 @@ class ForeignTask(Reporting):
 
     def finish(self, task_result: AnyResult) -> None:
         """Publish the event `finished`, which has the last sample of the progress."""
-        # reset() raises ValueError if the backend finishes the task in another context than the one
-        # in which it started it. Then this context has no value to restore.
+        # reset() raises ValueError if the backend sends task_started and task_finished in two
+        # different contexts. Then the present context has no value to restore.
         with suppress(ValueError):
             current_reporting.reset(self._reporting_token)
             current_result_id.reset(self._result_id_token)

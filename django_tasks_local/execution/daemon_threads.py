@@ -45,8 +45,9 @@ class DaemonExecutor(ThreadPoolExecutor):
         self._limit = max_workers or min(32, (os.cpu_count() or 1) + 4)
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()  # Each None ends one thread.
         self._idle: SimpleQueue[None] = SimpleQueue()  # It has one item for each idle thread.
-        # Guards: the attributes below, and that submit() queues no call behind shutdown()'s None.
-        # Reentrant, because a finalizer that runs while this thread holds it may call submit().
+        # Guards: the attributes below, and the order of `_calls`: shutdown() puts None at its end,
+        # and no thread would take a call that submit() put behind this None. Reentrant, because a
+        # finalizer that runs while this thread holds it may call submit().
         self._guard = threading.RLock()
         self._workers: list[threading.Thread] = []
         self._alive = 0  # counts the threads of `_workers` that have not ended

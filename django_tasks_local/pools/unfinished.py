@@ -30,8 +30,8 @@ class UnfinishedTasks[RecordT: TaskRecord]:
     def remove(self, record: RecordT) -> None:
         """Remove a task whose receivers of task_finished have returned."""
         del self._records[record.id]
-        # Read without the lock: a thread that starts to wait after this point no longer finds the
-        # task in `_records`.
+        # Reading `_waiters` needs no lock: a thread that starts to wait after this point no longer
+        # finds the task in `_records`.
         if self._waiters:
             with self._has_ended:
                 self._has_ended.notify_all()

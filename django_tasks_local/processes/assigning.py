@@ -99,7 +99,7 @@ class Assigner:
             self._wake()  # The dispatcher sends the unsent bytes.
 
     def _recover(self, worker: WorkerProcess, taken: list[ProcessTask]) -> None:
-        """Put back a worker and a task after an exception between their lists."""
+        """Put back the worker and the tasks that _give_first() had taken when it raised."""
         if worker.state is State.BUSY:
             # The task may have been sent in part. The worker reads the end of its socket and ends,
             # and the dispatcher requeues a task that has not started.
@@ -131,7 +131,7 @@ class Assigner:
 
     def _put_back(self, task: ProcessTask) -> None:
         self._queue.appendleft(task)
-        if task.is_finished:  # It was cancelled while it was not in the queue.
+        if task.is_finished:  # cancel() found it outside of the queue.
             self._queue.discard(task)
 
     def refill(self, worker: WorkerProcess) -> None:
@@ -178,7 +178,7 @@ class Assigner:
         tasks = worker.recall(last)
         for task in reversed(tasks):
             self.requeue(task)
-        if tasks and worker.state is State.IDLE:  # recall() made it idle.
+        if tasks and worker.state is State.IDLE:  # recall() made the worker idle.
             self._idle.append(worker)
 
     def share(self, workers: list[WorkerProcess]) -> None:
@@ -187,7 +187,7 @@ class Assigner:
             while self._idle and not self._queue and len(worker.tasks) > 1:
                 sent_ahead = worker.tasks[1]
                 self.recall(worker, sent_ahead)
-                # If the worker has begun this task, recall() has taken back those after it.
+                # If the worker has begun `sent_ahead`, recall() has taken back the tasks behind it.
                 self.assign()
                 if sent_ahead in worker.tasks:
                     break

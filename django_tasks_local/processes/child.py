@@ -184,7 +184,7 @@ class WorkerMain:
         self._running: RunningTask | None = None
         self._terminated = False  # True after the first SIGTERM.
         # True while the main thread sends a frame or has a Result to send. The SIGTERM handler then
-        # only sets `_terminated`: an exception of it would leave the frame unfinished.
+        # only sets `_terminated`: if it raised TaskCancelled, the frame would stay unfinished.
         self._defers_sigterm = False
 
     def serve(self) -> None:
@@ -241,7 +241,7 @@ class WorkerMain:
             self._defers_sigterm = True
             self._unsent = encode_result(message.result_id, 0.0, failed, (0, None))
             return
-        # Measure without the import of the task's module, which happens once per worker.
+        # Exclude the import of the task's module, which happens once per worker.
         began = time.perf_counter()
         outcome = self._execute(running)
         seconds = time.perf_counter() - began
@@ -255,7 +255,7 @@ class WorkerMain:
         self._running = running
         try:
             outcome = execute(running)
-        except BaseException as exception:  # noqa: BLE001 - SIGTERM may cancel it very late
+        except BaseException as exception:  # noqa: BLE001 - SIGTERM may interrupt execute()
             outcome = Outcome.failure(exception)
         finally:
             self._defers_sigterm = True

@@ -41,7 +41,7 @@ class WorkerConnection:
         self.is_watched_for_writing = False
 
     def receive(self) -> list[WorkerMessage]:
-        """Read once; return the complete messages. Raises EOFError if the worker closed it."""
+        """Read once; return the complete messages. Raises EOFError at the end of the socket."""
         try:
             return self._read()
         except BlockingIOError:
@@ -49,7 +49,7 @@ class WorkerConnection:
 
     def stop_sending(self) -> None:
         """Have the worker read the end of its socket, after which it ends. From any thread."""
-        with suppress(OSError):  # It has ended already.
+        with suppress(OSError):  # The worker has ended already.
             self.sock.shutdown(socket.SHUT_WR)
 
     def receive_rest(self) -> Iterator[WorkerMessage]:

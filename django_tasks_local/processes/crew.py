@@ -151,7 +151,8 @@ class Crew:
         task: ProcessTask | None = None,
     ) -> None:
         """Send SIGTERM to a worker. The `task` that it runs fails with `reason`."""
-        # Recall the tasks first: otherwise SIGTERM could cancel a task that the worker begins now.
+        # Recall the tasks first: otherwise the worker could begin one of them before SIGTERM
+        # arrives, and SIGTERM would cancel it.
         self._assigner.recall(worker)
         worker.terminate(reason, task)
         self._assigner.remove_idle(worker)

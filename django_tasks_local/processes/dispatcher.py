@@ -137,7 +137,8 @@ class Dispatcher:
                 if at is not None and (due_at is None or at < due_at):
                     due_at = at
         retry_at = self.starter.retry_at
-        # The time of this turn's begin: start_missing() may have checked it before it became due.
+        # `now` is the time at which this turn began: `retry_at` may have passed after
+        # start_missing() checked it, and then the next turn must start the worker.
         if self._pool.queue and retry_at > now:
             due_at = retry_at if due_at is None else min(due_at, retry_at)
         return due_at
@@ -244,7 +245,7 @@ class Dispatcher:
             if progress is not None:
                 task.report(number, progress)
         else:
-            if message.seconds:  # It is 0 if the function was not called.
+            if message.seconds:  # 0: the worker did not call the task's function.
                 self._assigner.pace.note(task, message.seconds)
             worker.end_first()
             try:
@@ -275,7 +276,7 @@ class Dispatcher:
     # Handlers of the end of a worker
 
     def _on_end_of_socket(self, worker: WorkerProcess) -> None:
-        """Give no task to a worker with a closed socket: it is ending, or a task has closed it."""
+        """Give no task to a worker that is ending, or whose running task has closed its socket."""
         self._loop.unwatch(worker.connection.sock)
         worker.note_end()
         self._assigner.remove_idle(worker)
@@ -286,7 +287,7 @@ class Dispatcher:
     def _on_sentinel(self, worker: WorkerProcess, events: int) -> None:
         """Read the last messages of a dead worker, then record or requeue its tasks."""
         if worker in self._crew:
-            worker.note_end()  # Its last Result must not make it idle.
+            worker.note_end()  # ENDING: the last Result must not make the worker idle.
             self._handle(worker, worker.connection.receive_rest())
             self._loop.unwatch(worker.process.sentinel)
             self._bury(worker)

@@ -123,7 +123,7 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
 
     @override
     def fail_waiting(self, record: ProcessTask, error: BaseException) -> bool:
-        # A task that was sent to a worker may have started although the report is not here yet.
+        # A task that was sent to a worker may have started although its Started has not arrived.
         while record.claim():
             if super().fail_waiting(record, error):
                 return True
@@ -131,7 +131,8 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
             record.unclaim()
             if record.position is None or record.is_finished:
                 return False
-            # enqueue() has published it since, and may have found it claimed.
+            # Race: enqueue() published the task after super().fail_waiting() had returned. A thread
+            # that found the task claimed may have dropped it, so try to fail it again.
         return False
 
     @override

@@ -36,12 +36,12 @@ class ProcessTask(TaskRecord):
     ) -> None:
         super().__init__(task, id, args, kwargs, backend, enqueued_at, interval)
         self.body = body  # the encoded RunTask; empty once a worker has started the task
-        self.sends = 0  # to workers; it counts no task that was taken back by its ticket
-        self.ticket = 0  # the number of its ticket if it was sent ahead
-        self.has_started = False  # its worker has reported so
-        # cancel() was called for it while no thread could fail it, because it was being sent.
+        self.sends = 0  # the number of sends to workers, without those taken back by ticket
+        self.ticket = 0  # the number of its ticket; 0 if it was not sent ahead
+        self.has_started = False  # True once the worker's message Started has arrived.
+        # True after cancel() of a task that a thread had claimed to send it to a worker.
         self.is_cancelled = False
-        # No thread ever waits for it, so a finalizer cannot deadlock on it.
+        # No thread ever waits for this lock, so a finalizer cannot deadlock on it.
         self._claim = threading.Lock()
 
     def claim(self) -> bool:

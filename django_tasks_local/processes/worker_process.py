@@ -80,12 +80,12 @@ class WorkerProcess:
         # enqueue a task.
         self.lock = threading.RLock()
         self._state = State.STARTING
-        # The tasks that were sent to the worker and have no outcome. It runs the first one first.
+        # The tasks that were sent to the worker and have no outcome, in the order of their runs.
         self.tasks: deque[ProcessTask] = deque()
         self.completed = 0  # the number of its tasks that have ended
         self.was_ready = False
         self.is_outdated = False  # True if later tasks need other settings.
-        self.start_error: str | None = None  # the traceback if it cannot set up Django
+        self.start_error: str | None = None  # the traceback if the worker cannot set up Django
         self._timeout: float | None = None  # the seconds that the running task may take
         # Only _move() sets `deadline` and `terminated`.
         self.deadline: float | None = None  # when act_on_deadline() must run
@@ -126,7 +126,7 @@ class WorkerProcess:
         return tasks[0] if tasks else None
 
     def is_available(self) -> bool:
-        """Return whether give() may send it a task, because it is idle and not outdated."""
+        """Return whether give() may send tasks: the worker is idle and not outdated."""
         return self._state is State.IDLE and not self.is_outdated
 
     def is_working(self) -> bool:
@@ -134,21 +134,21 @@ class WorkerProcess:
         return self._state is State.IDLE or self._state is State.BUSY
 
     def counts_as_serving(self) -> bool:
-        """Return whether it is starting, idle or busy, and so counts against MAX_WORKERS."""
+        """Return whether the worker counts against MAX_WORKERS: it is starting, idle or busy."""
         return self._state in _SERVING
 
     def has_expired(self, now: float) -> bool:
-        """Return whether its deadline or the time to take back waiting tasks has passed."""
+        """Return whether the deadline, or the time to take back waiting tasks, has passed."""
         if self.deadline is not None and self.deadline <= now:
             return True
         return self.recall_at is not None and self.recall_at <= now
 
     def never_became_ready(self) -> bool:
-        """Return whether it has never been ready, and has not been terminated."""
+        """Return whether the worker has never been ready, and terminate() was not called."""
         return not self.was_ready and not self.terminated
 
     def must_retire(self, max_tasks: int | None) -> bool:
-        """Return whether it must end, because of its number of tasks or its old settings."""
+        """Return whether the worker must end: it has run `max_tasks` tasks or is outdated."""
         return self.is_outdated or (max_tasks is not None and self.completed >= max_tasks)
 
     def overrules(self, result: Result) -> bool:
@@ -224,7 +224,7 @@ class WorkerProcess:
             self.tasks.remove(task)
             task.sends -= 1
             recalled.append(task)
-        with self.lock:  # Another thread may be giving it a task.
+        with self.lock:  # Another thread may be in give() of this worker.
             if not self.tasks and self._state is State.BUSY:
                 self._move(State.IDLE)
             if last is None or len(self.tasks) <= 1:
@@ -258,7 +258,7 @@ class WorkerProcess:
         """End an idle worker by closing its input, the socket; do nothing for a busy worker."""
         with self.lock:
             if self._state is not State.IDLE:
-                return  # It is busy, or is ending already.
+                return  # The worker is busy, or is ending already.
             self._move(State.ENDING, seconds=RETIRE_TIME)
         self.connection.stop_sending()
 
@@ -315,7 +315,7 @@ def _how_it_ended(process: BaseProcess) -> str:
     process.join(KILL_AFTER)
     code = process.exitcode
     if code is None or code == LOST_EXIT_CODE:
-        # The exit code is unknown after the death of the fork server, so kill the worker.
+        # The process still runs (None), or its fork server died, which hides whether it runs.
         process.kill()
     with suppress(ValueError):  # close() raises it while the process runs.
         process.close()

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 current_result_id: ContextVar[str] = ContextVar("current_result_id")
 
 PROGRESS_INTERVAL = 0.05  # seconds between samples of a task of another backend
-MIN_TRACK_INTERVAL = 0.005  # seconds between samples of track() if the interval is 0
+MIN_TRACK_INTERVAL = 0.005  # the least number of seconds between samples of a track() loop
 
 
 class LoopProgress:
@@ -315,7 +315,7 @@ class Reporting(Protocol):
         with self.lock:
             if self.cancellation is None:
                 cancellation = Cancellation()
-                # A finalizer that ran during the line above may have made one: keep it.
+                # A finalizer that ran during the line above may have made a cancellation: keep it.
                 if self.cancellation is None:
                     self.cancellation = cancellation  # type: ignore[misc]
             return self.cancellation

@@ -27,7 +27,7 @@ class HubStatistics:
     """Counts of a hub: open subscriptions, tasks, and event loops that have subscriptions."""
 
     subscriptions: int
-    # Tasks that the hub keeps, including those that a subscription names but that have no event.
+    # Tasks with an event in the hub, and TaskResults without one that a subscription names.
     tasks: int
     event_loops: int
 
@@ -109,7 +109,7 @@ class Hub:
         self._latest.remove(topic)
 
     def __len__(self) -> int:
-        """Return how many tasks the hub keeps, including named ones that have no event yet."""
+        """Return the number of tasks that the hub has, without awaited ids of unknown backends."""
         return len(self._latest)
 
     # Reading
@@ -191,7 +191,7 @@ class Hub:
             mailbox = self._mailboxes.setdefault(loop, mailbox)
         subscription.mailbox = mailbox
         self._open[subscription] = None
-        # Called before the mailbox is added to the topics: a concurrent detach() of another
+        # Add the subscription before its topics get the mailbox: a concurrent detach() of another
         # subscription of this mailbox then keeps the mailbox in the topics that this one reads.
         mailbox.add(subscription)
         try:
@@ -233,7 +233,8 @@ class Hub:
         for subscriber in list(mailbox.subscriptions):
             assert isinstance(subscriber, Subscription)
             self._open.pop(subscriber, None)
-            # Also if detach() has scheduled a callback for it, which a closed loop never runs.
+            # Detach here even if detach() has scheduled _detach() in the loop: a closed loop never
+            # runs it.
             self._detach(subscriber, mailbox)
 
     def _drop_closed_loops(self) -> None:
@@ -248,7 +249,7 @@ class Hub:
             topic = self._latest.find_or_await(backend, id)
             with topic.lock:
                 topic.add_reader(mailbox)
-                # Checked after that call, because a finalizer may replace the topic during it.
+                # Check after add_reader(), because a finalizer may replace the topic in that call.
                 if topic.is_gone and not topic.is_kept:
                     continue  # The topic was replaced after find_or_await() had returned it.
                 subscription.topics.append(topic)
@@ -258,8 +259,8 @@ class Hub:
     def _attach_to_all(self, subscription: Subscription, mailbox: Mailbox) -> None:
         self.to_all[mailbox] = None
         for topic in self._latest:
-            # The lock orders this line and a publisher: either the publisher has stored its event
-            # before, and the subscription reads it, or it starts later and finds the mailbox.
+            # Race: a publisher may be publishing an event of this topic. If it got the lock first,
+            # the subscription reads the event; if it gets the lock later, it finds the mailbox.
             with topic.lock:
                 subscription.changed[topic] = None
 

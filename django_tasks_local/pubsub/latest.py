@@ -161,7 +161,7 @@ class Latest:
         return found[0] if found else None
 
     def find_or_await(self, backend: str | None, id: str) -> Topic:
-        """Return the topic of a task; if the task is unknown, a topic that waits for it."""
+        """Return the topic of a task; for an unknown task, one without an event, a placeholder."""
         if backend is not None:
             return self.get_or_create(backend, id)
         found = self.find(None, id)
@@ -304,7 +304,7 @@ class Latest:
         return self._topics.setdefault(backend, {}) if topics is None else topics
 
     def adopt_readers(self, topic: Topic) -> None:
-        """Move the readers that wait for this id, of any backend, to this topic, now it exists."""
+        """Move the readers of the placeholder of this id, if there is one, to this topic."""
         awaited = self._awaited.pop(topic.id, None)
         if awaited is not None:
             _replace(awaited, topic)

@@ -43,7 +43,7 @@ class Switchboard(Protocol):
         """End the subscriptions of this mailbox, whose event loop is closed."""
 
     def __len__(self) -> int:
-        """Return how many tasks the hub keeps, including named ones that have no event yet."""
+        """Return the number of tasks that the hub has, without awaited ids of unknown backends."""
 
 
 class Mailbox:

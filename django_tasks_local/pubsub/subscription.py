@@ -31,7 +31,7 @@ class Switchboard(Protocol):
         """End a subscription. Any thread may call this; a second call has no effect."""
 
     def __len__(self) -> int:
-        """Return how many tasks the hub keeps, including named ones that have no event yet."""
+        """Return the number of tasks that the hub has, without awaited ids of unknown backends."""
 
 
 class Subscription:
@@ -175,7 +175,8 @@ class Subscription:
     def reads(self, topic: Topic) -> bool:
         """Return whether this topic belongs to one of `references`. Any thread may call this."""
         if topic not in self._newest_topics:
-            # When the task of an awaited id appears, its own topic replaces the one that waited.
+            # `topics` may have a placeholder of an id without a task (Latest.find_or_await()). At
+            # the first event of the task its own topic replaces the placeholder.
             self._newest_topics = {named.newest for named in self.topics}
         return topic in self._newest_topics
 
