@@ -256,11 +256,9 @@ class Dispatcher:
 
     def _reject(self, worker: WorkerProcess, message: WorkerMessage) -> None:
         """Terminate a worker that has sent a wrong message; the task that it runs fails."""
-        error: Exception
+        error: Exception = ValueError(f"A worker process has sent an unexpected message: {message}")
         if isinstance(message, Unreadable):
             error = message.error
-        else:
-            error = ValueError(f"A worker process has sent an unexpected message: {message}")
         task = worker.first_task
         self._crew.terminate(worker, None if task is None or not task.has_started else error, task)
 
