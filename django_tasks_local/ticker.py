@@ -76,9 +76,10 @@ class Ticker:
         self._added.append((due_at, next(self._order), ticking))
         if self._thread is None:
             self._start()
-        # If the thread is awake, it may already have taken the new entries; because of the item its
-        # next sleep returns at once and it takes them again. A sleeping thread gets an item only if
-        # the entry is due before it wakes anyway.
+        # While the ticker's thread is awake, `_sleeps_until` is inf, so this branch puts an item:
+        # the thread may have emptied `_added` before append() added the entry. The item ends the
+        # thread's next sleep at once, and the thread takes the entry. A sleeping thread gets an
+        # item only if the entry is due before the thread wakes anyway.
         elif due_at < self._sleeps_until:
             self._wakes.put(None)
 

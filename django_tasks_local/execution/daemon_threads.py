@@ -149,7 +149,7 @@ class DaemonThreadsEventLoop(_EventLoop):
     def run_in_executor[*Ts, T](
         self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts
     ) -> asyncio.Future[T]:
-        """Call a function in an executor; without an executor, in this loop's DaemonExecutor."""
+        """Call a function in an executor; for None, in this loop's default executor."""
         if executor is None and not self._has_default:
             executor = self._executor = self._executor or DaemonExecutor()
         return super().run_in_executor(executor, func, *args)

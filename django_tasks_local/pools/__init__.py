@@ -63,7 +63,7 @@ def discard_all() -> None:
 
 @receiver(setting_changed, dispatch_uid="django_tasks_local.setting_changed")
 def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
-    """Discard all pools when a test overrides TASKS; Django then discards its backends too."""
+    """Discard all pools when a test overrides TASKS, because Django discards their backends."""
     if setting == "TASKS":
         discard_all()
 

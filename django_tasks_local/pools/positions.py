@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 INTERVAL_SECONDS = 1.0  # At least this time passes between the starts of two scans of the queue.
 MAX_CPU_SHARE = 0.05  # Scans take at most this share of one CPU's time, however many tasks wait.
-# A scan visits this many tasks per call of tick(), which takes some milliseconds, because the
-# ticker's thread also samples the progress of tasks.
+# A scan visits this many tasks per call of tick(), so that the call takes only some milliseconds:
+# the ticker's thread also samples the progress of tasks.
 TASKS_PER_SLICE = 500
 
 

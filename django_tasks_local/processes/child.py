@@ -79,7 +79,7 @@ def main(
     tickets: Connection | None,
     settings: WorkerSettings,
 ) -> None:
-    """Set up Django, then run tasks until the parent ends it. Called from: a new process."""
+    """Set up Django, then run tasks until the parent ends this new worker process."""
     global _is_worker
     _is_worker = True
     die_with_parent(lifeline)

@@ -57,8 +57,9 @@ class RemoteError(Exception):
     """
     Stands for the exception that a task raised in a worker process.
 
-    Its text is the class path and message of that exception, which the worker does not send
-    itself. Its `__cause__` is a RemoteTraceback with the traceback.
+    The worker sends no exception object, only the class path, message and traceback of the task's
+    exception. The path and message are the text of a RemoteError; its `__cause__` is a
+    RemoteTraceback with the traceback.
     """
 
 
