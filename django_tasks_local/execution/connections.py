@@ -96,4 +96,4 @@ def try_to(close: Callable[[], None]) -> None:
     try:
         close()
     except Exception:
-        logger.exception("%s() failed around a task.", close.__name__)
+        logger.exception("%s() failed before or after a task.", close.__name__)

@@ -53,7 +53,7 @@ class WorkerConnection:
             self.sock.shutdown(socket.SHUT_WR)
 
     def receive_rest(self) -> Iterator[WorkerMessage]:
-        """Yield all complete messages that a dead worker has sent and nobody has received."""
+        """Yield all complete messages that the worker has sent and the parent has not read."""
         with suppress(BlockingIOError, EOFError):
             while True:
                 yield from self._read()

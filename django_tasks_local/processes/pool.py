@@ -112,7 +112,7 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
                 ) from error
             if self._dispatcher is None:
                 self._dispatcher = dispatcher
-            else:  # A finalizer that ran during Dispatcher() has started one.
+            else:  # A finalizer that ran during Dispatcher() has set another.
                 dispatcher.close()
 
     @override

@@ -65,7 +65,7 @@ class Hub:
             topic = self._latest.get_or_create(event.backend, event.id)
             with topic.lock:
                 if topic.is_gone:
-                    continue  # Another thread dropped the topic before this one got its lock.
+                    continue  # Another thread dropped the topic before this thread locked it.
                 if not topic.replace(event):
                     return False
                 if keep:

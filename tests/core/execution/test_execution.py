@@ -127,7 +127,7 @@ def test_error_in_cleanup_is_logged(
 ) -> None:
     monkeypatch.setattr(RecordedCache, "fails", True)
     assert finished(tasks.use_cache.enqueue()).return_value == "value"
-    assert "close_caches() failed around a task." in caplog.text
+    assert "close_caches() failed before or after a task." in caplog.text
     assert "the cache is unreachable" in caplog.text
 
 
