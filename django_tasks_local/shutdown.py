@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 
 # After the tasks have finished, drain() gives the streams this many seconds to send their events.
 STREAMS_END_TIMEOUT = 1.0
-# After drain() the server gets this many seconds to send its buffered bytes before the signal.
+# After drain() the server gets this many seconds to send its buffered bytes, before
+# _drain_and_raise() sends the server the exit signal again.
 FLUSH_SECONDS = 0.1
 
 

@@ -134,8 +134,8 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         finally:
             # A task that is in the store must run, even if a receiver raised an exception above.
             if self.closed:
-                # Race: another thread may close the pool after the check above. Its refuse() fails
-                # this task only if record.enqueue() has returned; otherwise this line fails it.
+                # Race: another thread may close the pool after the check above. refuse() fails this
+                # task only if record.enqueue() has set its position; otherwise this line fails it.
                 self.lose_waiting([record])
             else:
                 self._submit(record)

@@ -201,13 +201,13 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
             self._is_worker_coming = False
 
     def _run(self, record: TaskRecord, worker_id: str) -> None:
-        drop_stale_connections()  # Called before the receivers of task_started use a connection.
+        drop_stale_connections()  # The receivers of task_started must not get a stale connection.
         if not self.begin(record, worker_id):
-            return  # The task was cancelled or lost after this worker took it from the queue.
+            return  # Another thread has cancelled the task or closed the pool.
         outcome = execute(record)
         if os.getpid() != self._pid:
             # This process is a child that the task has forked. It has a copy of the queue and would
             # run all queued tasks a second time, so it exits.
             os._exit(0)
         self.finish(record, outcome)
-        close_old_resources()  # Called after the receivers of task_finished have returned.
+        close_old_resources()  # The receivers of task_finished may have opened connections.

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 MAX_AHEAD = 64
 # The dispatcher sends tasks ahead while it expects all tasks of the worker to take less than this.
 AHEAD_SECONDS = 0.002
-MAX_AHEAD_SIZE = 1 << 14  # bytes of one task sent ahead; reading more would delay a result
+# bytes; a larger task is not sent ahead, because the worker decodes the message of a task before it
+# sends the Result of the previous task.
+MAX_AHEAD_SIZE = 1 << 14
 
 
 class Assigner:

@@ -100,7 +100,7 @@ class Crew:
             self._give_up(error)
 
     def _give_up(self, error: str) -> None:
-        """Fail the waiting tasks, unless the pool still has a worker that has been ready."""
+        """Refuse new tasks and fail the waiting ones, unless some worker has been ready."""
         if any(worker.was_ready for worker in self._workers):
             return
         self._size = 0

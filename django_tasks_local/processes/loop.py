@@ -84,7 +84,8 @@ class Loop:
         # harmless.
         if not self._wake_pending:
             with suppress(OSError):  # The loop has ended.
-                # No call between the two lines: an interrupt there would disable later wake-ups.
+                # Put no call between these two lines: if it raised KeyboardInterrupt, the flag
+                # would stay True without a byte in the socket, and nothing would wake the thread.
                 self._wake_pending = True
                 self._wake_send.send(b"\0")
 

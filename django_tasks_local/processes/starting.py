@@ -182,7 +182,7 @@ def _preload_django() -> None:
     set up Django, because an app's ready() may start threads, and a process with several threads
     must not fork workers.
     """
-    from multiprocessing import forkserver  # Windows has no such module.
+    from multiprocessing import forkserver  # Windows has no fork server.
 
     server: Any = forkserver._forkserver  # noqa: SLF001 - holds the names of preloaded modules
     if server._preload_modules == ["__main__"]:  # noqa: SLF001 - this list is the default

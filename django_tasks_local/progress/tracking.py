@@ -85,8 +85,8 @@ def track[T](
 
 
 # In _track() and _atrack() the task's thread only counts, and the ticker's thread reads the count.
-# They store `current` and `total` without a lock, because each store is atomic, and a sample may
-# combine an older value of one with a newer value of the other.
+# Both functions store `current` and `total` without a lock, because each store is atomic, and a
+# sample may combine an older value of one with a newer value of the other.
 
 
 def _track(

@@ -210,8 +210,8 @@ class Hub:
         End a subscription. Any thread may call this; a second call has no effect.
 
         The garbage collector may close a subscription in any thread and at any point of the code.
-        So only the thread of its event loop removes it from the mailbox. A call in another thread,
-        or in a finalizer that interrupts Mailbox.add(), schedules a callback in the loop for that.
+        So only the thread of an open event loop removes it from the loop's mailbox; another thread,
+        or a finalizer that interrupts Mailbox.add(), schedules a callback in the loop for that.
         """
         if self._open.pop(subscription, subscription) is subscription:
             return
