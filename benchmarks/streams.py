@@ -175,7 +175,7 @@ def print_streams(measured: Measured, connections: int) -> None:
     streams = f"{connections:,} stream{'s' if connections > 1 else ''}"
     head = (streams, "threads", "KiB each", "DB connections", "p50 ms", "p99 ms", "ours / this")
     head += ("p50 ms, asyncio", "ours / this")
-    print_table((*head, "µs of CPU", "events/s", "lost"), rows)
+    print_table((*head, "µs of CPU", "events/s", "not seen"), rows)
 
 
 def print_reports(reports: dict[str, list[list[float]]]) -> None:
