@@ -21,10 +21,10 @@ class TasksSSEConfig(AppConfig):
 
     def ready(self) -> None:
         """
-        Register the checks; install the bridge if TASKS_SSE enables it.
+        Register the system checks and, if TASKS_SSE enables it, pass events to django-eventstream.
 
-        Runs once, in the thread of django.setup(). Raises ImproperlyConfigured without
-        django-eventstream, which our modules import.
+        Runs once, in the thread of django.setup(). Raises ImproperlyConfigured if the package
+        django-eventstream is not installed, because the views of this package import it.
         """
         if find_spec("django_eventstream") is None:
             raise ImproperlyConfigured(

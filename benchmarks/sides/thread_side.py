@@ -111,7 +111,8 @@ def _enqueue_to(alias: str) -> Callable[[], Handle]:
     from django.tasks import task
 
     django_task = task(backend=alias)(step)
-    # 2.0 imports the function by its path and accepts a Task or a plain function there.
+    # django-tasks-local 2.0 imports the function by its dotted path, where it accepts a plain
+    # function as well as a Task.
     return lambda: _Result(django_task.enqueue())
 
 

@@ -254,7 +254,8 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         self.close(timeout=0)
         self._discarded = True
         for record in self.results.records():
-            # For an unfinished task another thread is in _finished(), which then calls release().
+            # While a task is in _unfinished, another thread runs _finished() for it. That thread
+            # calls release() itself, because the pool is discarded.
             if record.id not in self._unfinished:
                 hub.release(record)
 

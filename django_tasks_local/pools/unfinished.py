@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 class UnfinishedTasks[RecordT: TaskRecord]:
     """
-    Has a task from enqueue() until its task_finished receivers have returned.
+    Contains each task from enqueue() until its task_finished receivers have returned.
 
     Methods may be called from any thread. Adding and removing an entry are atomic operations of a
-    dict, so no thread takes a lock that all tasks share, unless a thread waits for the end.
+    dict, so threads share a lock only while one of them waits in wait_until_empty().
     """
 
     def __init__(self) -> None:

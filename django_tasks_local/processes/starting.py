@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 START_ERRORS = 3
 START_DEATHS = 10
 START_PAUSE = 1.0  # seconds after a start that the system has refused
-BROKEN_TIME = 10.0  # seconds without a start after the pool has given up
+BROKEN_TIME = 10.0  # seconds without a new worker after one of the limits above is reached
 SPARE_DESCRIPTORS = 14  # more than the start of a worker and of the fork server opens at a time
 
 

@@ -36,7 +36,7 @@ class ProcessTask(TaskRecord):
     ) -> None:
         super().__init__(task, id, args, kwargs, backend, enqueued_at, interval)
         self.body = body  # the encoded RunTask; empty once a worker has started the task
-        self.sends = 0  # the number of sends to workers, without those taken back by ticket
+        self.sends = 0  # sends to workers, without those revoked before the worker began
         self.ticket = 0  # the number of its ticket; 0 if it was not sent ahead
         self.has_started = False  # True once the worker's message Started has arrived.
         # True after cancel() of a task that a thread had claimed to send it to a worker.

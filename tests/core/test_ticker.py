@@ -205,7 +205,7 @@ def test_add_in_the_tickers_own_thread(
 
 
 def test_reset_forgets_everything(ticker: Ticker) -> None:
-    """As in a child of fork(), which has no thread of the ticker."""
+    """reset() removes all entries, because a child of fork() has no ticker thread to call them."""
     forgotten, noted = Noted(), Noted()
     ticker.add(forgotten, time.monotonic() + 2 * LIMIT)
     thread = ticker._thread

@@ -29,7 +29,7 @@ class PublicChannelManager(DefaultChannelManager):
 
 class Store(StorageBase):
     """
-    A store that waits at the gate STORE_GATE, then writes each event to the file STORE_NOTES.
+    A store that waits until the file STORE_GATE exists, then writes the event to STORE_NOTES.
 
     Before its first wait it creates the file STORE_NOTES with the suffix `.asked`.
     """

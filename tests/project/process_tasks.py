@@ -216,7 +216,7 @@ def burn(rounds: int) -> int:
 
 @task
 def enqueue_another() -> None:
-    """Enqueue a task, which a worker process refuses."""
+    """Enqueue a task inside a task: in a worker process enqueue() raises an exception."""
     noop.enqueue()
 
 

@@ -237,7 +237,7 @@ async def use_cache_async() -> str:
 
 @task
 def burst(calls: int, gate: str) -> None:
-    """Report far more often than events are published, then wait at the gate."""
+    """Report far more often than events are published, then wait until the file `gate` exists."""
     for number in range(1, calls + 1):
         report_progress(number, calls)
     wait_for(gate)

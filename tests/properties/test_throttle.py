@@ -108,7 +108,7 @@ class ThrottleMachine(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.stage.tick(self.stage.now + seconds)
         self.check_published()
-        # A report is published within an interval.
+        # A report that is held back is due in the ticker; if nothing is due, all are published.
         if self.reported and not self.closed and not self.stage.ticker.due:
             self.assert_newest_published()
 

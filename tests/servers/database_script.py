@@ -185,7 +185,7 @@ def create_table() -> None:
 
 
 def main() -> None:
-    """Run the scenes that test_databases judges, in order."""
+    """Run the steps in order and print their results, which test_databases.py checks."""
     create_table()
     report("before", wait_for_connections({}))
     report("many", run_tasks(int(TASKS) // (2 * len(MODES))))

@@ -195,7 +195,7 @@ def test_result_that_the_hub_has_released() -> None:
     ("status", "expected"), [("RUNNING", "running"), ("SUCCESSFUL", "done"), ("FAILED", "failed")]
 )
 def test_status_from_store_of_another_process(status: str, expected: str) -> None:
-    enqueued = tasks.noop.using(backend="dummy").enqueue()  # the hub has only this state
+    enqueued = tasks.noop.using(backend="dummy").enqueue()  # never runs: the hub has only READY
     read_from_a_store = replace(enqueued, status=TaskResultStatus(status))
     assert state(read_from_a_store)[0] == expected
     assert state(enqueued)[0] == "waiting"

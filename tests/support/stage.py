@@ -55,7 +55,7 @@ class Stage(Reporting):
         return self.published[-1][1]
 
     def sample(self) -> tuple[Any, ...]:
-        """Return what is published an interval later."""
+        """Move the clock by one publishing interval and return the values of the newest event."""
         self.tick(self.now + self.reporter.interval)
         return self.last.current, self.last.total, self.last.message
 

@@ -11,7 +11,7 @@ from django_tasks_local.execution import json_dict, json_list, json_value
 
 
 class Text(str):
-    """A subclass, which is JSON."""
+    """A subclass of str, which json.dumps() accepts as it accepts str."""
 
     __slots__ = ()
 

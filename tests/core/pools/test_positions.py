@@ -141,7 +141,7 @@ def test_queue_changes_during_a_scan_that_raises(
 
 @pytest.mark.parametrize("stage", [TASKS_PER_SLICE * 3 + 7], indirect=True)
 def test_many_tasks_take_a_small_share_of_the_time(stage: Stage) -> None:
-    """Also if the queue changes all the time; in slices, because the ticker has other duties."""
+    """Scans run in short slices, because the ticker must also publish progress in time."""
     stage.step = 0.2  # the seconds that a slice takes
     began = stage.now
     stage.positions.schedule()

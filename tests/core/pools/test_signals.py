@@ -75,7 +75,7 @@ def receiver(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
 
 @EACH_SIGNAL
 def test_only_the_log_and_this_package_receive(name: str) -> None:
-    """Fails on a Django version that changes the entries of Signal.receivers or its receivers."""
+    """Detect a Django version with other entries in Signal.receivers, or with other receivers."""
     signal = getattr(django_signals, f"task_{name}")
     keys = [entry[0] for entry in signal.receivers]
     uid = getattr(foreign, f"{name.upper()}_UID")

@@ -19,7 +19,7 @@ __all__ = ["new_worker", "stage"]  # fixtures
 def test_an_exception_loses_neither_the_worker_nor_the_task(
     step: str, stage: Stage, new_worker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a RecursionError, or Ctrl-C in the thread that enqueues."""
+    """A RecursionError or KeyboardInterrupt may interrupt a thread that assigns a task."""
 
     def fail(*args: object) -> None:
         raise RecursionError
@@ -74,7 +74,7 @@ def test_a_cancelled_task_that_is_put_back_fails(stage: Stage) -> None:
 
 
 def test_tasks_put_back_while_they_are_shared_are_assigned(stage: Stage, new_worker: Any) -> None:
-    """The busy worker has begun the task that the idle one was to get; it gets a later one."""
+    """The idle worker gets a later task if the busy one has begun the task meant for it."""
     busy, idle = new_worker(), new_worker()
     stage.add(*"abcd")
     stage.assigner.refill(busy.parent)

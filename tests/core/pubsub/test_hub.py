@@ -331,7 +331,7 @@ def test_subscriptions_closed_after_their_loop_has_stopped(hub: Hub, task_id: st
 def test_subscription_of_a_closed_loop_to_an_id_that_is_never_published(
     hub: Hub, task_id: str
 ) -> None:
-    """The next subscription in any loop finds it."""
+    """The next subscription, in any event loop, removes the subscription of the closed loop."""
 
     async def subscribe(id: str) -> None:
         await hub.subscribe(id).__aenter__()
