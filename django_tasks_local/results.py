@@ -70,16 +70,29 @@ def make_result(
     test then fails, because a new field may need a value.
     """
     if _setters is None:
-        return _construct(
-            task, id, status, enqueued_at, started_at, finished_at, args, kwargs, backend, errors,
-            worker_ids, return_value,
-        )  # fmt: skip
+        task_result: AnyResult = TaskResult(
+            task=task,
+            id=id,
+            status=status,
+            enqueued_at=enqueued_at,
+            started_at=started_at,
+            finished_at=finished_at,
+            last_attempted_at=started_at,
+            args=args,
+            kwargs=kwargs,
+            backend=backend,
+            errors=errors,
+            worker_ids=worker_ids,
+        )
+        # Django's own backends set the fields of this frozen class in the same way.
+        object.__setattr__(task_result, "_return_value", return_value)
+        return task_result
     (
         set_task, set_id, set_status, set_enqueued_at, set_started_at, set_finished_at,
         set_last_attempted_at, set_args, set_kwargs, set_backend, set_errors, set_worker_ids,
         set_return_value,
     ) = _setters  # fmt: skip
-    task_result: AnyResult = object.__new__(TaskResult)
+    task_result = object.__new__(TaskResult)
     set_task(task_result, task)
     set_id(task_result, id)
     set_status(task_result, status)
@@ -93,37 +106,4 @@ def make_result(
     set_errors(task_result, errors)
     set_worker_ids(task_result, worker_ids)
     set_return_value(task_result, return_value)
-    return task_result
-
-
-def _construct(
-    task: AnyTask,
-    id: str,
-    status: TaskResultStatus,
-    enqueued_at: datetime | None,
-    started_at: datetime | None,
-    finished_at: datetime | None,
-    args: list[Any],
-    kwargs: dict[str, Any],
-    backend: str,
-    errors: list[TaskError],
-    worker_ids: list[str],
-    return_value: Any,
-) -> AnyResult:
-    task_result: AnyResult = TaskResult(
-        task=task,
-        id=id,
-        status=status,
-        enqueued_at=enqueued_at,
-        started_at=started_at,
-        finished_at=finished_at,
-        last_attempted_at=started_at,
-        args=args,
-        kwargs=kwargs,
-        backend=backend,
-        errors=errors,
-        worker_ids=worker_ids,
-    )
-    # Django's own backends set the fields of this frozen class in the same way.
-    object.__setattr__(task_result, "_return_value", return_value)
     return task_result
