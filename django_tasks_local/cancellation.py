@@ -39,7 +39,7 @@ class Cancellation:
         self.requested = False
         self.delivered = False
         self.has_cancelled_coroutine = False  # True after asyncio.Task.cancel() was called.
-        self._has_coroutine = False  # True after the task's coroutine has begun.
+        self._has_coroutine = False  # True from expect_coroutine() or watch() on.
         self._watched: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None = None
 
     def request(self) -> None:
@@ -82,6 +82,10 @@ class Cancellation:
         self.request()
         if not self._has_coroutine:
             self.raise_if_requested()
+
+    def expect_coroutine(self) -> None:
+        """Let interrupt() raise nothing, because watch() will be called for a coroutine."""
+        self._has_coroutine = True
 
     def watch(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
         """Let this coroutine receive the cancellation. Called in the coroutine's event loop."""

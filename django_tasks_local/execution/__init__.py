@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from inspect import iscoroutinefunction
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -95,7 +95,7 @@ def _call(run: Runnable) -> Any:
     if type(task).call is not Task.call:  # The class overrides call().
         return task.call(*args, **kwargs)
     if _is_coroutine_function(task.func):
-        return run_coroutine(task.func(*args, **kwargs), run.get_cancellation())
+        return run_coroutine(partial(task.func, *args, **kwargs), run.get_cancellation())
     return task.func(*args, **kwargs)
 
 

@@ -14,19 +14,24 @@ from . import connections
 from .daemon_threads import DaemonExecutor, DaemonThreadsEventLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from ..cancellation import Cancellation
 
 
-def run_coroutine(coroutine: Coroutine[Any, Any, Any], cancellation: Cancellation) -> Any:
+def run_coroutine(
+    function: Callable[[], Coroutine[Any, Any, Any]], cancellation: Cancellation
+) -> Any:
     """
-    Run a task's coroutine and return its value. A request to `cancellation` cancels the coroutine.
+    Run a task's coroutine function and return its value. `cancellation` cancels the coroutine.
 
     async_to_sync() cannot replace this function: it starts a thread that the interpreter joins at
     exit, however long the task takes. The calling thread and the threads for the coroutine's sync
     code are daemon threads, which the interpreter does not join.
     """
+    # After this call a signal handler raises nothing in this thread, so neither of the coroutines
+    # that are created below can be left without having been awaited.
+    cancellation.expect_coroutine()
     # Thread-sensitive sync code of this task, such as the ORM's, runs in this executor's thread.
     executor = DaemonExecutor(max_workers=1)
     key = ThreadSensitiveContext()
@@ -35,7 +40,7 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any], cancellation: Cancellatio
     context = copy_context()
     try:
         with asyncio.Runner(loop_factory=DaemonThreadsEventLoop) as runner:
-            return runner.run(_watch(coroutine, cancellation), context=context)
+            return runner.run(_watch(function, cancellation), context=context)
     finally:
         del SyncToAsync.context_to_thread_executor[key]
         SyncToAsync.thread_sensitive_context.reset(token)
@@ -45,12 +50,14 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any], cancellation: Cancellatio
         executor.shutdown(wait=False)
 
 
-async def _watch(coroutine: Coroutine[Any, Any, Any], cancellation: Cancellation) -> Any:
+async def _watch(
+    function: Callable[[], Coroutine[Any, Any, Any]], cancellation: Cancellation
+) -> Any:
     asyncio_task = asyncio.current_task()
     assert asyncio_task is not None
     cancellation.watch(asyncio.get_running_loop(), asyncio_task)
     try:
-        return await coroutine
+        return await function()
     except asyncio.CancelledError as error:
         if cancellation.has_cancelled_coroutine:
             raise TaskCancelled("The task was cancelled.") from error

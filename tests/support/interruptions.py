@@ -10,8 +10,9 @@ from typing import Any
 class Interruption:
     """Calls a function once, in the thread of the operation, at the beginning or end of a call."""
 
-    def __init__(self, at: int) -> None:
-        self._at = at  # the number of such points in django_tasks_local before it
+    def __init__(self, at: int, modules: tuple[str, ...]) -> None:
+        self._at = at  # the number of such points in `modules` before this one
+        self._modules = modules
         self.was_reached = False
 
     @contextmanager
@@ -28,7 +29,7 @@ class Interruption:
             # The interpreter runs other code when a function begins and when a C function returns.
             if what not in ("call", "c_return"):
                 return
-            if not frame.f_globals.get("__name__", "").startswith("django_tasks_local."):
+            if not frame.f_globals.get("__name__", "").startswith(self._modules):
                 return
             if seen == self._at:
                 sys.setprofile(None)
@@ -46,13 +47,17 @@ class Interruption:
             action()
 
 
-def each_call() -> Iterator[Interruption]:
-    """Yield an interruption at the first call of an operation, at the second, and so on."""
+def each_call(modules: tuple[str, ...] = ("django_tasks_local.",)) -> Iterator[Interruption]:
+    """
+    Yield an interruption at the first call of an operation, at the second, and so on.
+
+    Only calls of functions in modules whose names begin with one of `modules` count.
+    """
     at = 0
     while True:
-        interruption = Interruption(at)
+        interruption = Interruption(at, modules)
         yield interruption
         if not interruption.was_reached:
-            assert at > 0, "The operation called nothing in django_tasks_local."
+            assert at > 0, "The operation called nothing in these modules."
             return
         at += 1
