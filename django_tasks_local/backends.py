@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, override
 
 from django.tasks import task_backends
 from django.tasks.backends.base import BaseTaskBackend
@@ -13,6 +13,7 @@ from .conf import Options, ProcessOptions, ThreadOptions
 from .execution import json_dict, json_list
 from .pools import Pool, PoolStatistics, pool_for
 from .pools.threads import ThreadPool
+from .processes.loading import raise_if_not_importable
 from .processes.pool import ProcessPool
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class LocalBackend(BaseTaskBackend):
         valid_tasks = self._shared.valid_tasks
         if valid_tasks.get(id(task)) is not task:
             self.validate_task(task)
+            self._validate_enqueued_task(task)
             # The result of an overridden validate_task() is not remembered, because it may accept a
             # task in one call and reject it in the next.
             if type(self).validate_task is BaseTaskBackend.validate_task:
@@ -110,6 +112,13 @@ class LocalBackend(BaseTaskBackend):
         return self._pool.enqueue(
             task, json_list(args) if args else [], json_dict(kwargs) if kwargs else {}
         )
+
+    def _validate_enqueued_task(self, task: AnyTask) -> None:
+        """
+        Check what validate_task() cannot check. Raises InvalidTask.
+
+        validate_task() runs when the task is created, before its module has a name for it.
+        """
 
     def get_result(self, result_id: str) -> AnyResult:
         """Return a snapshot of a result. Raises TaskResultDoesNotExist for an unknown id."""
@@ -161,6 +170,10 @@ class ProcessPoolBackend(LocalBackend):
 
     options_class = ProcessOptions
     pool_class = ProcessPool
+
+    @override
+    def _validate_enqueued_task(self, task: AnyTask) -> None:
+        raise_if_not_importable(task)
 
     def enqueue(
         self,

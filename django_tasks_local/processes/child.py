@@ -21,18 +21,17 @@ import time
 from collections import deque
 from contextvars import Context
 from datetime import datetime
-from functools import cache
 from traceback import format_exc
 from typing import TYPE_CHECKING
 
-from django.tasks import TaskResultStatus, task_backends
-from django.utils.module_loading import import_string
+from django.tasks import TaskResultStatus
 
 from .. import signal_handlers
 from ..execution import Outcome, Runnable, execute
 from ..execution.connections import close_old_resources, drop_stale_connections
 from ..results import make_result
 from .lifeline import die_with_parent
+from .loading import load_task
 from .sender import Sender
 from .settings import set_up_django
 from .tickets import TicketReader
@@ -55,12 +54,12 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from types import FrameType
 
-    from ..aliases import AnyResult, AnyTask
+    from ..aliases import AnyResult
     from ..cancellation import Cancellation
     from ..events import Progress
     from ..progress.reporter import Reporter
     from .settings import WorkerSettings
-    from .wire import RunTask, TaskOptions
+    from .wire import RunTask
 
 # Seconds of waiting for a task after which the worker closes connections older than CONN_MAX_AGE.
 CONNECTION_IDLE = 1.0
@@ -130,7 +129,7 @@ class RunningTask(Runnable):
         self.reporter: Reporter | None = None
         self.cancellation: Cancellation | None = None
         self.is_over = False
-        self.task = _task(message.path, message.options)
+        self.task = load_task(message.path, message.options)
         self.args, self.kwargs = message.load_arguments()
 
     @property
@@ -295,19 +294,3 @@ def _die_of_sigterm() -> None:
     """End this process by SIGTERM, so that the parent can name the signal in its error."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.raise_signal(signal.SIGTERM)
-
-
-@cache
-def _task(path: str, options: TaskOptions) -> AnyTask:
-    """Return the Task with the function at this dotted path and these options."""
-    found = import_string(path)
-    priority, backend, queue_name, run_after, takes_context = options
-    task: AnyTask = task_backends[backend].task_class(
-        func=getattr(found, "func", found),
-        priority=priority,
-        backend=backend,
-        queue_name=queue_name,
-        run_after=run_after,
-        takes_context=takes_context,
-    )
-    return task

@@ -29,11 +29,11 @@ from django.tasks.base import TaskError
 
 from ..events import Progress
 from ..execution import Outcome
+from .loading import task_options
 
 if TYPE_CHECKING:
     from ..aliases import AnyTask
-
-    type TaskOptions = tuple[int, str, str, datetime | None, bool]
+    from .loading import TaskOptions
 
 HEADER = struct.Struct("!Q")  # the length of the body in bytes
 _TASK_HEADER = struct.Struct("!QQ")  # HEADER, then the ticket, with which the body begins
@@ -160,11 +160,6 @@ def ticket_of(body: memoryview) -> int:
 def decode_task(body: memoryview) -> RunTask:
     """Return the RunTask in the body of a frame from the parent."""
     return RunTask._make(pickle.loads(body[_TICKET.size :]))  # noqa: S301 - the parent sent it
-
-
-def task_options(task: AnyTask) -> TaskOptions:
-    """Return the fields of a Task that `Task.using()` can change, and `takes_context`."""
-    return (task.priority, task.backend, task.queue_name, task.run_after, task.takes_context)
 
 
 # Messages that a worker sends

@@ -12,13 +12,14 @@ import signal
 import threading
 import time
 import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import connection
-from django.tasks import TaskContext, task
+from django.tasks import Task, TaskContext, task
 
 from django_tasks_local import current_result_id, report_progress, track
 from django_tasks_local.exceptions import TaskCancelled
@@ -56,6 +57,23 @@ def with_context(context: TaskContext, *args: Any) -> list[Any]:
     result = context.task_result
     times = [str(result.enqueued_at), str(result.started_at)]
     return [result.id, str(result.status), result.worker_ids, context.attempt, *times, *args]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledTask(Task):
+    """A Task class of a project that adds two fields to Django's."""
+
+    label: str = ""
+    tags: list[str] = field(default_factory=list)  # a value that is not hashable
+
+
+def labels(context: TaskContext) -> list[Any]:
+    """Return the task's values of the fields that LabelledTask adds."""
+    labelled: Any = context.task_result.task
+    return [type(labelled).__name__, labelled.label, labelled.tags]
+
+
+labels = LabelledTask(func=labels, takes_context=True)
 
 
 @task

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,12 @@ def test_task_context() -> None:
     result = run_task(tasks.with_context, 7)
     times = [str(result.enqueued_at), str(result.started_at)]
     assert result.return_value == [result.id, "RUNNING", result.worker_ids, 1, *times, 7]
+
+
+def test_fields_of_a_custom_task_class_reach_the_worker() -> None:
+    """A project's Task class keeps the values of the fields that it adds to Django's Task."""
+    result = run_task(replace(tasks.labels, label="blue", tags=["a", "b"]))
+    assert result.return_value == ["LabelledTask", "blue", ["a", "b"]]
 
 
 def test_status_is_running_only_in_a_worker(fifo: Path) -> None:
