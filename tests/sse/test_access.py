@@ -1,4 +1,4 @@
-"""Signed links: which user may watch or cancel which task, through a server and sessions."""
+"""Tests of which user may watch or cancel which task by signed links, with real sessions."""
 
 import re
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ def users(transactional_db: None) -> list[User]:
 
 @pytest.fixture
 def browsers(server: str, users: list[User]) -> Iterator[list[httpx.Client]]:
-    """HTTP clients: one logged in as each user, and one without a login."""
+    """Return three HTTP clients: one logged in as each user, and one without a login."""
     clients = [httpx.Client(base_url=server, timeout=LIMIT) for _ in range(3)]
     for client, user in zip(clients, users, strict=False):
         assert client.get(f"/login/{user.get_username()}/").text == "logged in"
@@ -69,7 +69,7 @@ def browsers(server: str, users: list[User]) -> Iterator[list[httpx.Client]]:
 
 
 def kinds(client: httpx.Client, path: str) -> list[str] | int:
-    """Return the kinds of the events received, or the status of a refusal."""
+    """Return the kinds of the events in a stream, or the HTTP status if the server refuses it."""
     with client.stream("GET", path) as response:
         if response.status_code != 200:
             return response.status_code
@@ -198,7 +198,7 @@ def test_ids_and_aliases_with_special_characters(result: AnyResult, name: str) -
     [token] = tokens_in(events_url(request_from(), result))
     assert unquote(token.split(".")[0]) == name
     assert access._read_token(access.WATCH, None, token) == access.TaskRef(name, name)
-    # Only the percent sign of a token must be escaped in a URL.
+    # A token contains no character that a URL must escape, except the percent sign.
     assert quote(token, safe="%~") == token
 
 
@@ -229,7 +229,7 @@ def test_async_functions_use_the_user(users: list[User], result: AnyResult) -> N
 
 
 async def page_with_link(request: Any, way: str) -> HttpResponse:
-    """Create a link as async views do, in one of several ways."""
+    """Call the function that `way` names, as an async view, and return its link or token."""
     result = await tasks.noop.using(backend="dummy").aenqueue()
     template = engines["django"].from_string(
         "{% load django_tasks_local_sse %}{% task_progress result %}"
@@ -272,18 +272,18 @@ def test_links_of_async_views(users: list[User]) -> None:
 def test_async_views_with_unresolved_user(users: list[User], way: str) -> None:
     client = AsyncClient()
     assert async_to_sync(client.get)(f"/async/{way}/").status_code == 200, (
-        "without a login no query is needed"
+        "creating a link for an anonymous user must not query the database"
     )
     client.force_login(users[0])
     with pytest.raises(SynchronousOnlyOperation, match=r"request\.user = await request\.auser"):
         async_to_sync(client.get)(f"/async/{way}/")
 
 
-# Channel managers
+# Tests of a channel manager of the application, which may refuse access to a task.
 
 
 class AnnasChannelManager(DefaultChannelManager):
-    """A channel manager that queries the database."""
+    """Allow only the user `anna` to read a channel; query the database to find this user."""
 
     def can_read_channel(self, user: User, channel: str) -> bool:
         assert channel.startswith("task-")
@@ -306,7 +306,7 @@ def test_channel_manager_restricts_access(browsers: list[httpx.Client], gate: st
     finished(result)
 
 
-# Cancel tokens
+# Tests of tokens that allow a client to cancel a task.
 
 
 def test_watch_and_cancel_tokens_are_distinct(gate: str) -> None:
@@ -364,7 +364,7 @@ def test_cancel_of_unsupported_or_unknown_task(result: AnyResult) -> None:
     assert b"TASKS" not in response.content
 
 
-# Methods
+# Tests of the HTTP methods that the views accept.
 
 
 @pytest.mark.parametrize("path", ["/tasks/events/", "/tasks/status/"])
@@ -381,8 +381,8 @@ def test_head_request(server: str, result: AnyResult) -> None:
 
 
 async def test_head_response_is_async(result: AnyResult) -> None:
-    """Django's ASGI handler iterates over the content of a HEAD response as well."""
-    # AsyncClient would remove the content of a HEAD response.
+    """A HEAD response has async content, because Django's ASGI handler iterates over it."""
+    # The test calls the view itself, because AsyncClient removes the content of HEAD responses.
     request = AsyncRequestFactory().head(events_url(request_from(), result))
     response = await views.events(request)
     assert [part async for part in response] == []

@@ -1,4 +1,4 @@
-"""Task events on django-eventstream channels of an application."""
+"""Tests of the bridge, which sends task events to django-eventstream channels."""
 
 import json
 import os
@@ -39,7 +39,7 @@ User.objects.create_user("ada")
 
 @pytest.fixture
 def notes(tmp_path: Path) -> Path:
-    """The file to which the application's store writes its events."""
+    """Create the file to which tests.project.channels.Store writes each event that it receives."""
     path = tmp_path / "notes"
     path.touch()
     return path
@@ -47,7 +47,7 @@ def notes(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bridge_server(tmp_path: Path, notes: Path) -> Iterator[Server]:
-    """An application with a user `ada`, whose channel manager shows tasks to users only."""
+    """Start a server with the user `ada`; only logged-in users may read the channels of tasks."""
     database = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "db.sqlite3")}
     settings = {
         **SETTINGS,
@@ -93,7 +93,7 @@ def test_channels_of_application_and_tasks(bridge_server: Server, gate: str, not
 
 @pytest.mark.servers
 def test_slow_store_delays_no_task(tmp_path: Path, gate: str) -> None:
-    """Tasks and streams continue; the store receives the latest events once it is ready."""
+    """Tasks and streams continue while the store blocks; then it receives the latest events."""
     notes = tmp_path / "notes"
     notes.touch()
     settings = {
@@ -113,7 +113,8 @@ def test_slow_store_delays_no_task(tmp_path: Path, gate: str) -> None:
         tasks.gates[gate].set()
         wait_until(lambda: notes.read_text().count('"finished"') == 21, "the store misses events")
     sent = [json.loads(line) for line in notes.read_text().splitlines()]
-    # One event waited in the store; of the others it receives the latest of each task.
+    # The first event blocked in the store. While it did, the bridge kept only the latest event of
+    # each task, so the store receives one more event for each.
     rest = [(channel, payload["kind"]) for channel, payload in sent[1:]]
     ids = started["ids"]
     if sent[0][1]["kind"] != "finished":
@@ -167,7 +168,7 @@ def last_event() -> TaskEvent:
 
 
 def test_bridge_requires_channel_manager(caplog: pytest.LogCaptureFixture) -> None:
-    """The bridge checks this itself, because servers run no system checks."""
+    """install() checks for a channel manager itself, because servers run no system checks."""
     with override_settings(TASKS_SSE={"BRIDGE": True}):
         bridge.install()
     assert "is ignored" in caplog.text
@@ -184,13 +185,14 @@ def test_finalizer_may_enqueue_while_the_bridge_starts(monkeypatch: pytest.Monke
 
         def start(self) -> None:
             started.append(bridge._state)
-            bridge._start()  # as the receiver of task_enqueued, in the same thread
+            # A finalizer that enqueues a task calls _start() in the thread that is already in it.
+            bridge._start()
 
     monkeypatch.setattr(bridge, "_state", bridge._State())
     monkeypatch.setattr(bridge.threading, "Thread", Thread)
     caller = REAL_THREAD(target=bridge._start, daemon=True)
     caller.start()
     caller.join(LIMIT)
-    assert not caller.is_alive(), "the thread waits for itself"
+    assert not caller.is_alive(), "_start() waits for a lock that its own thread holds"
     assert started == [bridge._state]
     assert bridge._state.started

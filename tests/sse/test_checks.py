@@ -1,4 +1,4 @@
-"""System checks of django_tasks_local_sse."""
+"""Tests of the system checks of django_tasks_local_sse."""
 
 import sys
 from typing import Any
@@ -50,7 +50,7 @@ def test_invalid_settings_are_reported(value: Any, message: str) -> None:
         [problem] = run_checks()
         assert message in problem.msg
         assert problem.id.startswith("django_tasks_local_sse.E")
-        # Invalid settings fall back to the defaults, which expose nothing.
+        # With invalid settings sse_settings() returns the defaults, which expose no task's result.
         assert sse_settings() == SSESettings()
 
 
@@ -62,7 +62,8 @@ def test_missing_channel_manager(bridge: bool, caplog: pytest.LogCaptureFixture)
         [problem] = run_checks()
         assert problem.id == "django_tasks_local_sse.E005"
         assert "No module named 'nowhere'" in problem.msg
-        bridge_module.install()  # AppConfig.ready() must not raise, or `check` would not run
+        # AppConfig.ready() calls install(), which must not raise, or `check` would not run.
+        bridge_module.install()
         assert "is ignored" in caplog.text
 
 
@@ -127,7 +128,7 @@ def test_several_web_workers(monkeypatch: pytest.MonkeyPatch, workers: str) -> N
 
 
 def test_django_eventstream_package_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names the extra that installs the package."""
+    """The error of AppConfig.ready() names the extra that installs django-eventstream."""
     monkeypatch.setitem(sys.modules, "django_eventstream", None)
     with pytest.raises(ImproperlyConfigured, match=r"pip install .django-tasks-local\[sse\]"):
         apps.get_app_config("django_tasks_local_sse").ready()

@@ -1,4 +1,4 @@
-"""Payloads of events, and their encoding."""
+"""Tests of the payloads of task events and of their encoding for streams and channels."""
 
 import gc
 
@@ -31,7 +31,8 @@ def test_encoding_is_discarded_with_its_event() -> None:
         result = finished(tasks.noop.enqueue())
         encoding.encode(hub.snapshot(result.id), SSESettings())
         before = len(encoding._encoded)
-        finished(tasks.noop.enqueue())  # the first result is evicted
+        # MAX_RESULTS is 1, so the backend evicts the first result when this one is finished.
+        finished(tasks.noop.enqueue())
         wait_until(lambda: hub.snapshot(result.id) is None, "the result is not evicted")
         gc.collect()
         assert len(encoding._encoded) < before
@@ -53,6 +54,6 @@ def test_digest_ignores_order() -> None:
 
 
 def test_lone_surrogate_is_replaced() -> None:
-    """to_json() also encodes the events that the bridge sends to channels."""
+    """to_json() replaces a lone surrogate, which UTF-8 cannot encode, by a question mark."""
     text = encoding.to_json({"message": "a\ud800b"})
     assert text == '{"message":"a?b"}'

@@ -1,4 +1,4 @@
-"""Streams of events, from their first byte to their last, through a server."""
+"""Tests of the event streams that a server sends, from the first byte to the last."""
 
 import asyncio
 import dataclasses
@@ -121,7 +121,7 @@ def test_stream_of_200_tasks(server: str) -> None:
     assert ended == {result.id for result in results}
 
 
-# Reconnecting
+# Tests of clients that reconnect with the header Last-Event-ID.
 
 
 def test_reconnecting_while_the_task_runs(server: str, gate: str) -> None:
@@ -143,7 +143,8 @@ def test_reconnecting_after_the_end(server: str) -> None:
     for same in (url, stream_url(server, *reversed(results))):
         response = httpx.get(same, headers={"Last-Event-ID": last_event_id}, timeout=LIMIT)
         assert (response.status_code, response.content) == (204, b"")
-    # The request alone decides, even if the server no longer knows the tasks.
+    # The view compares Last-Event-ID with the task ids in the URL. It answers with 204 although
+    # the hub has released the tasks.
     for result in results:
         hub.release(hub.find(result.id))
     headers = {"Last-Event-ID": last_event_id}
@@ -160,7 +161,7 @@ def test_invalid_last_event_id(server: str, last_event_id: str) -> None:
 
 
 def test_last_event_id_of_a_megabyte(server: str) -> None:
-    """uvicorn refuses the header, perhaps before it has read all of it; the view accepts it."""
+    """uvicorn refuses so long a header, maybe before it has read it all; the view accepts it."""
     result = finished(tasks.noop.enqueue())
     headers = {"Last-Event-ID": "x" * 1_000_000}
     with suppress(httpx.NetworkError, httpx.RemoteProtocolError):
@@ -179,7 +180,7 @@ def test_stream_of_500_tasks(server: str) -> None:
 
 
 def test_clock_set_back(server: str, gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Links stay valid, the stream continues, and events keep their order."""
+    """When the system clock is set back, links stay valid and events stay in order."""
     result = running(tasks.gated.enqueue(gate))
     url = stream_url(server, result)
     now = time.time
@@ -196,7 +197,7 @@ def test_clock_set_back(server: str, gate: str, monkeypatch: pytest.MonkeyPatch)
     assert kinds(read_all(stream_url(server, result))) == ["finished"]
 
 
-# Unknown tasks
+# Tests of tasks that the server does not know, or that only another process knows.
 
 
 def test_evicted_task_is_unknown(server: str, gate: str) -> None:
@@ -221,7 +222,7 @@ def test_task_released_during_stream(server: str, gate: str) -> None:
 
 
 def test_task_evicted_during_recheck() -> None:
-    """A task that finishes and is evicted between snapshot and recheck is not unknown."""
+    """recheck() sends `finished` of a task that the hub released after its last event."""
     known, done, missing = (hub.snapshot(finished(tasks.noop.enqueue()).id) for _ in range(3))
     started = {event.key: as_enqueued(event) for event in (known, done, missing)}
     refs = [TaskRef(event.id, "default") for event in (known, done, missing)]
@@ -233,7 +234,7 @@ def test_task_evicted_during_recheck() -> None:
 
 
 class StoringBackend(BaseTaskBackend):
-    """A backend whose results every process can read."""
+    """A backend that stores results outside of the hub, like one with a database."""
 
     supports_get_result = True
     results: dict[str, AnyResult] = {}  # noqa: RUF012
@@ -273,7 +274,7 @@ def test_task_of_another_process(server: str) -> None:
         assert kinds(read_all(stream_url(server, done))) == ["unknown"]
 
 
-# Exposed values
+# Tests of which values of a task its stream exposes.
 
 
 @pytest.mark.parametrize("exposed", [True, False])
@@ -324,7 +325,7 @@ def test_lone_surrogate_does_not_end_stream(server: str, gate: str) -> None:
     assert read_all(stream_url(server, result))[-1].payload["progress"]["message"] == "a?b"
 
 
-# The connection
+# Tests of the HTTP connection of a stream.
 
 
 def test_burst_is_coalesced(server: str, gate: str) -> None:
@@ -378,7 +379,7 @@ def test_disconnect_closes_subscription(server: str, gate: str) -> None:
 
 
 def test_client_that_does_not_read(server: str, gate: str) -> None:
-    """The client delays no other stream, and receives the latest state when it reads again."""
+    """A client that stops reading delays no other stream; it later receives the final state."""
     result = running(tasks.report.enqueue([1, 2, "x" * 1_000_000], {}, gate))
     path = events_url(anonymous_request(), result)
     host, port = server.removeprefix("http://").split(":")
@@ -400,7 +401,7 @@ def test_streams_hold_no_thread_and_no_connection(
         cookies = dict(browser.cookies)
     result = running(tasks.gated.enqueue(gate))
     url = stream_url(server, result)
-    # Each request of a logged-in user makes a query.
+    # Database connections that requests opened: Django queries the user who is logged in.
     used: list[BaseDatabaseWrapper] = []
 
     def note(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
@@ -430,7 +431,8 @@ def test_streams_hold_no_thread_and_no_connection(
             readers = [group.create_task(read()) for _ in range(50)]
             for _ in readers:
                 await asyncio.wait_for(ready.acquire(), LIMIT)
-            # One thread runs the client, and a released thread ends after a delay.
+            # Wait until the threads that the requests have released end. The event loop stays free
+            # to read the streams, because another thread polls.
             await asyncio.to_thread(
                 wait_until, resources_are_released, "streams hold threads or connections"
             )
@@ -454,7 +456,7 @@ def test_streams_hold_no_thread_and_no_connection(
 async def test_request_thread_is_released_only_within_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In a TestCase with AsyncClient the connections belong to the test."""
+    """Without a request's thread release_request_thread() leaves the test's connections open."""
     closed_in: list[threading.Thread] = []
     monkeypatch.setattr(
         request_thread.connections,
@@ -475,7 +477,7 @@ async def test_request_thread_is_released_only_within_request(
 
 
 async def test_content_is_closed_on_disconnect() -> None:
-    """The content is closed immediately, not when it is garbage collected."""
+    """A disconnect closes the content generator at once, before it is garbage collected."""
     closed = []
 
     async def content() -> AsyncIterator[bytes]:
@@ -486,7 +488,8 @@ async def test_content_is_closed_on_disconnect() -> None:
             closed.append(True)
 
     response = streams.EventStreamResponse(content(), content_type="text/event-stream")
-    async with aclosing(aiter(response)) as parts:  # as Django's ASGI handler does
+    # Django's ASGI handler also closes the iterator of the response at a disconnect.
+    async with aclosing(aiter(response)) as parts:
         assert await anext(parts) == b"state"
     assert closed == [True]
 
@@ -495,7 +498,8 @@ async def test_content_is_closed_on_disconnect() -> None:
             yield part.decode().upper()
 
     response = streams.EventStreamResponse(content())
-    response.streaming_content = shout(response.streaming_content)  # as a middleware does
+    # A middleware such as GZipMiddleware replaces the content in the same way.
+    response.streaming_content = shout(response.streaming_content)
     assert [part async for part in response] == [b"STATE", b"NEWS"]
 
 
@@ -509,11 +513,11 @@ async def test_async_client() -> None:
     assert b"event: finished" in content
 
 
-# WSGI
+# Tests of streams under WSGI.
 
 
 def test_wsgi_stream_ends_after_states(gate: str) -> None:
-    """A WSGI stream ends after the current states; EventSource reconnects."""
+    """A WSGI stream ends after it has sent the current states; the client then reconnects."""
     result = running(tasks.gated.enqueue(gate))
     client, url = Client(), events_url(anonymous_request(), result)
     content = b"".join(client.get(url).streaming_content).decode()
@@ -530,7 +534,7 @@ def test_wsgi_stream_ends_after_states(gate: str) -> None:
 
 
 def test_position_on_streams(server: str, gate: str) -> None:
-    """A stream sends a new position; a polling client receives it once, and no event twice."""
+    """A stream sends a task's new position; a client that polls receives each event once."""
     with override_settings(
         TASKS={
             "default": {
@@ -579,7 +583,7 @@ def test_wsgi_stream_with_hold(gate: str) -> None:
 def test_long_stream_ends_to_check_access_again(
     server: str, gate: str, transactional_db: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a logout the user receives no further event, not even the end."""
+    """A stream ends after MAX_STREAM_SECONDS, so that a user who logged out gets 403."""
     monkeypatch.setattr(streams, "MAX_STREAM_SECONDS", 0.2)
     user = get_user_model().objects.create_user("anna")
     result = running(tasks.gated.enqueue(gate))
@@ -609,7 +613,7 @@ LOGIN_REQUIRED = "django.contrib.auth.middleware.LoginRequiredMiddleware"
 async def test_atomic_requests_and_login_required(
     client_class: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The views begin no transaction (this test has no database) and require no login."""
+    """The views ignore ATOMIC_REQUESTS (this test has no database) and LoginRequiredMiddleware."""
     monkeypatch.setitem(connections["default"].settings_dict, "ATOMIC_REQUESTS", True)
     result = await sync_to_async(finished)(tasks.noop.enqueue())
     url = events_url(anonymous_request(), result)
@@ -637,7 +641,7 @@ def test_wsgi_stream_of_threaded_development_server(gate: str) -> None:
 def test_stream_ends_with_the_process(gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "ended", True)
     result = running_without_hub(gate)
-    # Without a hold the stream would end soon in any case.
+    # With WSGI_HOLD the server would keep the stream open if the hub had not ended.
     with override_settings(TASKS_SSE={"WSGI_HOLD": LIMIT, "KEEPALIVE": 0.01}):
         content = b"".join(Client().get(events_url(anonymous_request(), result)).streaming_content)
     assert encoding.KEEPALIVE not in content
@@ -665,7 +669,7 @@ def test_immediate_backend_keeps_no_results() -> None:
 
 
 def test_state_of_store_is_newer_than_that_of_hub() -> None:
-    """The hub of this process only has `enqueued` of a task that runs in another process."""
+    """A stream sends the finished state from the store, if the hub only has `enqueued`."""
     done = finished(tasks.add.enqueue(1))
     event = hub.snapshot(done.id)
     hub.release(hub.find(done.id))

@@ -1,4 +1,4 @@
-"""The HTML of `{% task_progress %}` and `{% task_progress_media %}`."""
+"""Tests of the HTML that `{% task_progress %}` and `{% task_progress_media %}` render."""
 
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -45,7 +45,7 @@ def engine(**options: Any) -> DjangoTemplates:
 
 
 class Page(HTMLParser):
-    """The text of a page, and the attributes of its last element of each name."""
+    """Parse HTML; keep its text and, by element name, the attributes of the last element."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -195,7 +195,8 @@ def test_result_that_the_hub_has_released() -> None:
     ("status", "expected"), [("RUNNING", "running"), ("SUCCESSFUL", "done"), ("FAILED", "failed")]
 )
 def test_status_from_store_of_another_process(status: str, expected: str) -> None:
-    enqueued = tasks.noop.using(backend="dummy").enqueue()  # never runs: the hub has only READY
+    # The dummy backend never runs a task, so the hub only has the status READY.
+    enqueued = tasks.noop.using(backend="dummy").enqueue()
     read_from_a_store = replace(enqueued, status=TaskResultStatus(status))
     assert state(read_from_a_store)[0] == expected
     assert state(enqueued)[0] == "waiting"
