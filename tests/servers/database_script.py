@@ -1,8 +1,9 @@
 """
-The script that test_databases runs: `database_script.py BACKEND HOST USER TASKS`.
+Run tasks that use PostgreSQL, for test_databases: `database_script.py BACKEND HOST USER TASKS`.
 
-All aliases are the same database with different ways to keep connections. Each line on stdout is
-a title and facts, as JSON. After the title "restart" the script waits for a line on stdin.
+All aliases name one database; they differ in how Django keeps connections. The script prints each
+result as a line with a title and facts in JSON. After the title "restart" it waits for a line on
+stdin, which the test sends when it has restarted the database server.
 """
 
 import json
@@ -18,8 +19,9 @@ import psycopg
 from django.conf import settings
 
 WORKERS = 2
-# After a restart the pool checks one connection after 1 s, the next after 2 s, then 4 s: with the
-# default size of four it would take 7 s to find that all are stale.
+# Maximum size of psycopg's connection pool. After a restart of the server the pool checks one
+# connection after 1 s, the next after 2 s, then 4 s: with the default size of four it would take
+# 7 s to find that all are stale.
 POOL = 2
 MODES: dict[str, dict[str, Any]] = {
     "closed": {"CONN_MAX_AGE": 0},
@@ -34,7 +36,7 @@ BACKEND, HOST, USER, TASKS = sys.argv[1:5]
 
 
 def database(alias: str, mode: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of an alias, by whose name the server lists its connections."""
+    """Return the settings of an alias; PostgreSQL lists its connections under the alias's name."""
     options = {**mode.get("OPTIONS", {}), "application_name": alias}
     server = {"ENGINE": "django.db.backends.postgresql", "HOST": HOST, "USER": USER}
     return {**server, "NAME": "postgres", **mode, "OPTIONS": options}
@@ -66,20 +68,20 @@ type AnyResult = TaskResult[Any, Any]
 
 @task
 def count_rows(alias: str) -> int:
-    """Use the ORM."""
+    """Query the database of an alias through the ORM, in a sync task."""
     return ContentType.objects.using(alias).count()
 
 
 @task
 async def count_rows_async(alias: str) -> int:
-    """Use the ORM in a coroutine."""
+    """Query the database of an alias through the ORM, in an async task."""
     row = await ContentType.objects.using(alias).aget(model="row")
     return row.pk
 
 
 @task
 def hold_connections(gate: str, again: bool) -> None:
-    """Connect to each alias, wait at the gate, and with `again` use a connection after that."""
+    """Connect to each alias, wait until the file `gate` exists, then with `again` query once."""
     for alias in MODES:
         count_rows.func(alias)
     report_progress(1)
@@ -122,7 +124,7 @@ def wait_for_reports(results: list[AnyResult]) -> None:
             while events := subscription.take(LIMIT):
                 if any(event.progress for event in events):
                     break
-            assert not subscription.ended, "the task did not wait at the gate"
+            assert not subscription.ended, "the task ended before it reported progress"
 
 
 def server_connections() -> Counter[str]:
@@ -137,7 +139,7 @@ def server_connections() -> Counter[str]:
 
 def wait_for_connections(limits: dict[str, int]) -> Counter[str]:
     """Return the connections on the server once each alias is within `limits`, or after LIMIT."""
-    # The server notices a disconnected client after a delay.
+    # PostgreSQL lists a connection for a short time after its client has closed it.
     deadline = time.monotonic() + LIMIT
     while (counts := server_connections()) - Counter(limits) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -145,7 +147,7 @@ def wait_for_connections(limits: dict[str, int]) -> Counter[str]:
 
 
 def report(title: str, facts: object = None) -> None:
-    """Send a fact to the test, as a line of JSON."""
+    """Print a title and its facts as a line of JSON, which the test reads."""
     print(json.dumps([title, facts]), flush=True)  # noqa: T201
 
 

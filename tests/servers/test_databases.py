@@ -1,4 +1,4 @@
-"""Connections that tasks leave on PostgreSQL, and failures of tasks after it restarts."""
+"""Tests of the PostgreSQL connections that tasks keep open, and of a restart of PostgreSQL."""
 
 import json
 import os
@@ -20,7 +20,7 @@ TASKS = 600
 
 
 def run_script(postgres: Postgres, *args: str) -> dict[str, list[Any]]:
-    """Run the script, restart the server at its request, and return its facts by title."""
+    """Run database_script.py, restart PostgreSQL when it asks, and return its facts by title."""
     facts: dict[str, list[Any]] = {}
     with subprocess.Popen(
         [sys.executable, "-W", "error", str(SCRIPT), *args],
@@ -46,10 +46,11 @@ def run_script(postgres: Postgres, *args: str) -> dict[str, list[Any]]:
 @pytest.mark.parametrize("backend", ["ThreadPoolBackend", "ProcessPoolBackend"])
 def test_connections_and_server_restart(postgres: Postgres, backend: str) -> None:
     """
-    Tasks, sync and async, use each of Django's ways to keep connections.
+    Workers keep at most one connection each, and tasks reconnect after PostgreSQL restarts.
 
-    The server restarts twice: while each worker has an idle connection of each kind, and while each
-    runs a task that has used them. Only the task that uses such a connection afterwards fails.
+    Sync and async tasks use each of Django's ways to keep connections. PostgreSQL restarts twice:
+    while each worker has an idle connection to each alias, and while each worker runs a task that
+    has used one. Only a running task that queries again after the restart fails.
     """
     facts = run_script(postgres, backend, postgres.host, postgres.user, str(TASKS))
     each = {"SUCCESSFUL": TASKS // len(MODES)}
@@ -65,7 +66,8 @@ def test_connections_and_server_restart(postgres: Postgres, backend: str) -> Non
     broken = {"SUCCESSFUL": 1, "django.db.utils.OperationalError": 1}
     assert facts["outlived"] == [{"SUCCESSFUL": 2}, broken]
     assert facts["later"] == [{mode: {"SUCCESSFUL": 20} for mode in MODES}] * 2
-    # With threads the pool of this process stays open; all other connections are closed.
+    # With ThreadPoolBackend psycopg's connection pool belongs to the script's own process and stays
+    # open until it exits. close() has closed all other connections.
     (closed,) = facts["closed"]
     assert closed.pop("pooled", 0) <= (POOL if backend == "ThreadPoolBackend" else 0)
     assert closed == {}

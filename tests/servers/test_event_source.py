@@ -1,4 +1,4 @@
-"""A plain `new EventSource(url)` in Chromium: order of events, end, and no reconnection."""
+"""Tests of streams that Chromium reads with a plain `new EventSource(url)`, without the widget."""
 
 import asyncio
 from typing import Any
@@ -34,7 +34,7 @@ async def test_event_source_ends_after_last_event(page: Page, server: str) -> No
     assert [kind for kind, _ in seen].count("finished") == 1
     sequences = [sequence for _, sequence in seen]
     assert sequences == sorted(set(sequences))
-    # The browser always reconnects after a stream ends; the 204 stops it.
+    # An EventSource reconnects whenever its stream ends; the server's answer 204 ends that.
     assert answers == [200, 204]
 
 
@@ -59,8 +59,7 @@ async def test_event_source_with_invalid_token(page: Page, server: str) -> None:
     assert seen == []
 
 
-# Another origin
-
+# Opens an EventSource to another origin; resolves with "finished", or "refused" at an error.
 OTHER_ORIGIN = """(url) => new Promise((resolve) => {
   const source = new EventSource(url);
   source.addEventListener("finished", () => { source.close(); resolve("finished"); });
@@ -70,7 +69,7 @@ OTHER_ORIGIN = """(url) => new Promise((resolve) => {
 
 @pytest.mark.parametrize("allowed", ["string", "list", "none"])
 async def test_event_source_from_another_origin(page: Page, server: str, allowed: str) -> None:
-    """EVENTSTREAM_ALLOW_ORIGIN of django-eventstream decides."""
+    """A page of another origin may read a stream if EVENTSTREAM_ALLOW_ORIGIN names the origin."""
     setting: Any = {"string": server, "list": ["https://www.example", server], "none": ""}
     result = await tasks.noop.aenqueue()
     async with hub.subscribe(result.id) as subscription:

@@ -27,7 +27,8 @@ from tests.support.sse_client import Message, event_source
 from tests.support.waiting import LIMIT, wait_until
 
 SHUTDOWN_TIMEOUT = 1
-MAX_SECONDS = SHUTDOWN_TIMEOUT + 2  # until a process has ended
+# A process must end within this time, counted from the signal or the end of its main program.
+MAX_SECONDS = SHUTDOWN_TIMEOUT + 2
 
 
 def settings(**options: Any) -> dict[str, Any]:
@@ -65,10 +66,11 @@ def assert_logged_as_lost(paths: Mapping[str, str], log: str) -> None:
 
 def run_in_time(function: Any, ways: Iterable[str], *args: Any) -> dict[str, Any]:
     """
-    Call `function` for each way to end, concurrently; its last return value is the seconds taken.
+    Call `function` concurrently for each way to end a process; return its results by way.
 
-    A way that takes MAX_SECONDS or longer gets two more attempts alone, because a busy machine may
-    delay a process once or twice.
+    The last item of a result is the number of seconds until the process ended. If that is
+    MAX_SECONDS or more, `function` gets two more attempts alone, because a busy machine may delay
+    a process once or twice.
     """
     ways = list(ways)
     with ThreadPoolExecutor() as threads:
@@ -79,7 +81,7 @@ def run_in_time(function: Any, ways: Iterable[str], *args: Any) -> dict[str, Any
     return ends
 
 
-# Scripts and management commands
+# Tests of scripts and management commands.
 
 WAYS = ["SIGTERM", "Ctrl-C", "exception", "sys.exit", "end"]
 COMMAND = ROOT / "tests" / "project" / "management" / "commands" / "exit_with_tasks.py"
@@ -90,7 +92,10 @@ PROGRAMS = {
 
 
 def run_program(way: str, command: list[str], gate: str) -> tuple[dict[str, str], str, float]:
-    """Return the tasks' paths by id, the log, and the seconds that the exit took."""
+    """Run a program that ends in the given `way`; return the paths of its tasks by id, and more.
+
+    The second result is its log, the third the number of seconds until it ended.
+    """
     environ = environment() | {
         "DJANGO_SETTINGS_MODULE": "tests.project.settings",
         "TEST_SETTINGS": json.dumps(SETTINGS),
@@ -119,17 +124,17 @@ def run_program(way: str, command: list[str], gate: str) -> tuple[dict[str, str]
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_exit_of_program(program: str, gate: str) -> None:
-    """Each way to end a program reports its lost tasks."""
+    """A program logs its nine unfinished tasks as lost, whichever way it ends."""
     for paths, log, _ in run_in_time(run_program, WAYS, PROGRAMS[program], gate).values():
         assert len(paths) == 9, log
         assert_logged_as_lost(paths, log)
 
 
-# Servers
+# Tests of servers.
 
 
 class StreamReader:
-    """A client that records the latest payload of each task on a stream."""
+    """Read a stream and keep the latest payload of each task in `last`."""
 
     def __init__(self, server: Server, url: str) -> None:
         self.last: dict[str, Any] = {}
@@ -153,7 +158,7 @@ class StreamReader:
 
 
 def stop(server: Server, end: str, pid: int) -> float:
-    """Stop the server; return the seconds until the process with the tasks (`pid`) has ended."""
+    """Stop the server; return the seconds until `pid`, the process with the tasks, has ended."""
     serving = os.pidfd_open(pid)
     try:
         began = time.monotonic()
@@ -168,7 +173,11 @@ def stop(server: Server, end: str, pid: int) -> float:
 
 
 def stop_server(end: str, name: str, directory: Path, gate: str) -> tuple[Any, ...]:
-    """Return the tasks started, the payloads received, the log, and the seconds of the exit."""
+    """Stop a server while it runs tasks and clients read their streams.
+
+    Return the tasks, the payloads that the clients received, the log, and the seconds until the
+    process with the tasks ended.
+    """
     directory = Path(tempfile.mkdtemp(prefix=end, dir=directory))
     # Use the default SHUTDOWN_TIMEOUT, which is 0 under Django's reloader: the reloader kills the
     # serving process 0.25 s after Ctrl-C.
@@ -190,7 +199,7 @@ def stop_server(end: str, name: str, directory: Path, gate: str) -> tuple[Any, .
 
 
 def expected_on_streams(name: str, way: str, running: str, waiting: list[str]) -> list[str]:
-    """Return the ids of the tasks whose streams must have delivered the end."""
+    """Return the ids of the tasks of which the client must have received the last event."""
     if name not in POLLED:
         return [running, *waiting]
     # A polling client misses events sent after its last request; and at Ctrl-C gunicorn's sync
@@ -200,7 +209,7 @@ def expected_on_streams(name: str, way: str, running: str, waiting: list[str]) -
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_exit_of_server(name: str, tmp_path: Path, gate: str) -> None:
-    """Streams report waiting tasks, and tasks that still run at the end, as FAILED."""
+    """When a server exits, its log and its streams report all unfinished tasks as lost."""
     # On SIGTERM Django's reloader kills the serving process, which cannot log its lost tasks.
     ways = ["Ctrl-C"] if name == "runserver-reload" else list(SIGNALS)
     ends = run_in_time(stop_server, ways, name, tmp_path, gate)

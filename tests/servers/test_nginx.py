@@ -1,4 +1,4 @@
-"""Streams through nginx with its default settings."""
+"""Tests of streams behind nginx with its default settings."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -19,7 +19,8 @@ from tests.support.waiting import LIMIT, wait_until
 
 SETTINGS: dict[str, Any] = {"TASKS_SSE": {"RETRY": 20}}
 
-# Opens all URLs; calls `opened` when each has sent `progress`; resolves with their last events.
+# Opens an EventSource for each URL, and calls `opened` once all have received `progress`. Resolves
+# with the kind of each last event.
 WATCH_ALL = """async (urls) => {
   let open = 0;
   return Promise.all(urls.map((url) => new Promise((resolve) => {
@@ -44,7 +45,7 @@ def behind_nginx(name: str, directory: Path, **settings: Any) -> Iterator[tuple[
 
 @pytest.mark.parametrize("name", ["uvicorn", "gunicorn-sync"])
 def test_nginx_does_not_delay_events(name: str, tmp_path: Path, gate: str) -> None:
-    """Neither proxy buffering nor gzip delays events."""
+    """nginx forwards each event at once, although its proxy buffering and gzip are active."""
     with behind_nginx(name, tmp_path) as (proxy, server):
         task = server.start_task("gated", gate)
         kinds = []
@@ -52,9 +53,8 @@ def test_nginx_does_not_delay_events(name: str, tmp_path: Path, gate: str) -> No
             if message.data:
                 kinds.append(message.event)
             if message.event == "progress":
-                tasks.gates[
-                    gate
-                ].set()  # The test would hang if `progress` were delayed until the task ends.
+                # If nginx kept `progress` until the task ends, the task would never end.
+                tasks.gates[gate].set()
         assert kinds[-2:] == ["progress", "finished"]
         # nginx writes its access log shortly after it sends the response.
         wait_until(lambda: 204 in proxy.answers, "no request was answered with 204")
@@ -76,14 +76,14 @@ def test_tls_proxy(tmp_path: Path) -> None:
 
 @pytest.fixture
 async def tls_page(browser: Browser) -> AsyncIterator[Page]:
-    """A page that accepts a self-signed certificate."""
+    """Open a browser page that accepts nginx's self-signed certificate."""
     context = await browser.new_context(ignore_https_errors=True)
     yield await context.new_page()
     await context.close()
 
 
 async def test_twenty_streams_over_http_2(tls_page: Page, tmp_path: Path, gate: str) -> None:
-    """HTTP/1.1 allows six connections per host, so 14 of these streams would wait."""
+    """Over HTTP/2 twenty streams are open at once; with HTTP/1.1 browsers open only six."""
     with behind_nginx("uvicorn", tmp_path, TASKS=_many_threads()) as (proxy, server):
         urls = [server.start_task("gated", gate)["events"] for _ in range(20)]
         await tls_page.goto(proxy.tls_url)
@@ -100,7 +100,7 @@ def _many_threads() -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["uvicorn", "gunicorn-sync"])
 async def test_application_under_a_path(name: str, page: Page, tmp_path: Path, gate: str) -> None:
-    """The page loads script and style, and its bar receives the end of the stream."""
+    """Under the path /app the page loads the widget's files, and the widget shows the result."""
     settings = {"FORCE_SCRIPT_NAME": "/app", "STATIC_URL": "/app/static/"}
     with behind_nginx(name, tmp_path, **settings) as (proxy, server):
         task = server.start_task("gated", gate)
@@ -112,7 +112,7 @@ async def test_application_under_a_path(name: str, page: Page, tmp_path: Path, g
         await expect(bar).to_have_attribute("data-state", "done")
 
 
-# Outages
+# Tests of outages of the server behind nginx.
 
 
 async def test_widget_recovers_from_503(page: Page, tmp_path: Path, gate: str) -> None:
@@ -126,12 +126,13 @@ async def test_widget_recovers_from_503(page: Page, tmp_path: Path, gate: str) -
         proxy.stop()
         proxy.unavailable = True
         proxy.start()
-        # The widget shows this after 3 s without a connection.
+        # The widget shows the state `reconnecting` after 3 s without a connection.
         await expect(bar).to_have_attribute("data-state", "reconnecting")
         wait_until(lambda: 503 in proxy.answers, "nginx has not answered with 503")
         refused = proxy.answers.count(503)
         proxy.unavailable = False
         tasks.gates[gate].set()
         await expect(bar).to_have_attribute("data-state", "done")
-        # The widget retries after 0.5 to 1 s, then 1 to 2 s, 2 to 4 s and so on.
+        # The widget requests again after 0.5 to 1 s, then 1 to 2 s, 2 to 4 s and so on, so nginx
+        # refuses few of its requests during the outage.
         assert 1 <= refused <= 6

@@ -1,4 +1,4 @@
-"""The development server reloads while tasks run that would take LIMIT seconds more."""
+"""Tests that runserver reloads at once although tasks would run for LIMIT seconds more."""
 
 import os
 import select
@@ -12,7 +12,7 @@ from tests.support.sse_client import stream
 from tests.support.waiting import LIMIT, wait_until
 
 SETTINGS = {
-    "DEBUG": True,  # without it the reloader does not log NOTICED
+    "DEBUG": True,  # With DEBUG=False Django's reloader does not log the line NOTICED.
     "INSTALLED_APPS": [*INSTALLED_APPS, "changing_app"],
     "TASKS": {
         "default": {"BACKEND": "django_tasks_local.ThreadPoolBackend"},

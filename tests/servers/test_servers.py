@@ -1,4 +1,4 @@
-"""The same stream under every server, and streams of web workers that share no state."""
+"""Tests of one stream under every server, and of streams of web workers that share no state."""
 
 import asyncio
 import signal
@@ -33,14 +33,16 @@ def test_stream_from_first_to_last_event(name: str, tmp_path: Path, gate: str) -
                 payloads.append(message.payload)
                 assert message.event == message.payload["kind"]
                 if (message.payload["progress"] or {}).get("current") == 500:
-                    # The task waits at the gate, so this event arrived while it ran.
+                    # The task waits until the gate is set, so the server sent this event while the
+                    # task ran.
                     tasks.gates[gate].set()
         positions = [ORDER.index(payload["kind"]) for payload in payloads]
         assert positions == sorted(positions)
         sequences = [payload["sequence"] for payload in payloads]
-        assert sequences == sorted(set(sequences)), "an event came twice"
+        assert sequences == sorted(set(sequences)), "the client received an event twice"
         assert (payloads[-1]["kind"], payloads[-1]["status"]) == ("finished", "SUCCESSFUL")
-        # ASGI servers and the development server keep one stream open; the others are polled.
+        # ASGI servers and the development server keep one stream open. Other WSGI servers end each
+        # response after the current state, so the client connects again.
         assert (connections == 1) == (name in ASGI or name == "runserver")
         assert "Traceback" not in server.log.read_text()
 
@@ -75,7 +77,7 @@ def test_twenty_streams_block_no_worker(name: str, tmp_path: Path, gate: str) ->
 
 @pytest.mark.parametrize("name", ["runserver-daphne"])
 def test_stream_reports_lost_task(name: str, tmp_path: Path, gate: str) -> None:
-    """The stream ends after its task may run; Daphne sends nothing more once it exits."""
+    """A stream reports its task as lost after SHUTDOWN_TIMEOUT, before Daphne exits."""
     backend = "django_tasks_local.ThreadPoolBackend"
     options = {"default": {"BACKEND": backend, "OPTIONS": {"SHUTDOWN_TIMEOUT": 0.5}}}
     with serve(name, tmp_path, settings={"TASKS": options}) as server:
@@ -90,7 +92,7 @@ def test_stream_reports_lost_task(name: str, tmp_path: Path, gate: str) -> None:
         assert f"{task['id']} (tests.project.tasks.gated)" in server.log.read_text()
 
 
-# Several web workers
+# Tests of two web workers, of which each knows only its own tasks.
 
 
 @pytest.fixture
@@ -100,7 +102,7 @@ def two_workers(tmp_path: Path) -> Iterator[Server]:
 
 
 def tasks_of_both(server: Server, *args: Any) -> list[dict[str, Any]]:
-    """Return eight tasks of each worker. Each request opens its own connection."""
+    """Start tasks by requests, each on its own connection, until both workers have eight."""
     started: dict[int, list[dict[str, Any]]] = {}
     while len(started) < 2 or min(map(len, started.values())) < 8:
         task = server.start_task(*args)
@@ -127,7 +129,7 @@ async def test_stream_of_task_in_another_worker(page: Page, two_workers: Server,
 
 
 async def test_stream_of_tasks_in_both_workers(page: Page, two_workers: Server, gate: str) -> None:
-    """Tasks that the worker does not know are `unknown` immediately; the others continue."""
+    """A stream reports tasks of another worker as `unknown` at once; it continues for the rest."""
     first, second = tasks_of_both(two_workers, "gated", gate)[::8]
     token = second["events"].partition("?")[2]
     await page.goto(two_workers.url)
@@ -144,14 +146,15 @@ async def test_stream_of_tasks_in_both_workers(page: Page, two_workers: Server, 
     assert kinds.count("finished") == 1
 
 
-# A restart
+# A test of a server that restarts.
 
 
 async def test_widget_after_server_restart(page: Page, tmp_path: Path, gate: str) -> None:
     """
     The widget shows `reconnecting`, then `unknown`, because the new process has no such task.
 
-    The old process is killed, because a normal exit would send the end of the lost task.
+    The test kills the old process, because at a normal exit the server would send `finished`, with
+    the reason `lost`, and the widget would not reconnect.
     """
     requests: list[float] = []
     page.on("request", lambda r: requests.append(time.monotonic()) if "/events/" in r.url else None)

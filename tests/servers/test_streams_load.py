@@ -1,4 +1,4 @@
-"""Many concurrent clients, and clients that misbehave, at a uvicorn in its own process."""
+"""Tests of uvicorn in a process of its own, with many clients and clients that misbehave."""
 
 import resource
 import signal
@@ -19,7 +19,8 @@ from tests.support.servers import Server, serve
 from tests.support.sse_client import read_all
 from tests.support.waiting import LIMIT, wait_until
 
-RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST, like a client that crashed.
+# Value of SO_LINGER with which close() sends RST, as the kernel does when a client crashes.
+RESET = struct.pack("ii", 1, 0)
 
 CLIENT = """
 import socket, sys, time
@@ -34,7 +35,7 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as client:
 
 @pytest.fixture(scope="module", autouse=True)
 def raise_file_limit() -> Iterator[None]:
-    """Raise the limit of open files, also for the servers, to the hard limit."""
+    """Raise the limit of open files to the hard limit; the server processes inherit it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     yield
@@ -49,15 +50,15 @@ BACKEND = {
 
 @pytest.fixture(scope="module")
 def uvicorn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server for all tests but the one that stops it."""
-    # Without keep-alive comments, because writing one would reveal a lost client.
+    """Start a server that all tests share, except test_exit_with_500_open_streams."""
+    # KEEPALIVE is longer than any test, so the server must notice a lost client without a write.
     settings = {"TASKS": {"default": BACKEND}, "TASKS_SSE": {"KEEPALIVE": 10 * LIMIT}}
     with serve("uvicorn", tmp_path_factory.mktemp("uvicorn"), settings=settings) as server:
         yield server
 
 
 def request(path: str) -> bytes:
-    # HTTP/1.0, so that the server does not use chunked encoding.
+    # The request uses HTTP/1.0, so that the server does not use chunked encoding.
     return f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode()
 
 
@@ -100,7 +101,7 @@ def resident_mebibytes(server: Server) -> float:
 
 
 def test_stalled_and_reconnecting_clients() -> None:
-    """A short run of stress/stream_churn.py: every client receives the final state."""
+    """In a short run of stress/stream_churn.py every client receives the final state."""
     script = ROOT / "stress" / "stream_churn.py"
     done = subprocess.run(
         [sys.executable, str(script), "--readers", "300", "--seconds", "3"],
@@ -124,7 +125,7 @@ def drop_connections(server: Server, path: str, count: int) -> None:
 
 
 def close_with_rst(server: Server, path: str) -> None:
-    """Open a stream, and close it with RST."""
+    """Open a stream, read its first event, and close the connection with RST."""
     with connect(server, path) as client:
         read_until(client, b"event: ")
         assert open_streams(server) == 1
@@ -149,7 +150,7 @@ def test_thousand_dropped_connections(uvicorn: Server, gate: str) -> None:
     assert open_streams(uvicorn) == 0
     before = count_threads(uvicorn)
     drop_connections(uvicorn, path, 1000)
-    # The task still runs, so its end cannot be the cause.
+    # The task still runs, so the server closes the streams because their clients are gone.
     wait_until(lambda: open_streams(uvicorn) == 0, "streams stay open")
     wait_until(lambda: count_threads(uvicorn) <= before + 1, "threads stay alive")
     tasks.gates[gate].set()
@@ -158,7 +159,7 @@ def test_thousand_dropped_connections(uvicorn: Server, gate: str) -> None:
 
 
 def test_client_that_never_reads(uvicorn: Server) -> None:
-    """The server's memory stays bounded, and the client receives the latest state when it reads."""
+    """For a client that stops reading, the server keeps few events; it sends the last one later."""
     count, size = 400, 250_000
     read_all(uvicorn.url + uvicorn.start_task("large", 3, size, 0.002)["events"])
     before = resident_mebibytes(uvicorn)
@@ -188,7 +189,7 @@ def test_client_that_vanishes(
 
 
 def test_exit_with_500_open_streams(tmp_path: Path) -> None:
-    """The server ends immediately, because no running task keeps it waiting."""
+    """A server with 500 open streams ends in less than 3 s, because it runs no task."""
     with serve("uvicorn", tmp_path) as server, ExitStack() as stack:
         path = server.start_task("noop", backend="dummy")["events"]
         clients = [stack.enter_context(connect(server, path)) for _ in range(500)]

@@ -161,7 +161,7 @@ def test_invalid_last_event_id(server: str, last_event_id: str) -> None:
 
 
 def test_last_event_id_of_a_megabyte(server: str) -> None:
-    """uvicorn refuses so long a header, maybe before it has read it all; the view accepts it."""
+    """uvicorn refuses the header, maybe before it has read all of it; the view accepts it."""
     result = finished(tasks.noop.enqueue())
     headers = {"Last-Event-ID": "x" * 1_000_000}
     with suppress(httpx.NetworkError, httpx.RemoteProtocolError):
