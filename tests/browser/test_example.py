@@ -1,4 +1,4 @@
-"""example.py in Chromium: every button, a reload, one connection for ten bars, the exit."""
+"""Tests of example.py in Chromium: each button, a reload, ten bars on one stream, its exit."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from tests.support.waiting import LIMIT, wait_until
 
 SCREENSHOTS = ROOT / "artifacts"
 
-# Records every value of each bar in `window.values`, by the task's token.
+# A script that records every value of each progress bar in `window.values`, by the task's token.
 RECORD_VALUES = """
 window.values = new Map();
 new MutationObserver((records) => {
@@ -32,7 +32,7 @@ new MutationObserver((records) => {
   }
 }).observe(document, { subtree: true, attributeFilter: ["value"] });
 """
-# The number of distinct values of the bar that has had most.
+# A JavaScript expression: the largest number of distinct values that any one bar has shown.
 MOST_VALUES = "Math.max(0, ...[...window.values.values()].map((seen) => seen.size))"
 
 
@@ -107,7 +107,7 @@ async def test_import_files(visitor: Page) -> None:
 async def test_download(visitor: Page) -> None:
     bar = await press(visitor, "Download")
     await expect(bar.locator(".task-progress-message")).to_contain_text("MB received")
-    # The length is unknown, and a bar without a value is indeterminate.
+    # The total is unknown, so the widget sets no value, which makes the bar indeterminate.
     await expect(bar.locator("progress")).not_to_have_attribute("value", re.compile(".*"))
     await expect(bar.locator(".task-progress-detail")).to_have_text(re.compile(r"^\d+,\d{3}"))
     await expect_state(bar, "done")
@@ -120,7 +120,7 @@ async def test_tight_loop(visitor: Page) -> None:
 
 
 async def test_count_primes(visitor: Page) -> None:
-    """The bar of a task that computes in a worker process; the page stays responsive."""
+    """The bar shows the progress of a worker process, also after the page is loaded again."""
     bar = await press(visitor, "Count primes")
     await visitor.wait_for_function(f"{MOST_VALUES} >= 5", timeout=LIMIT * 1000)
     await visitor.reload()
@@ -164,7 +164,7 @@ async def test_clear_the_list(visitor: Page, example: str) -> None:
 
 
 def start_action(client: httpx.Client, url: str, action: str) -> str:
-    """Submit a button's form without a browser; return the URL of the newest event stream."""
+    """Start a task as a button of the page does; return the URL of its event stream."""
     token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', client.get(url).text)
     assert token is not None
     response = client.post(f"{url}start/", data={"action": action, "csrfmiddlewaretoken": token[1]})
@@ -176,7 +176,7 @@ def start_action(client: httpx.Client, url: str, action: str) -> str:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_exit_waits_for_running_task(number: signal.Signals) -> None:
-    """A task that ends within SHUTDOWN_TIMEOUT finishes, and its stream delivers the end."""
+    """example.py waits for a task that ends within SHUTDOWN_TIMEOUT, and logs none as lost."""
     with example_server() as (url, process), httpx.Client(timeout=LIMIT) as client:
         events_url = start_action(client, url, "fail")
         with stream(events_url) as received:
@@ -187,11 +187,13 @@ def test_exit_waits_for_running_task(number: signal.Signals) -> None:
         assert "unknown" not in rest
         _, log = process.communicate(timeout=LIMIT)
         assert "Finished server process" in log
-        assert "lost" not in log, "the task had time to finish"
+        assert "lost" not in log, (
+            "example.py reports a task as lost that ended within SHUTDOWN_TIMEOUT"
+        )
 
 
 def test_exit_names_lost_tasks() -> None:
-    """Tasks that need longer are reported as lost, in the log and on their streams."""
+    """Log and streams report tasks as lost that do not end within SHUTDOWN_TIMEOUT."""
     with example_server() as (url, process), httpx.Client(timeout=LIMIT) as client:
         links = [start_action(client, url, "download") for _ in range(11)]
         waiting_id = re.search(r"task=([\w-]+)", links[-1])
@@ -206,7 +208,8 @@ def test_exit_names_lost_tasks() -> None:
         assert len(ends) == len(links)
         _, log = process.communicate(timeout=LIMIT)
     lost = "\n".join(line for line in log.splitlines() if "lost" in line)
-    # A download takes 6 s and SHUTDOWN_TIMEOUT is 5 s, so on a busy machine some may finish.
+    # A download takes 6 s and SHUTDOWN_TIMEOUT is 5 s. Some downloads may finish, if a busy machine
+    # sends the signal more than 1 s after their start.
     failed = {id for id, payload in ends.items() if payload["status"] == "FAILED"}
     assert waiting_id[1] in failed
     assert {ends[id]["error"]["reason"] for id in failed} == {"lost"}

@@ -1,4 +1,4 @@
-"""The widget's script and stylesheet in Chromium, served by a ScriptedServer."""
+"""Tests of the widget's script and stylesheet in Chromium, which a ScriptedServer serves."""
 
 import asyncio
 import re
@@ -124,7 +124,7 @@ async def expect_value_text(page: Page, text: str | None, id: str = "a") -> None
     await expect_bar(page, text, id, "aria-valuetext")
 
 
-# Display
+# Tests of what the widget displays.
 
 
 async def test_bare_element_builds_same_markup_as_template(
@@ -220,7 +220,8 @@ async def test_message_of_failed_task(page: Page, scripted_server: ScriptedServe
     await stream.send(
         {**failure(type="app.errors.BadRow", message="row 3"), "id": "a"},
         {**failure(type="ValueError", message=""), "id": "b"},
-        {**failure(), "id": "c"},  # without an exposed error the last message stays
+        # If the server does not expose the error, the widget keeps the task's last message.
+        {**failure(), "id": "c"},
     )
     for id, text in {"a": "BadRow: row 3", "b": "ValueError", "c": "m"}.items():
         await expect(page.locator(f"#{id} .task-progress-message")).to_have_text(text)
@@ -254,8 +255,8 @@ async def test_long_message_does_not_break_the_layout(
         assert box["height"] < 120
     assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert await page.evaluate("document.documentElement.scrollHeight <= innerHeight")
-    # The widget truncates the text: the browser would lay out a million characters at each
-    # event to show two lines.
+    # The widget truncates the text, because the browser would lay out a million characters at
+    # each event, although the bar shows only two lines of them.
     assert (
         await page.locator("#b .task-progress-message").evaluate("e => e.textContent.length") < 5000
     )
@@ -265,7 +266,7 @@ async def test_label_attribute(page: Page, scripted_server: ScriptedServer) -> N
     labels = element("a", 'label="Import"') + element("b") + element("c", 'label=""')
     stream = await show(page, scripted_server, labels)
     await stream.send(payload(), payload(id="b"), payload(id="c"))
-    # Locate by role and name, which include visually hidden text and pseudo-elements.
+    # The locators use role and name, as screen readers do, so they also find hidden labels.
     await expect(page.locator("#a").get_by_role("progressbar", name="Import")).to_be_visible()
     await expect(page.locator("#b").get_by_role("progressbar", name="resize")).to_be_visible()
     await expect(page.locator("#c").get_by_role("progressbar", name="resize")).to_be_visible()
@@ -307,11 +308,12 @@ async def test_page_styles_override_stylesheet(page: Page, scripted_server: Scri
         site + rendered("running", "", "") + f'<link rel="stylesheet" href="{STYLE}">',
     )
     bar = page.locator("progress")
-    await expect(bar).to_have_css("height", "30px")  # although our stylesheet comes last
+    # The page's rule wins although the page loads the widget's stylesheet after its own.
+    await expect(bar).to_have_css("height", "30px")
     await expect(bar).to_have_css("background-image", re.compile(r"rgb\(1, 2, 3\)"))
 
 
-# Events
+# Tests of the events that the widget receives and fires.
 
 
 async def test_events_bubble_and_task_finished_fires_once(
@@ -338,7 +340,7 @@ async def test_stale_events_are_ignored(page: Page, scripted_server: ScriptedSer
         payload(sequence=5, progress=progress(55)),
         payload(sequence=4, progress=progress(40)),
         payload("enqueued", 1),
-        payload("finished", 2),  # `finished` is accepted with any sequence
+        payload("finished", 2),  # The widget accepts `finished` with any sequence.
     )
     await expect_state(page, "done")
     assert await page.evaluate("window.seen") == [
@@ -354,7 +356,7 @@ async def test_position_in_queue_never_increases(
     markup = rendered("waiting", 'value="0"', "Waiting, 3 before it")
     stream = await show(page, scripted_server, markup)
     await expect_state(page, "waiting", "Waiting, 3 before it")
-    for position in (3, 1, 2, 1, None):  # only a smaller position is newer
+    for position in (3, 1, 2, 1, None):  # The widget ignores a position that is not smaller.
         await stream.send(payload("enqueued", 1, position=position))
     await expect_state(page, "waiting", "Waiting, 1 before it")
     await stream.send(payload("enqueued", 1, position=0))
@@ -365,7 +367,7 @@ async def test_position_in_queue_never_increases(
         *["task-progress a enqueued 1"] * 3,
         "task-progress a started 2",
     ]
-    # The status announces a change of state, not of position.
+    # To screen readers the status element announces changes of the state, not of the position.
     await expect(page.locator("#a").get_by_role("status")).to_have_text("resize: Running")
 
 
@@ -406,7 +408,8 @@ async def test_href_is_followed_on_success(page: Page, scripted_server: Scripted
     stream = await show(page, scripted_server, element("a", 'href="/done/"'))
     await stream.send(payload("finished", 5))
     await page.wait_for_url("**/done/")
-    await page.go_back()  # skips the progress page, which would redirect again
+    # The widget replaced the progress page in the history, because that would redirect again.
+    await page.go_back()
     await expect(page).to_have_title("start")
 
 
@@ -425,7 +428,8 @@ async def test_href_is_not_followed_without_success(
 async def test_href_can_be_prevented_and_never_runs_a_script(
     page: Page, scripted_server: ScriptedServer
 ) -> None:
-    scripted_server.page_headers.clear()  # the CSP would block the script as well
+    # The Content-Security-Policy would also block the script in `href`, so remove it.
+    scripted_server.page_headers.clear()
     body = element("a", 'href="/done/"') + element("b", 'href="javascript:window.evil=1"')
     stream = await show(page, scripted_server, body)
     await page.evaluate("""document.querySelector("#a").addEventListener("task-finished",
@@ -446,7 +450,7 @@ async def test_invalid_href_is_skipped(page: Page, scripted_server: ScriptedServ
     await expect_state(page, "done", id="b")
 
 
-# Connections
+# Tests of how many streams the widgets of a page open, and when they close them.
 
 
 async def test_ten_elements_share_a_connection(page: Page, scripted_server: ScriptedServer) -> None:
@@ -530,7 +534,7 @@ async def test_removed_elements_close_the_connection(
     await page.evaluate("document.querySelector('#a').remove()")
     await stream.send(payload("started", 2), payload("started", 2, id="b"))
     await expect_state(page, "running", id="b")
-    assert not stream.closed.is_set()  # `b` still needs it
+    assert not stream.closed.is_set()  # The element `b` still needs the connection.
     await page.evaluate("document.querySelector('#b').remove()")
     await stream.wait_closed()
     assert len(scripted_server.requests) == 1
@@ -590,7 +594,7 @@ async def test_inserted_element_shows_state_known_to_page(
         src("a"),
     )
     await expect_state(page, "running", "30 %", id="b")
-    # The inserted elements caused no request, and no event for the page's listeners.
+    # For the inserted elements the page made no request and fired no event.
     assert len(scripted_server.requests) == 1
     assert await page.evaluate("window.seen") == [
         "task-progress a progress 7",
@@ -601,8 +605,8 @@ async def test_inserted_element_shows_state_known_to_page(
 
 
 async def test_newer_rendered_state_is_kept(page: Page, scripted_server: ScriptedServer) -> None:
-    # With a third-party backend a page reads the store when it is rendered, so it may be newer
-    # than the stream, which polls the store.
+    # With a third-party backend the server renders a page with the state in the store. The stream
+    # polls the store, so the state in the page may be newer than the last event of the stream.
     stream = await show(page, scripted_server)
     await stream.send(payload(sequence=5, progress=progress(30)))
     await expect_bar(page, "30")
@@ -612,7 +616,7 @@ async def test_newer_rendered_state_is_kept(page: Page, scripted_server: Scripte
         await page.evaluate(INSERT, html)
     await expect_state(page, "running", "30 %", id="earlier")
     await expect_state(page, "running", "50 %", id="later")
-    # Sequences are compared within one task only.
+    # The widget compares sequences only between events of the same task.
     await page.evaluate(INSERT, element("b"))
     again = await scripted_server.next_stream()
     await again.send(payload(sequence=2, id="b", progress=progress(10)))
@@ -641,13 +645,15 @@ async def test_page_that_re_renders_at_each_event(
     for n in (3, 4):
         await stream.send(payload(sequence=n, progress=progress(n * 10)))
         await expect_bar(page, f"{n * 10}")
-    # A new element that shows the known state fires no event; that would render in a loop.
+    # A new element that shows the known state fires no event, because the page would render at
+    # that event again, without end.
     assert await page.evaluate("window.renderings") == 2
     await stream.send(payload("finished", 5))
     await expect_state(page, "done", "Done")
     await stream.wait_closed()
     assert len(scripted_server.requests) == 1
-    # The first element is removed before it can fire `task-finished`; its replacement does so.
+    # The page replaces the first element before that fires `task-finished`, so the new element
+    # fires this event.
     assert (await page.evaluate("window.seen"))[-2:] == [
         "task-progress a finished 5",
         "task-finished a finished 5",
@@ -687,8 +693,8 @@ async def test_src_changed_to_new_link_to_same_task(
 async def test_task_finished_fires_for_rendered_final_state(
     page: Page, scripted_server: ScriptedServer
 ) -> None:
-    # The task may end between the rendering of the page and the start of its script, and
-    # listeners need the event.
+    # A task may end before the server renders the page. The widget fires `task-finished` also
+    # then, because the page's listeners need this event.
     stream = await show(page, scripted_server, rendered("done", 'value="100"', "Done"))
     await stream.send(payload("finished", 5))
     await stream.wait_closed()
@@ -700,13 +706,14 @@ async def test_unknown_task_that_becomes_known(page: Page, scripted_server: Scri
     await stream.send(payload(sequence=7), payload("unknown", 0), payload("unknown", 0))
     await expect_state(page, "unknown")
     await stream.send(payload("started", 2))
-    again = await scripted_server.next_stream()  # the widget waits for the end again
+    # After `started` the task is no longer unknown, so the widget waits for its end again.
+    again = await scripted_server.next_stream()
     assert sorted(again.tasks) == ["a", "b"]
     await expect_state(page, "running")
     assert len(await page.evaluate("window.seen")) == 3
 
 
-# Connection errors
+# Tests of connection errors, after which the widget connects again.
 
 
 async def test_polling_is_not_reconnecting(page: Page, scripted_server: ScriptedServer) -> None:
@@ -717,7 +724,9 @@ async def test_polling_is_not_reconnecting(page: Page, scripted_server: Scripted
         new MutationObserver(() => window.states.push(document.querySelector("#a").dataset.state))
             .observe(document.querySelector("#a"), { attributeFilter: ["data-state"] });
     }""")
-    for n in range(3, 9):  # each gap is shorter than the grace period, their sum is longer
+    # The widget shows `reconnecting` after 3 s without a connection. Each gap is shorter than that,
+    # and their sum is longer.
+    for n in range(3, 9):
         stream = await scripted_server.next_stream()
         await stream.send(payload(sequence=n, progress=progress(n)))
         await expect_bar(page, str(n))
@@ -741,7 +750,8 @@ async def test_reconnecting_state_appears_and_disappears(
     scripted_server.status = 503
     await stream.end()
     await scripted_server.wait_requests(2)
-    await expect_state(page, "running", "30 %")  # still within the grace period
+    # The widget shows `reconnecting` only after 3 s without a connection.
+    await expect_state(page, "running", "30 %")
     await page.clock.run_for(3100)
     await expect_state(page, "reconnecting", "Reconnecting…")
     await expect_state(page, "reconnecting", "Reconnecting…", id="b")
@@ -749,7 +759,7 @@ async def test_reconnecting_state_appears_and_disappears(
     scripted_server.status = 200
     await page.clock.run_for(10_000)
     await scripted_server.next_stream()
-    # An open connection ends the state; the server may have no event to send.
+    # An open connection ends the state `reconnecting`, because the server may send no event.
     await page.clock.run_for(100)
     await expect_state(page, "running", "30 %")
     await expect_state(page, "running", "55 %", id="b")
@@ -778,12 +788,13 @@ async def test_permanently_refused_requests_back_off(
     await page.clock.pause_at("2100-01-01")
     await visit(page, scripted_server, element())
     await page.clock.run_for(50)
-    for _ in range(60):  # 60 times 10 s are ten minutes
+    for _ in range(60):  # Let ten minutes pass, in steps of 10 s.
         count = len(scripted_server.requests)
         await page.clock.run_for(10_000)
-        await page.evaluate("fetch('/favicon.ico')")  # arrives after any request made before
+        # The server receives this request after all that the widget has made before.
+        await page.evaluate("fetch('/favicon.ico')")
         assert len(scripted_server.requests) - count <= 5
-    # 1 + 2 + 4 + 8 + 16 s, then every 15 to 30 s
+    # The widget retries after at most 1, 2, 4, 8 and 16 s, then every 15 to 30 s.
     assert 10 <= len(scripted_server.requests) <= 6 + 600 / 15
     await expect_state(page, "reconnecting")
     await page.evaluate("document.querySelector('#a').remove()")
@@ -800,7 +811,8 @@ async def test_online_event_reconnects_immediately(
     allow_errors(page, "status of 503")
     scripted_server.answers.append(503)
     await page.clock.install()
-    await page.clock.pause_at("2100-01-01")  # the clock stands, so no back-off elapses
+    # The page's clock stands still, so only the event `online` can end the back-off.
+    await page.clock.pause_at("2100-01-01")
     await visit(page, scripted_server, element())
     await page.clock.run_for(50)
     await scripted_server.wait_requests(1)
@@ -823,7 +835,8 @@ async def test_visibility_change_reconnects_immediately(
     await page.clock.run_for(50)
     await scripted_server.wait_requests(1)
     async with asyncio.timeout(TIMEOUT):
-        while len(scripted_server.requests) < 2:  # until the browser has received the first answer
+        # The widget ignores the event until the browser has received the answer 503.
+        while len(scripted_server.requests) < 2:
             await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     await scripted_server.next_stream()
 
