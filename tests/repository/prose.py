@@ -4,8 +4,8 @@ Count expressions that make comments hard to read, per 1,000 words of prose.
     python -m tests.repository.prose [--show] [PATH ...]      (from the root of the project)
 
 Prose is the text of comments, docstrings and Markdown. The command prints one line per group of
-files; with --show also each sentence that it counts. A hit is a hint, because some uses are plain
-English.
+files; with --show it also prints each sentence that contains a listed expression (a hit). A hit is
+only a hint, because some uses of these expressions are plain English.
 """
 
 import ast
@@ -31,7 +31,7 @@ GROUPS = (
     "docs",
 )
 
-# Each expression leaves out the actor, the object or the time of a statement.
+# Regular expressions of words with which a sentence often leaves out its actor, object or time.
 EXPRESSIONS = (
     (
         r"(?:who|whoever)(?= (?:reads|begins|has|is|comes|cancels|sees|asks|waits|polls|stays|never"
@@ -59,7 +59,7 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 @dataclass
 class Count:
-    """The words of a group, and its sentences with hits: (place, sentence, number of hits)."""
+    """Counts the words of a group; keeps its sentences with hits as (place, sentence, hits)."""
 
     words: int = 0
     sentences: list[tuple[str, str, int]] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Count:
         return 1000 * self.hits / max(self.words, 1)
 
     def add(self, place: str, text: str) -> None:
-        """Count the words and hits of a text."""
+        """Add the words of a text to the count, and keep its sentences that contain hits."""
         for sentence in re.split(r"(?<=[.!?]) ", " ".join(text.split())):
             self.words += len(sentence.split())
             if hits := len(PATTERN.findall(sentence)):
@@ -81,7 +81,7 @@ class Count:
 
 
 def python_texts(source: str) -> Iterator[tuple[int, str]]:
-    """Return docstrings and blocks of comments, each with its first line number."""
+    """Yield the docstrings and blocks of comments in Python code, each with its line number."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, DOCUMENTED) and (text := ast.get_docstring(node)):
             yield node.body[0].lineno, text
@@ -104,13 +104,13 @@ def python_texts(source: str) -> Iterator[tuple[int, str]]:
 
 
 def script_texts(source: str) -> Iterator[tuple[int, str]]:
-    """Return the comments of JavaScript or CSS, each with its first line number."""
+    """Yield the comments in JavaScript or CSS, each with the number of its first line."""
     for match in re.finditer(r"/\*.*?\*/|//[^\n]*", source, re.DOTALL):
         yield source.count("\n", 0, match.start()) + 1, match.group()
 
 
 def markdown_texts(source: str) -> Iterator[tuple[int, str]]:
-    """Return the paragraphs outside of code blocks, each with its first line number."""
+    """Yield the paragraphs of Markdown outside of code blocks, each with its line number."""
     text = re.sub(r"```.*?```", lambda match: "\n" * match[0].count("\n"), source, flags=re.DOTALL)
     for match in re.finditer(r"(?:[^\n]+\n?)+", text):
         yield text.count("\n", 0, match.start()) + 1, match[0]
@@ -125,7 +125,7 @@ READERS = {
 
 
 def count_prose(root: Path, paths: Iterable[Path]) -> dict[str, Count]:
-    """Return the counts of files and folders in `root`, by their first folder."""
+    """Count words and hits in the given files and folders, by the first part of their path."""
     counts: dict[str, Count] = {}
     for top in paths:
         for path in [top] if top.is_file() else sorted(top.rglob("*")):
@@ -139,12 +139,12 @@ def count_prose(root: Path, paths: Iterable[Path]) -> dict[str, Count]:
 
 
 def report(count: Count) -> str:
-    """Return the sentences with hits, one per line."""
+    """Return the sentences with hits, one per line, each after its file and line number."""
     return "\n".join(f"{place}: {sentence}" for place, sentence, _ in count.sentences)
 
 
 def main(*arguments: str) -> None:
-    """Print the counts of the given paths, or of all groups."""
+    """Print the counts of the paths on the command line, or of GROUPS if there are none."""
     root = Path.cwd()
     names = [name for name in arguments if name != "--show"] or GROUPS
     counts = count_prose(root, [root / name for name in names])

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md lists the folders and commands that exist."""
+"""Tests that CONTRIBUTING.md names exactly the folders and commands that exist."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The direction of imports: no cycle, no upward import, no side effect at import."""
+"""Tests that modules import each other without cycles, downwards only and without side effects."""
 
 import ast
 import subprocess
@@ -10,8 +10,9 @@ from tests.support.paths import ROOT
 
 PACKAGES = ("django_tasks_local", "django_tasks_local_sse")
 
-# The core from the ground up. A module may import those on the floors below its own, at its top,
-# inside a function or for type checking only. A folder's own name is its `__init__`.
+# The modules of django_tasks_local in layers, from the lowest. A module may import modules of lower
+# layers only, whether at its top, inside a function or for type checking. The name of a folder
+# stands for its `__init__`.
 FLOORS = (
     ("conf", "events", "exceptions", "forking"),
     ("aliases", "identifiers"),
@@ -62,7 +63,7 @@ NAMES = {name.removesuffix(".__init__") for name in TREES}
 
 
 def imports(name: str, tree: ast.Module) -> set[str]:
-    """Return the modules of ours that a module imports, wherever in it the statement stands."""
+    """Return our modules that a module imports, at its top, in a function or for type checking."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -70,7 +71,7 @@ def imports(name: str, tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             parent = name.split(".")[: -node.level] if node.level else []
             base = ".".join([*parent, *([node.module] if node.module else [])])
-            # Each name is either a module of its own or one that the folder's `__init__` defines.
+            # `from base import name` imports the module base.name, or else a name defined in base.
             for alias in node.names:
                 module = f"{base}.{alias.name}"
                 found.add(module if module in NAMES else base)
@@ -103,7 +104,7 @@ def test_imports_point_down(floor: int) -> None:
 
 
 def reachable_from(name: str) -> set[str]:
-    """Return a module and all modules of ours that its import imports."""
+    """Return a module and all our modules that it imports directly or indirectly."""
     reached: set[str] = set()
     todo = [name]
     while todo:

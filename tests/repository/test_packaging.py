@@ -1,4 +1,4 @@
-"""Wheel and sdist, each installed in a clean environment."""
+"""Tests that wheel and sdist install in a clean environment and contain the right files."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ def run_command(*command: str | Path, cwd: Path = ROOT) -> str:
 
 
 def uv() -> str:
-    # `uv run` sets UV to its own path.
+    # `uv run` sets the environment variable UV to the path of uv.
     return require(os.environ.get("UV") or shutil.which("uv"), "uv")
 
 

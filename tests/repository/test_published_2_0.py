@@ -1,4 +1,4 @@
-"""The settings and the code in the README of the published version 2.0 run unchanged."""
+"""Tests that the settings and the code in the README of the published version 2.0 still run."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.paths import ROOT
 
-# The Python blocks of that README, character by character.
+# The constants below are exact copies of the Python blocks in the README of version 2.0.
 
 THREAD_SETTINGS = """\
 # settings.py
@@ -60,7 +60,8 @@ def my_task():
     # Use result_id for logging, caching progress, etc.
 """
 
-# Tasks whose return values this test compares. They are in the same module as `my_task`.
+# Tasks whose return values the test compares. The test appends them to the module that contains
+# `my_task` of the README.
 TASKS_OF_THE_TEST = """
 
 import os

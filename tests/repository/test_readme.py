@@ -1,4 +1,4 @@
-"""Every code block of the documentation runs; every option and public name is in the README."""
+"""Tests that the code blocks of the documentation run and that the README names each option."""
 
 import os
 import re
@@ -16,11 +16,11 @@ DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text()
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
-    """Return the code blocks, each with its language."""
+    """Return the code blocks of a Markdown text as pairs of language and code."""
     return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-# The settings that the README does not show.
+# Settings that the code blocks need and that the README does not show.
 REST_OF_SETTINGS = """
 SECRET_KEY = "only for this test"
 ALLOWED_HOSTS = ["testserver"]
@@ -133,7 +133,7 @@ def test_code_blocks(tmp_path: Path) -> None:
     for language, block in blocks(README) + blocks(DEPLOYMENT):
         if language in {"python", "html"}:
             name = re.match(r"(?:# |<!-- )(\S+)", block)
-            assert name is not None, f"a block does not name its file: {block}"
+            assert name is not None, f"the first line of a code block names no file: {block}"
             files[name[1]] = files.get(name[1], "") + block
     files["reports/__init__.py"] = ""
     files["reports/models.py"] = MODELS
@@ -156,7 +156,7 @@ def test_code_blocks(tmp_path: Path) -> None:
 
 
 def test_commands() -> None:
-    """`.ci/run` runs these commands in a fresh clone."""
+    """The README shows these commands, and `.ci/run` runs those that need a clone."""
     commands = [block.strip() for language, block in blocks(README) if language == "bash"]
     assert commands == [
         "pip install uv && uv run example.py",

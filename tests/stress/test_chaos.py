@@ -1,4 +1,4 @@
-"""The checker of stress/chaos.py reports violations, and a short run has none."""
+"""Tests that the checker of stress/chaos.py reports violations, and that a short run has none."""
 
 import re
 import subprocess
@@ -78,7 +78,7 @@ def violations(log: list[Entry]) -> str:
     [
         HEALTHY,
         HEALTHY + ROUNDS + HEALTHY,
-        # Entries of several threads come in any order.
+        # The log may contain entries of different threads in any order.
         ENQUEUED + finish() + PROGRESS + STARTED,
         [("published", event(1, "enqueued", position=n)) for n in (3, 1, 0)] + HEALTHY[1:],
         [*ENQUEUED, ("answered", ID, True, False), *STARTED, *FAILED["cancelled"]],
@@ -155,7 +155,7 @@ def test_violation_names_task_and_events() -> None:
 
 
 def test_short_run() -> None:
-    """Run stress/chaos.py for three seconds."""
+    """A run of stress/chaos.py for three seconds judges over 100 tasks and has no violation."""
     done = subprocess.run(
         [sys.executable, "stress/chaos.py", "--minutes", "0.05", "--seed", "20"],
         cwd=ROOT,
@@ -167,6 +167,6 @@ def test_short_run() -> None:
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     judged = re.search(r"^\| tasks judged +\| +([\d,]+) \|$", done.stdout, re.MULTILINE)
     assert judged is not None, done.stdout
-    assert int(judged[1].replace(",", "")) > 100, "little has happened"
+    assert int(judged[1].replace(",", "")) > 100, "the run judged too few tasks"
     assert "seed: 20" in done.stdout
     assert "violations: 0" in done.stdout

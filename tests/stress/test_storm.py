@@ -1,4 +1,4 @@
-"""The checks of stress/storm.py report wrong histories, and a short storm has no violation."""
+"""Tests that the checks of stress/storm.py report wrong histories, and of two short runs."""
 
 import re
 import subprocess
@@ -195,7 +195,10 @@ def test_the_checker_allows_the_ends_that_a_reader_admits_to_have_missed() -> No
 
 @pytest.mark.parametrize("options", [[], ["--processes"]])
 def test_a_short_storm(options: list[str]) -> None:
-    """The full run is `uv run stress/storm.py`: 50,000 tasks, ten times."""
+    """Two runs of stress/storm.py with 1,000 tasks have no violation.
+
+    By default the program runs 50,000 tasks, ten times.
+    """
     done = subprocess.run(
         [sys.executable, "stress/storm.py", "--tasks", "1000", "--runs", "2", *options],
         cwd=ROOT,
