@@ -1,11 +1,12 @@
 """
-Tasks of all kinds in both backends, under cancellations, kills, discarded pools and many readers.
+Run tasks of all kinds in both backends; cancel tasks, kill workers, discard pools, read streams.
 
     uv run stress/chaos.py [--minutes 10] [--seed 1]
 
-A log of all events, signals and answers is passed to the checker in invariants.py. Prints figures
-and each violation; the exit status is 1 if there is a violation. The seed determines the actions of
-each thread but not how the threads interleave, so two runs with one seed differ. Linux only.
+The checker in invariants.py receives a log of all events, signals and return values of cancel().
+The program prints figures and each violation; the exit status is 1 if there is a violation. The
+seed determines the actions of each thread but not how the threads interleave, so two runs with one
+seed differ. The program runs on Linux only.
 """
 
 import argparse
@@ -72,20 +73,26 @@ from django_tasks_local_sse.access import events_url
 from stress import chaos_tasks
 from stress.invariants import Checker, Violation, version
 
-ROUND = 2.0  # seconds; see invariants.ROUNDS
-PATIENCE = 30.0  # seconds for all tasks to finish, and for everything to be released
-RECENT = 60  # of the newest tasks, from which cancellers and readers choose
+# Seconds of one round. The checker judges a task invariants.ROUNDS rounds after its end.
+ROUND = 2.0
+# Seconds to wait at the end of the run until all tasks have finished, and again until the package
+# has released its threads, processes and entries of the hub.
+PATIENCE = 30.0
+RECENT = 60  # Cancellers and readers choose among this number of the newest tasks.
 THREAD_READERS, LOOP_READERS, CLIENTS, CANCELLERS = 3, 6, 6, 3
-# Allowed growth between the medians of early and of late readings.
+# By quantity, the allowed growth from the median of early readings to that of late readings.
 SLACK = {"RSS in MiB": 24, "files": 20, "threads": 16, "children": 6, "tasks of the hub": 150}
-# Texts of the RuntimeErrors that enqueue() may raise; the second after many kills in a row.
+# enqueue() may raise RuntimeErrors with these texts: while the pools are discarded, and after many
+# worker processes in a row were killed while they started.
 REFUSALS = ("is shutting down", "cannot start worker processes")
-# Log messages at level ERROR that receivers and kills cause.
+# Log messages at level ERROR that failing receivers and kills cause, and their names in the report.
 EXPECTED_ERRORS = {
     "A receiver failed for task id=%s.": "receivers that raised SystemExit",
     "The task backend %r cannot start worker processes:\n%s": "too many kills in a row",
 }
-ENOUGH = 20  # readings; a shorter run ends before caches and pools have their full size
+# The number of readings from which growth is checked. A run with fewer readings ends before caches
+# and pools have reached their full size.
+ENOUGH = 20
 OPTIONS = {alias: dict(settings.TASKS[alias]["OPTIONS"]) for alias in settings.TASKS}
 
 
@@ -95,16 +102,18 @@ class Chaos:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.over = threading.Event()
-        self.until = math.inf  # time.monotonic() at the end of the run
-        # All threads append to it, which is atomic; the main thread passes it to the checker.
+        self.until = math.inf  # The value of time.monotonic() at which the run ends.
+        # All threads append to the log without a lock, because append() on a deque is atomic. The
+        # main thread passes the entries to the checker.
         self.log: deque[tuple[Any, ...]] = deque()
         self.checker = Checker(chaos_tasks.EXPECTED, chaos_tasks.TIMEOUT)
-        self.counts: Counter[str] = Counter()  # used by the main thread only
-        self.recent: deque[tuple[str, str]] = deque(maxlen=RECENT)  # alias, id
+        self.counts: Counter[str] = Counter()  # Only the main thread uses it.
+        # The newest tasks, as pairs of alias and id.
+        self.recent: deque[tuple[str, str]] = deque(maxlen=RECENT)
         self.to_cancel: deque[tuple[str, str]] = deque()
         self.old_pools: deque[Any] = deque(maxlen=4)
         self.readings: list[dict[str, float]] = []
-        self.pids: set[int] = set()  # of worker processes that have run a task
+        self.pids: set[int] = set()  # The ids of worker processes that have run a task.
         self.numbers = count()
         self.url = ""
 
@@ -112,15 +121,15 @@ class Chaos:
         """Append an entry to the log; `entry` is a method of Checker. Called from any thread."""
         self.log.append((entry, *values))
 
-    # Observation
+    # Methods that observe signals, log messages and uncaught exceptions.
 
     def observe(self) -> None:
-        """Connect receivers to all signals and handlers to all error reports."""
+        """Connect receivers to all signals; record error logs and uncaught exceptions."""
         task_enqueued.connect(self.on_enqueued, weak=False)
         task_started.connect(self.on_started, weak=False)
         task_finished.connect(self.on_finished, weak=False)
         for number, task_signal in enumerate((task_enqueued, task_started, task_finished)):
-            # Connected last, because SystemExit prevents the call of later receivers.
+            # Connect the raising receiver last: its SystemExit prevents the call of later ones.
             task_signal.connect(self._raiser(number), weak=False)
         handler = ErrorHandler(self)
         logging.getLogger("django_tasks_local").addHandler(handler)
@@ -132,15 +141,15 @@ class Chaos:
         sys.unraisablehook = lambda args: self.violate(f"{args.exc_value!r} in a finalizer")
 
     def on_enqueued(self, sender: type, task_result: Any, **kwargs: Any) -> None:
-        """Called in the thread that enqueues the task."""
+        """Log that task_enqueued was sent. Called in the thread that enqueues the task."""
         self.enter("signalled", "enqueued", task_result.id)
 
     def on_started(self, sender: type, task_result: Any, **kwargs: Any) -> None:
-        """Called in a worker thread or in the dispatcher's thread."""
+        """Log that task_started was sent. Called in a worker thread or the dispatcher's thread."""
         self.enter("signalled", "started", task_result.id)
 
     def on_finished(self, sender: type, task_result: Any, **kwargs: Any) -> None:
-        """See on_started()."""
+        """Log the result in task_finished and the stored result. Called as on_started() is."""
         stored = self.stored(task_result.backend, task_result.id)
         if task_result.backend == "processes":
             self.pids.update(map(process_id, task_result.worker_ids))
@@ -160,20 +169,21 @@ class Chaos:
             luck = rng.random()
             if luck < 0.05:
                 raise ValueError("an error in a receiver")
-            # Not in task_enqueued: send_robust() lets SystemExit propagate, out of enqueue().
+            # The receiver of task_enqueued (number 0) raises no SystemExit, because send_robust()
+            # would let it propagate out of enqueue().
             if luck < 0.06 and number:
                 raise SystemExit("a receiver that exits")
 
         return receiver
 
     def violate(self, what: str) -> None:
-        """Record a violation that belongs to no single task. Called from any thread."""
+        """Log a violation that belongs to no single task. Called from any thread."""
         self.enter("violate", "-", what)
 
-    # Actions; start() runs each of them repeatedly in a thread of its own
+    # Actions. start() calls each of them repeatedly in a thread of its own.
 
     def enqueue(self, rng: random.Random, alias: str) -> None:
-        """Enqueue some tasks of one backend."""
+        """Enqueue up to 40 random tasks in one backend, then pause."""
         choices = chaos_tasks.IN_PROCESSES if alias == "processes" else chaos_tasks.ANYWHERE
         weights = [weight for weight, _, _ in choices]
         for _, task, arguments in rng.choices(choices, weights, k=rng.randint(1, 40)):
@@ -197,7 +207,7 @@ class Chaos:
         self.over.wait(rng.uniform(0, 6 if rng.random() < 0.02 else 0.05))
 
     def cancel(self, rng: random.Random) -> None:
-        """Cancel a recent task, finished or not, and one of those that never return."""
+        """Cancel a task that never returns, and a recent task, which may have finished."""
         self.over.wait(rng.uniform(0, 0.1))
         with contextlib.suppress(IndexError):
             self.cancel_one(*(self.to_cancel.popleft()))
@@ -237,7 +247,7 @@ class Chaos:
             self.discard_now()
 
     def discard_now(self) -> None:
-        """See discard()."""
+        """Discard the pools of all backends, and keep the pools to read their results later."""
         self.enter("closing")
         self.enter("count", "pools discarded")
         self.old_pools.extend(pools.all_pools())
@@ -246,13 +256,13 @@ class Chaos:
 
     @property
     def pools(self) -> list[Any]:
-        """The current pools and those discarded recently."""
+        """Return the current pools and the last four that were discarded."""
         return [*pools.all_pools(), *self.old_pools]
 
-    # Readers
+    # Methods that read events, in threads, in an event loop and over HTTP.
 
     def at_most(self, seconds: float) -> float:
-        """Return `seconds`, limited to the rest of the run."""
+        """Return `seconds`, or the seconds until the end of the run if they are fewer."""
         return max(0.0, min(seconds, self.until - time.monotonic()))
 
     def ids(self, rng: random.Random) -> list[str]:
@@ -263,7 +273,7 @@ class Chaos:
         return list({task_id for _, task_id in rng.choices(recent, k=rng.randint(1, 5))})
 
     def log_read(self, reader: str, events: list[Any]) -> None:
-        """Log the events that a reader received; check that the store agrees with the last ones."""
+        """Log the events that a reader received; compare final events with the stored results."""
         for event in events:
             self.enter("count", "events read")
             self.enter("read", reader, event.id, event.version, event.is_last)
@@ -274,14 +284,17 @@ class Chaos:
                 )
 
     def read_in_thread(self, rng: random.Random) -> None:
-        """Read for some seconds with random stalls; 7 of 10 readers drain before they leave."""
+        """Read for some seconds with random pauses; 7 of 10 readers finally take all that is left.
+
+        Only these must have received the last event of each task that ended long ago.
+        """
         reader = f"thread-{next(self.numbers)}"
         deadline = min(self.until, time.monotonic() + rng.uniform(0, 6))
         with hub.subscribe(*self.ids(rng)) as subscription:
             while not subscription.ended and time.monotonic() < deadline:
                 self.log_read(reader, subscription.take(rng.choice((0, 0.1, 1))))
                 if rng.random() < 0.1:
-                    self.over.wait(rng.uniform(0, 3))  # stalled
+                    self.over.wait(rng.uniform(0, 3))  # The reader takes no events for a while.
             complete = rng.random() < 0.7
             if complete:
                 self.log_read(reader, subscription.take(0))
@@ -289,7 +302,7 @@ class Chaos:
         self.enter("count", "readers in threads")
 
     async def read_in_loop(self, rng: random.Random) -> None:
-        """See read_in_thread()."""
+        """Do the same as read_in_thread() in an asyncio task."""
         reader = f"loop-{next(self.numbers)}"
         deadline = min(self.until, time.monotonic() + rng.uniform(0, 6))
         async with hub.subscribe(*self.ids(rng)) as subscription:
@@ -305,7 +318,7 @@ class Chaos:
         self.enter("count", "readers in an event loop")
 
     async def read_over_http(self, rng: random.Random) -> None:
-        """Read a stream of server-sent events as a browser does, to its end or not."""
+        """Read a stream of up to three tasks from the server, until it ends or for up to 4 s."""
         results = [
             stored
             for alias, task_id in rng.sample(list(self.recent), min(3, len(self.recent)))
@@ -336,7 +349,7 @@ class Chaos:
             outgoing.close()
 
     def log_payload(self, reader: str, payload: dict[str, Any]) -> None:
-        """See log_read()."""
+        """Log an event that a client received over HTTP."""
         self.enter("count", "events over HTTP")
         kind = payload["kind"]
         seen = (
@@ -346,10 +359,13 @@ class Chaos:
         )
         self.enter("read", reader, payload["id"], seen, kind in {"unknown", "finished"})
 
-    # The run
+    # Methods that start, supervise and end the run.
 
     def run(self, seconds: float) -> None:
-        """Run all actions for `seconds`, then stop and judge. Called in the main thread."""
+        """Run all actions for `seconds`, end them, and let the checker judge all tasks.
+
+        Called in the main thread.
+        """
         self.until = time.monotonic() + seconds
         self.observe()
         server, server_thread = self.serve()
@@ -368,7 +384,8 @@ class Chaos:
         self.finish_all()
         server.should_exit = True
         server_thread.join(PATIENCE)
-        self.check_end()  # After this, all entries about tasks are in the log.
+        # check_end() waits until no pool runs, so that the log contains all entries about tasks.
+        self.check_end()
         self.drain_log()
         self.checker.end()
 
@@ -389,7 +406,7 @@ class Chaos:
         return server, thread
 
     def start(self, action: Callable[..., None], *arguments: Any) -> threading.Thread:
-        """Repeat an action in a thread."""
+        """Start a thread that calls an action repeatedly until the run is over."""
         number = next(self.numbers)
         rng = random.Random(f"{self.seed} {action.__name__} {number}")
 
@@ -402,7 +419,7 @@ class Chaos:
         return thread
 
     def start_loop(self, action: Callable[..., Any], times: int) -> threading.Thread:
-        """Repeat an action in `times` asyncio tasks of one event loop, in a thread."""
+        """Start a thread with an event loop in which `times` asyncio tasks repeat an action."""
 
         async def repeat(rng: random.Random) -> None:
             while not self.over.is_set():
@@ -442,7 +459,7 @@ class Chaos:
                 getattr(self.checker, what)(*values)
 
     def reading(self) -> dict[str, float]:
-        """Return the sizes that must stay bounded."""
+        """Return the sizes that must stay bounded; check that MAX_PENDING is observed."""
         for alias, options in OPTIONS.items():
             statistics = task_backends[alias].statistics()
             unfinished = statistics.waiting + statistics.running
@@ -458,7 +475,7 @@ class Chaos:
         }
 
     def finish_all(self) -> None:
-        """Wait for the enqueued tasks and cancel those that never return."""
+        """Wait until all tasks finish, cancel those that never return, and discard the pools."""
         deadline = time.monotonic() + PATIENCE
         while (
             any(pool.statistics().unfinished for pool in self.pools) and time.monotonic() < deadline
@@ -470,7 +487,7 @@ class Chaos:
         for pool in self.pools:
             for record in pool.wait_until_idle(timeout=0):
                 self.enter("violate", record.id, f"it did not finish in {PATIENCE} seconds")
-        # Discard the pools once more while tasks run and wait.
+        # Discard the pools once more while tasks run and wait, because the run ends with that.
         rng = random.Random(f"{self.seed} end")
         for alias in OPTIONS:
             for _ in range(30):
@@ -479,7 +496,7 @@ class Chaos:
         self.discard_now()
 
     def check_end(self) -> None:
-        """Check that threads, processes and hub entries are released and nothing has grown."""
+        """Check that no thread, process or hub entry of the package is left, and none has grown."""
         deadline = time.monotonic() + PATIENCE
         while (left := self.left_over()) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -491,7 +508,7 @@ class Chaos:
                 self.checker.violate("-", f"{what} grew from {first:.0f} to {last:.0f}")
 
     def left_over(self) -> list[str]:
-        """Return the threads, processes and hub entries that should have been released."""
+        """Return the threads, processes and hub entries that the package should have released."""
         threads = [
             thread.name
             for thread in threading.enumerate()
@@ -507,7 +524,7 @@ class Chaos:
         )
 
     def first_and_last(self, what: str) -> tuple[float, float]:
-        """Return the medians of the readings after warming up and at the end."""
+        """Return the medians of the second fifth and of the last fifth of the readings."""
         values = [reading[what] for reading in self.readings]
         part = max(1, len(values) // 5)
         return median(values[part : 2 * part] or [0]), median(values[-part:] or [0])
@@ -542,7 +559,7 @@ class ErrorHandler(logging.Handler):
         self._chaos = chaos
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Called from any thread."""
+        """Log a violation, or count an expected error. Called from any thread."""
         if record.msg in EXPECTED_ERRORS:
             self._chaos.enter("count", EXPECTED_ERRORS[record.msg])
         else:
@@ -550,17 +567,17 @@ class ErrorHandler(logging.Handler):
 
 
 def worker_processes() -> list[Any]:
-    """Return the worker processes. active_children() would also reap the dead ones."""
+    """Return the worker processes, without reaping dead ones as active_children() would."""
     return list(multiprocessing.process._children.copy())
 
 
 def process_id(worker_id: str) -> int:
-    """Return the process id of a worker."""
+    """Return the process id of a worker, which follows the `@` in its worker id."""
     return int(worker_id.rpartition("@")[2])
 
 
 def main() -> None:
-    """Run once."""
+    """Run once with the options of the command line; exit with 1 after a violation."""
     parser = argparse.ArgumentParser(description="All kinds of tasks and disturbances.")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))

@@ -1,4 +1,4 @@
-"""The tasks of stress/chaos.py, and their outcomes without outside interference."""
+"""The tasks of stress/chaos.py, and their outcomes if nothing cancels, kills or stops them."""
 
 import asyncio
 import ctypes
@@ -14,18 +14,19 @@ from django.tasks import task
 from django_tasks_local import report_progress, track
 from django_tasks_local.exceptions import TaskCancelled
 
-TIMEOUT = 1.0  # seconds, of the process backend
-ENDLESS = 60.0  # seconds; a task of this length is cancelled or stopped long before its end
+TIMEOUT = 1.0  # Seconds; the option TIMEOUT of the process backend.
+# Seconds that a task takes that stress/chaos.py cancels, or the process backend stops, before that.
+ENDLESS = 60.0
 
 
 @task
 def noop() -> None:
-    """Do nothing."""
+    """Do nothing and return None."""
 
 
 @task
 def storm(times: int) -> int:
-    """Report as fast as possible."""
+    """Call report_progress() `times` times as fast as possible."""
     for number in range(times):
         report_progress(number, times, "x" * (number % 50), number=number)
     return times
@@ -33,13 +34,13 @@ def storm(times: int) -> int:
 
 @task
 def tracked(count: int) -> int:
-    """Count with a bar."""
+    """Count the items of a track() loop."""
     return sum(1 for _ in track(range(count), message="counting"))
 
 
 @task
 async def coroutine(count: int) -> int:
-    """Count with a bar, in an event loop."""
+    """Count the items of an async track() loop."""
 
     async def numbers() -> AsyncIterator[int]:
         for number in range(count):
@@ -51,20 +52,20 @@ async def coroutine(count: int) -> int:
 
 @task
 def nap(seconds: float) -> str:
-    """Wait without a report."""
+    """Sleep without a call of report_progress()."""
     time.sleep(seconds)
     return "slept"
 
 
 @task
 def compute(rounds: int) -> int:
-    """Keep a processor busy."""
+    """Compute in Python, so that the task uses CPU time."""
     return sum(number * number % 7 for number in range(rounds))
 
 
 @task
 def fail(kind: str) -> None:
-    """Raise."""
+    """Raise the exception that `kind` names."""
     errors: dict[str, BaseException] = {
         "value": ValueError("bad value"),
         "exit": SystemExit(3),
@@ -78,7 +79,7 @@ def fail(kind: str) -> None:
 
 @task
 async def fail_async(kind: str) -> None:
-    """Raise in a coroutine."""
+    """Raise the exception that `kind` names in a coroutine."""
     await asyncio.sleep(0)
     fail.func(kind)
 
@@ -104,7 +105,7 @@ def swallow(seconds: float) -> str:
 
 @task
 def endless() -> None:
-    """Report until cancelled."""
+    """Call report_progress() until the task is cancelled."""
     end = time.monotonic() + ENDLESS
     while time.monotonic() < end:
         report_progress(message="still here")
@@ -113,25 +114,25 @@ def endless() -> None:
 
 @task
 async def endless_coroutine() -> None:
-    """Wait until cancelled."""
+    """Sleep in a coroutine until the task is cancelled."""
     await asyncio.sleep(ENDLESS)
 
 
 @task
 def overlong() -> None:
-    """Take longer than TIMEOUT."""
+    """Sleep for longer than TIMEOUT, so that the process backend stops the task."""
     time.sleep(ENDLESS)
 
 
 @task
 def hold_the_gil() -> int:
-    """Take longer than TIMEOUT in C code that does not check for signals."""
+    """Run for longer than TIMEOUT in C code that does not check for signals."""
     return sum(range(10**12))
 
 
 @task
 def die(how: str) -> None:
-    """End the worker process."""
+    """End the worker process by os._exit(), a crash or SIGKILL."""
     report_progress(50)
     if how == "exit":
         os._exit(3)
@@ -143,7 +144,7 @@ def die(how: str) -> None:
 type Choice = tuple[float, Any, Callable[[Random], tuple[Any, ...]]]
 
 FAILURES = ("value", "exit", "interrupt", "generator", "cancelled", "group")
-# Weight, task, and a function that draws the arguments.
+# Each choice consists of a weight, a task, and a function that draws the task's arguments.
 ANYWHERE: tuple[Choice, ...] = (
     (30, noop, lambda rng: ()),
     (6, storm, lambda rng: (rng.choice((1, 10, 1000, 10_000)),)),
@@ -166,7 +167,7 @@ IN_PROCESSES: tuple[Choice, ...] = (
 )
 TO_BE_CANCELLED = (endless, endless_coroutine)
 
-# By the task's name, the outcomes that need no cancellation, kill or timeout.
+# By the task's name, the outcomes that can occur without a cancellation, a kill or a timeout.
 EXPECTED = {
     **{choice.name: {"successful"} for _, choice, _ in IN_PROCESSES},
     **{choice.name: {"failed"} for choice in (fail, fail_async, not_json)},

@@ -1,4 +1,4 @@
-"""The URLs of the server in stress/chaos.py."""
+"""The URL configuration of the server that stress/chaos.py starts."""
 
 from django.urls import include, path
 

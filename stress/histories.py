@@ -1,5 +1,5 @@
 """
-The checks of stress/storm.py. Pure: each receives recorded data and returns the violations.
+The checks of stress/storm.py. Each check receives recorded data and only returns the violations.
 
 A task's history consists of its accepted events, the number of its runs, its cancellation, its
 result in the backend and its snapshot in the hub. A reader's history is what one subscription
@@ -17,19 +17,23 @@ from stress.storm_tasks import TASK_CANCELLED, Expected
 
 @dataclass
 class History:
-    """One task at the end of a run."""
+    """All data that stress/storm.py has recorded about one task at the end of a run."""
 
     expected: Expected
-    events: list[TaskEvent]  # in the order in which the hub accepted them
-    runs: int = 0  # calls of the task function
-    cancelled: bool = False  # cancel() was called before the end
-    result: Any = None  # get_result() at the end; None: TaskResultDoesNotExist
-    snapshot: TaskEvent | None = None  # hub.snapshot() at the end
-    may_be_evicted: bool = False  # More tasks finished than the backend keeps.
+    events: list[TaskEvent]  # The task's events, in the order in which the hub accepted them.
+    runs: int = 0  # How often a worker called the task function.
+    cancelled: bool = False  # Whether stress/storm.py called cancel() for the task.
+    # The return value of get_result() at the end of the run; None if it raised
+    # TaskResultDoesNotExist.
+    result: Any = None
+    # The return value of hub.snapshot() at the end of the run.
+    snapshot: TaskEvent | None = None
+    # Whether the backend may have evicted the result, because more than MAX_RESULTS tasks finished.
+    may_be_evicted: bool = False
 
 
 def wrong_history(history: History) -> Iterator[str]:
-    """Yield the broken invariants of one task."""
+    """Yield a text for each invariant that the recorded data of one task violates."""
     events = history.events
     if not events:
         yield "it was enqueued and has no event"
@@ -42,7 +46,7 @@ def wrong_history(history: History) -> Iterator[str]:
         yield f"its function ran {history.runs} times"
     last = events[-1]
     if not last.is_last:
-        return  # wrong_events() has reported it.
+        return  # wrong_events() has reported that the task never finished.
     if last.started_at is None and history.runs:
         yield "its function ran, but it was never started"
     if last.error is None and not history.runs:
@@ -77,7 +81,7 @@ def _wrong_end_state(history: History, last: TaskEvent) -> Iterator[str]:
 
 
 def disagreements(result: Any, event: TaskEvent) -> Iterator[str]:
-    """Yield the differences between a final result and the task's last event."""
+    """Yield a text for each difference between a final result and the task's last event."""
     if not result.is_finished:
         yield f"the backend reports {result.status} after the event {event.kind}"
         return
@@ -101,16 +105,18 @@ def disagreements(result: Any, event: TaskEvent) -> Iterator[str]:
 
 @dataclass
 class ReaderHistory:
-    """What one subscription returned. Records the versions, so that it stays small."""
+    """Records which events one subscription returned: only their versions, to save memory."""
 
     name: str
-    wanted: frozenset[str] = frozenset()  # Empty: every task.
-    versions: dict[str, Version] = field(default_factory=dict)  # of the last event of each task
+    # The ids of the tasks to which the subscription belongs; empty for all tasks.
+    wanted: frozenset[str] = frozenset()
+    # By task id, the version of the last event that the subscription returned.
+    versions: dict[str, Version] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
-    violations: list[tuple[str, str]] = field(default_factory=list)  # task id, text
+    violations: list[tuple[str, str]] = field(default_factory=list)  # Pairs of task id and text.
 
     def read(self, events: Iterable[TaskEvent]) -> None:
-        """Record what one take() returned."""
+        """Check and record the events that one call of take() returned."""
         for event in events:
             known = self.versions.get(event.id)
             if known is not None and event.version <= known:
@@ -125,9 +131,9 @@ class ReaderHistory:
 
     def must_have_seen_the_end(self, of_ids: Iterable[str], *, missed: int = 0) -> None:
         """
-        Check that `finished` of these tasks was received.
+        Check that the subscription returned `finished` for each of these tasks, except `missed`.
 
-        `missed` is the number of tasks whose last event the subscription admits to have dropped.
+        `missed` is Subscription.missed: the number of tasks whose last event it has dropped.
         """
         without_end = [task_id for task_id in of_ids if task_id not in self.finished]
         if len(without_end) > missed:

@@ -1,9 +1,9 @@
 """
-The invariants of every task: the checker of stress/chaos.py, and parts for stress/storm.py.
+Check the invariants of every task: the checker of stress/chaos.py, and parts for stress/storm.py.
 
-The checker is pure: one thread passes it the entries of a log, and it reads no clock. The log may
-contain the entries of different threads in another order than that of the events themselves, so a
-task is judged two rounds after its end, when all entries about it have been passed.
+One thread passes the entries of a log to the checker, which reads no clock. The log may contain the
+entries of different threads in another order than that in which their causes happened. So the
+checker judges a task two rounds after its end, when it has received all entries about the task.
 """
 
 import math
@@ -15,8 +15,9 @@ from typing import Any
 
 from django_tasks_local.events import EventKind, TaskEvent
 
-ROUNDS = 2  # between the end of a task and its judgement
-# Rounds after which the id of a judged task is forgotten. Every reader leaves earlier.
+ROUNDS = 2  # The checker judges a task this number of rounds after its end.
+# The number of rounds for which the checker keeps the id of a judged task. Every reader that has
+# received events of the task leaves earlier.
 REMEMBERED = 10
 ORDER = (EventKind.ENQUEUED, EventKind.STARTED, EventKind.PROGRESS, EventKind.FINISHED)
 STATUSES = {
@@ -27,7 +28,7 @@ STATUSES = {
 }
 LATEST = (math.inf, math.inf)
 
-# Orders the events of a task; see TaskEvent.version.
+# A key that orders the events of a task; see TaskEvent.version.
 type Version = tuple[float, ...]
 
 
@@ -38,7 +39,7 @@ def version(sequence: int, position: int | None) -> Version:
 
 @dataclass(frozen=True)
 class Violation:
-    """A broken invariant of a task, with the task's events."""
+    """Describes an invariant that a task violates, with the task's events."""
 
     task_id: str
     what: str
@@ -50,44 +51,47 @@ class Violation:
 
 @dataclass
 class Record:
-    """All entries of the log about one task."""
+    """Collects all entries of the log about one task."""
 
     events: list[TaskEvent] = field(default_factory=list)
     signals: Counter[str] = field(default_factory=Counter)
-    result: Any = None  # the TaskResult that task_finished carried
-    stored: Any = None  # the TaskResult in the store while task_finished was sent
-    cancelled: bool = False  # cancel() has returned True
-    missed: bool = False  # The store did not know the task before its end.
-    may_be_missing: bool = False  # The pool was discarded, and unfinished tasks may be lost.
-    finished_in: int | None = None  # the round
+    result: Any = None  # The TaskResult that task_finished passed to its receivers.
+    stored: Any = None  # The TaskResult in the store while task_finished was sent.
+    cancelled: bool = False  # Whether cancel() has returned True.
+    missed: bool = False  # Whether the store did not know the task before its end.
+    # Whether the pools were discarded before the task finished, so that the task may be lost.
+    may_be_missing: bool = False
+    finished_in: int | None = None  # The round in which the last event was logged.
 
 
 class Checker:
-    """Receives the entries of the log and collects violations. `outcome()` names the outcomes."""
+    """Receives the entries of the log and collects violations."""
 
     def __init__(self, expected: dict[str, set[str]], timeout: float) -> None:
-        # By the task's name, its outcomes without cancellations, kills and discarded pools.
+        # By the task's name, its outcomes without cancellations, kills and discarded pools, as
+        # outcome() returns them.
         self._expected = expected
-        self._timeout = timeout  # seconds, of worker processes
+        self._timeout = timeout  # Seconds; the option TIMEOUT of the process backend.
         self.violations: list[Violation] = []
         self.outcomes: Counter[str] = Counter()
         self.records: dict[str, Record] = {}
-        self._judged: dict[str, int] = {}  # by id, the round in which a task was judged
+        self._judged: dict[str, int] = {}  # By task id, the round in which the task was judged.
         self._round = 0
         self._killed: set[int] = set()
-        # By reader and task, the version of the last event read; LATEST stands for `finished`.
+        # By reader and task, the version of the last event that the reader received; LATEST stands
+        # for `finished`.
         self._readers: dict[str, dict[str, Version]] = {}
 
     def violate(self, task_id: str, what: str) -> None:
-        """Record a violation."""
+        """Record a violation together with the events of the task so far."""
         record = self.records.get(task_id, Record())
         events = sorted(record.events, key=attrgetter("version"))
         self.violations.append(Violation(task_id, what, tuple(map(show, events))))
 
-    # Entries of the log
+    # Methods that receive the entries of the log, one for each kind of entry.
 
     def published(self, event: TaskEvent) -> None:
-        """The hub has accepted an event."""
+        """Receive an event that the hub has accepted."""
         record = self.records.get(event.id)
         if record is None:
             record = self.records[event.id] = Record()
@@ -102,7 +106,7 @@ class Checker:
             record.finished_in = self._round
 
     def signalled(self, signal: str, task_id: str, result: Any = None, stored: Any = None) -> None:
-        """A receiver was called. That of task_finished adds its result and the stored one."""
+        """Receive that Django sent a signal; task_finished adds its result and the stored one."""
         record = self.records.get(task_id)
         if record is None:
             self.violate(task_id, f"the signal {signal} came long after the end")
@@ -112,7 +116,7 @@ class Checker:
             record.result, record.stored = result, stored
 
     def answered(self, task_id: str, cancelled: bool, finished: bool) -> None:
-        """cancel() returned; `finished` is the store's answer directly after that."""
+        """Receive what cancel() returned, and whether the stored result was final after that."""
         if not cancelled and not finished:
             self.violate(task_id, "cancel() was False, but the task had not finished")
         record = self.records.get(task_id)
@@ -122,55 +126,55 @@ class Checker:
             self.violate(task_id, "cancel() was True long after the end")
 
     def missing(self, task_id: str) -> None:
-        """The store did not know a task that was enqueued."""
+        """Receive the id of an enqueued task that the store did not know."""
         record = self.records.get(task_id)
         if record is not None and record.finished_in is None:
             record.missed = True
 
     def killed(self, pid: int) -> None:
-        """A worker process will be killed next."""
+        """Receive the id of a worker process that stress/chaos.py is about to kill."""
         self._killed.add(pid)
 
     def closing(self) -> None:
         """
-        The pools are discarded, so unfinished tasks may be lost.
+        Receive that stress/chaos.py discards the pools, so that unfinished tasks may be lost.
 
-        Entered into the log before and after the call that discards them, because other threads
-        enqueue tasks during the call.
+        The log has this entry before and after the call that discards the pools, because other
+        threads enqueue tasks during the call.
         """
         for record in self.records.values():
             record.may_be_missing = True
 
     def read(self, reader: str, task_id: str, seen: Version, is_last: bool) -> None:
-        """A reader received an event."""
+        """Receive the version of an event that a reader got."""
         known = self._readers.setdefault(reader, {})
         if seen <= known.get(task_id, (0, 0)):
             self.violate(task_id, f"reader {reader} got {seen} after {known[task_id]}")
         known[task_id] = LATEST if is_last else seen
 
     def left(self, reader: str, complete: bool) -> None:
-        """A reader has closed its subscription. `complete`: it has read everything before that."""
+        """Receive that a reader closed its subscription, `complete` if it first read all events."""
         for task_id, seen in self._readers.pop(reader, {}).items():
             record = self.records.get(task_id)
-            # Without a record the task has been judged, or its first entry is still to come.
+            # Without a record the task was judged, or the log has not yet passed its first entry.
             long_ended = task_id in self._judged if record is None else self._is_due(record)
             if complete and seen != LATEST and long_ended:
                 self.violate(task_id, f"reader {reader} got {seen}, and never the end")
 
-    # Judging
+    # Methods that judge tasks.
 
     def end_round(self) -> None:
-        """Judge the tasks whose end is old enough."""
+        """Judge the tasks that finished at least ROUNDS rounds ago."""
         self._round += 1
         for task_id, judged_in in list(self._judged.items()):
             if self._round - judged_in <= REMEMBERED:
-                break  # The dict is in order of judgement.
+                break  # The dict is in the order of the rounds, so the rest is newer.
             del self._judged[task_id]
         for task_id in [key for key, record in self.records.items() if self._is_due(record)]:
             self._judge(task_id)
 
     def end(self) -> None:
-        """Judge all tasks. Each must be finished, because the run is over."""
+        """Judge all remaining tasks. Each must have finished, because the run is over."""
         for task_id in list(self.records):
             self._judge(task_id)
 
@@ -199,7 +203,7 @@ class Checker:
             yield f"the task {last.name} {end}, and nobody has made it"
 
     def _may_be(self, end: str, record: Record) -> bool:
-        """Whether a cancellation, a kill, a discarded pool or the timeout explains this outcome."""
+        """Return whether a cancellation, kill, discarded pool or timeout explains the outcome."""
         result = record.result
         match end:
             case "cancelled":
@@ -207,7 +211,7 @@ class Checker:
             case "lost":
                 return record.may_be_missing
             case "died":
-                # Without worker ids: several workers died before the task began.
+                # A result has no worker ids if several workers died before the task began.
                 pids = [int(worker_id.rpartition("@")[2]) for worker_id in result.worker_ids]
                 return bool(self._killed) and self._killed.issuperset(pids)
             case "timeout":
@@ -216,12 +220,12 @@ class Checker:
 
 
 def outcome(event: TaskEvent) -> str:
-    """Return "successful", or the reason of the failure."""
+    """Return the outcome of a task from its last event: "successful" or the failure's reason."""
     return "successful" if event.error is None else str(event.error.reason)
 
 
 def wrong_events(events: list[TaskEvent]) -> Iterable[str]:
-    """Yield the violations in the order of a task's accepted events."""
+    """Yield a text for each fault in the kinds, statuses and versions of a task's events."""
     events = sorted(events, key=attrgetter("version"))
     kinds = [event.kind for event in events]
     versions = [event.version for event in events]
@@ -242,13 +246,13 @@ def wrong_events(events: list[TaskEvent]) -> Iterable[str]:
 
 
 def _disagreements(record: Record, last: TaskEvent, *, is_lost: bool) -> Iterable[str]:
-    """Yield the differences between the events, the signals, the result and the store."""
+    """Yield a text for each difference between a task's events, signals and two results."""
     result, stored = record.result, record.stored
     was_started = result.started_at is not None
     wanted = {"enqueued": 1, "started": int(was_started), "finished": 1}
     if record.signals != Counter(wanted):
         yield f"the signals sent were {dict(record.signals)}"
-    # A task that is lost while it starts has no event `started`.
+    # A task that is lost while it starts may have started_at and still no event `started`.
     started = any(event.kind is EventKind.STARTED for event in record.events)
     if started != was_started and not is_lost:
         yield f"started_at is {result.started_at}, but started was published: {started}"
@@ -269,7 +273,7 @@ def _last(events: list[TaskEvent]) -> TaskEvent:
 
 
 def show(event: TaskEvent) -> str:
-    """Return an event in one line."""
+    """Return one line that describes an event."""
     position = "" if event.position is None else f" ({event.position} before it)"
     error = "" if event.error is None else f" {event.error.reason}: {event.error.message}"
     return f"{event.sequence} {event.kind} {event.status} {event.name}{position}{error}"

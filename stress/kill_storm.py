@@ -3,7 +3,7 @@ Kill worker processes at random moments under load; check that no task is lost o
 
     uv run stress/kill_storm.py [--kills 500] [--workers 4] [--seed 1]
 
-Short and long tasks are mixed, and some are cancelled. The exit status is 1 if a task stays
+The program mixes short and long tasks and cancels some. The exit status is 1 if a task stays
 unfinished, finishes twice or has a wrong return value, if an event arrives out of order, if more
 tasks than kills end with WorkerDied, or if a task that was not cancelled ends with TaskCancelled.
 """
@@ -41,21 +41,21 @@ from django.tasks.signals import task_finished
 from django_tasks_local import cancel, report_progress
 from django_tasks_local.hub import hub
 
-PENDING = 200  # tasks that wait or run at any time
+PENDING = 200  # The number of tasks that wait or run at any time.
 # Steps of a task and their weights: most take a millisecond at most, one in 17 about 0.1 s.
 STEPS, WEIGHTS = (0, 1, 10, 300, 10_000), (4, 4, 4, 4, 1)
-CANCELLED = 0.05  # share of the tasks
-# File descriptors of the parent for each worker: the socket, the lifeline, and two of
-# multiprocessing.
+CANCELLED = 0.05  # The share of the tasks that the program cancels.
+# The parent process has this number of file descriptors open for each worker: the socket, the
+# lifeline, and two of multiprocessing.
 FILES_PER_WORKER = 4
-PATIENCE = 60.0  # seconds without a finished task, after which the storm gives up
+PATIENCE = 60.0  # If no task finishes for this number of seconds, the program exits with an error.
 WORKER_DIED = "django_tasks_local.exceptions.WorkerDied"
 TASK_CANCELLED = "django_tasks_local.exceptions.TaskCancelled"
 
 
 @task
 def work(steps: int) -> int:
-    """Report and compute."""
+    """Call report_progress() and compute, `steps` times."""
     for step in range(steps):
         report_progress(step, steps)
         sum(range(500))
@@ -63,7 +63,7 @@ def work(steps: int) -> int:
 
 
 class Storm:
-    """Enqueues, cancels and kills until the number of kills is reached, then checks all results."""
+    """Enqueues and cancels tasks and kills workers, `kills` times; then checks all results."""
 
     def __init__(self, kills: int, workers: int, seed: int) -> None:
         settings.TASKS["default"]["OPTIONS"]["MAX_WORKERS"] = workers
@@ -74,13 +74,13 @@ class Storm:
         self.steps: dict[str, int] = {}
         self.recent: collections.deque[str] = collections.deque(maxlen=PENDING)
         self.cancelled: set[str] = set()
-        self.workers: set[int] = set()  # process ids of workers that have run a task
+        self.workers: set[int] = set()  # The process ids of workers that have run a task.
         self.one_finished = threading.Event()
         self.late_events = 0
         task_finished.connect(self.on_finished)
 
     def on_finished(self, sender: type, task_result: Any, **kwargs: object) -> None:
-        """Called in a thread of the backend."""
+        """Count the finish of a task and note its worker. Called in a thread of the backend."""
         self.finishes[task_result.id] += 1
         self.workers.update(
             int(worker_id.rpartition("@")[2]) for worker_id in task_result.worker_ids
@@ -88,7 +88,7 @@ class Storm:
         self.one_finished.set()
 
     def watch(self) -> None:
-        """Count events that arrive after a later one of their task. Runs in a thread."""
+        """Count events that arrive after a newer event of the same task. Runs in a thread."""
         last: dict[str, Any] = {}
         with hub.subscribe() as subscription:
             for event in subscription:
@@ -96,7 +96,7 @@ class Storm:
                 last[event.id] = event.version
 
     def run(self) -> bool:
-        """Return whether there is no violation."""
+        """Run until `kills` workers are killed and all tasks finished; True without violation."""
         threading.Thread(target=self.watch, daemon=True).start()
         while len(self.workers) < self.worker_count:
             self.fill()
@@ -123,12 +123,12 @@ class Storm:
             self.recent.append(result_id)
             if self.rng.random() < CANCELLED:
                 chosen = self.rng.choice(self.recent)
-                # Added before the call: the task may finish before it returns.
+                # Add the id before the call, because the task may finish before cancel() returns.
                 self.cancelled.add(chosen)
                 cancel(chosen)
 
     def wait_for_one(self) -> None:
-        """Wait until a task is finished."""
+        """Wait until a task finishes; exit the program after PATIENCE seconds without one."""
         if not self.one_finished.wait(PATIENCE):
             unfinished = len(self.steps) - len(self.finishes)
             raise SystemExit(f"{unfinished} tasks did not finish in {PATIENCE} seconds.")
@@ -136,7 +136,8 @@ class Storm:
 
     def kill(self) -> int:
         """Kill one worker, busy or idle, or rarely all of them; return the number of kills."""
-        # A worker that starts is not killed: the backend gives up after several in a row.
+        # Workers that still start are spared, because after several failed starts in a row the
+        # backend starts no workers for some time.
         known = [child.pid for child in children() if child.pid in self.workers]
         victims = known if self.rng.random() < 0.02 else self.rng.sample(known, min(1, len(known)))
         for pid in victims:
@@ -148,7 +149,7 @@ class Storm:
         return len(victims)
 
     def files_without_workers(self) -> int:
-        """Return the number of open files that belong to no worker; 0 without /proc."""
+        """Return the number of open files minus those for workers; 0 if there is no /proc."""
         directory = Path("/proc/self/fd")
         if not directory.exists():
             return 0
@@ -185,18 +186,18 @@ class Storm:
 
 
 def children() -> list[Any]:
-    """Return the worker processes. active_children() would also reap the dead ones."""
+    """Return the worker processes, without reaping dead ones as active_children() would."""
     return list(multiprocessing.process._children.copy())
 
 
 def main() -> None:
-    """Run one storm."""
+    """Run once with the options of the command line; exit with 1 after a violation."""
     parser = argparse.ArgumentParser(description="Kill worker processes under load.")
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    logging.disable()  # Every failed task would be logged with a traceback.
+    logging.disable()  # The backend would log each failed task with a traceback.
     storm = Storm(arguments.kills, arguments.workers, arguments.seed)
     if not storm.run():
         raise SystemExit("At least one check failed.")

@@ -1,18 +1,18 @@
 """
-50,000 tasks of every kind from 8 threads, 15 % of them cancelled, with readers everywhere.
+Enqueue 50,000 tasks of every kind in 8 threads, cancel 15 % of them, and read their events.
 
     uv run stress/storm.py [--tasks 50000] [--runs 10] [--seed 1] [--processes]
 
-Checks, in histories.py: each task has exactly one `finished` event; the hub accepts the events of a
-task in order, and each reader receives them in order and receives the last one; no task runs
-twice; `get_result()` and the hub's snapshot agree in status, times, error and return value; each
-outcome is that of the task or of a cancellation; an unfinished task is never evicted. Uses the
-public API and `hub.recording()` only, and connects no receivers to Django's signals, so that tasks
-take the path without receivers.
+The checks are in histories.py: each task has exactly one `finished` event; the hub accepts the
+events of a task in order, and each reader receives them in order and receives the last one; no task
+runs twice; `get_result()` and the hub's snapshot agree in status, times, error and return value;
+each outcome is that of the task or of a cancellation; the backend never evicts an unfinished task.
+The program uses only the public API and `hub.recording()`. It connects no receivers to Django's
+signals, because the package has a faster path for tasks without receivers.
 
-With --processes 4 % of the tasks run in two worker processes. Prints one line for each run; the
-exit status is 1 if there is a violation. The seed determines the tasks and the cancellations, but
-not how the threads interleave.
+With --processes 4 % of the tasks run in two worker processes. The program prints one line for each
+run; the exit status is 1 if there is a violation. The seed determines the tasks and the
+cancellations, but not how the threads interleave.
 """
 
 import argparse
@@ -52,34 +52,39 @@ from stress.invariants import Violation, show
 from stress.storm_settings import FEW_RESULTS
 
 ENQUEUERS, CANCELLERS, THREAD_READERS, LOOP_READERS = 8, 3, 3, 6
-CANCELLED = 0.15  # share of the tasks
-WAITING = 0.002  # share of the tasks that wait until they are cancelled
-IN_PROCESSES = 0.04  # share of the tasks with --processes
-EVICTED = 0.1  # share of the tasks in the backend that evicts
-EARLY = 0.3  # share of the cancellations that follow enqueue() directly
-MAX_DELAY = 0.3  # seconds from enqueue() to any other cancel(), at most
-ALL_TASKS = 0.001  # share of the subscriptions; each receives the state of all tasks first
-RECENT = 200  # of the newest tasks, from which readers choose
-PATIENCE = 60.0  # seconds without a finished task, after which the rest counts as stuck
-SHOWN = 20  # violations of a run that are printed
+CANCELLED = 0.15  # The share of the tasks that the program cancels.
+WAITING = 0.002  # The share of the tasks that wait until the program cancels them.
+IN_PROCESSES = 0.04  # The share of the tasks in the backend `processes`, with --processes.
+EVICTED = 0.1  # The share of the tasks in the backend `evicting`, which keeps few results.
+EARLY = 0.3  # The share of the cancellations directly after enqueue().
+MAX_DELAY = 0.3  # The maximum of seconds between enqueue() and any other cancellation.
+# The share of the subscriptions to all tasks. It is small, because each such subscription first
+# receives the state of every task.
+ALL_TASKS = 0.001
+RECENT = 200  # Readers choose among this number of the newest tasks.
+PATIENCE = 60.0  # If no task finishes for this number of seconds, the run ends with a violation.
+SHOWN = 20  # The maximum number of violations that a run prints.
 
 
 class Storm:
-    """One run."""
+    """Runs the threads of one run, records their data and checks them."""
 
     def __init__(self, tasks: int, seed: int, *, processes: bool) -> None:
         self.tasks = tasks
         self.seed = seed
         self.processes = processes
         self.over = threading.Event()
-        # All threads append to these, which is atomic; the main thread reads them.
+        # All threads append to the deques below without a lock, because append() on a deque is
+        # atomic. The main thread reads them.
         self.recorded: deque[TaskEvent] = deque()
-        self.enqueued: deque[tuple[str, str, storm_tasks.Expected]] = deque()  # alias, id
-        self.cancel_calls: deque[str] = deque()  # entered before the call
+        # The tasks as tuples of alias, id and expected outcome.
+        self.enqueued: deque[tuple[str, str, storm_tasks.Expected]] = deque()
+        # The ids of tasks, appended before the call of cancel().
+        self.cancel_calls: deque[str] = deque()
         self.violations: deque[Violation] = deque()
         self.readers: deque[ReaderHistory] = deque()
         self.recent: deque[str] = deque(maxlen=RECENT)
-        # When to cancel, alias, id.
+        # The planned cancellations as tuples of time.monotonic() at which to cancel, alias and id.
         self.to_cancel: deque[tuple[float, str, str]] = deque()
         self.numbers = count()
 
@@ -87,7 +92,7 @@ class Storm:
         """Record a violation. Called from any thread."""
         self.violations.append(Violation(task_id, text, tuple(map(show, events or ()))))
 
-    # Actions, each in threads of its own
+    # Actions. start() runs each of them in threads of its own.
 
     def enqueue(self, rng: random.Random, tasks: int) -> None:
         """Enqueue `tasks` tasks and arrange the cancellation of some of them."""
@@ -118,7 +123,7 @@ class Storm:
         return "default", storm_tasks.IN_THREADS
 
     def enqueue_one(self, task: Any, arguments: tuple[Any, ...]) -> str:
-        """Enqueue a task, again and again while the queue is full; return its id."""
+        """Enqueue a task and return its id; retry every 2 ms while enqueue() raises QueueFull."""
         while True:
             try:
                 result_id: str = task.enqueue(*arguments).id
@@ -146,12 +151,13 @@ class Storm:
                 return
             is_finished = task_backends[alias].get_result(result_id).is_finished
         except TaskResultDoesNotExist:
-            # The check of the history reports an eviction before the end.
+            # The backend `evicting` may have evicted a finished task. If it evicts an unfinished
+            # one, wrong_history() reports that.
             is_finished = alias == "evicting"
         if not is_finished:
             self.violate(result_id, "cancel() returned False before the task had finished")
 
-    # Readers
+    # Methods that read events, in threads and in an event loop.
 
     def draw_ids(self, rng: random.Random) -> frozenset[str]:
         """Return some recent ids, or rarely none, which subscribes to every task."""
@@ -170,13 +176,14 @@ class Storm:
                 while self.goes_on(subscription, deadline):
                     reader.read(subscription.take(rng.choice((0, 0.01, 0.2))))
                     if rng.random() < 0.05:
-                        self.over.wait(rng.uniform(0, 0.2))  # a reader that stalls
+                        # The reader takes no events for up to 0.2 s.
+                        self.over.wait(rng.uniform(0, 0.2))
                 if subscription.ended:
                     reader.must_have_seen_the_end(ids)
             self.close_reader(reader)
 
     async def read_in_loop(self, rng: random.Random) -> None:
-        """See read_in_threads()."""
+        """Do the same as read_in_threads() in an asyncio task."""
         while not self.over.is_set():
             ids = self.draw_ids(rng)
             reader = ReaderHistory(f"loop-{next(self.numbers)}", ids)
@@ -190,7 +197,7 @@ class Storm:
             self.close_reader(reader)
 
     def goes_on(self, subscription: Any, deadline: float) -> bool:
-        """Whether a reader takes from its subscription once more."""
+        """Return whether a reader should take events from its subscription again."""
         late = time.monotonic() >= deadline or self.over.is_set()
         return not (late or subscription.ended)
 
@@ -206,25 +213,26 @@ class Storm:
         self.close_reader(reader)
 
     async def aread_everything(self) -> None:
-        """See read_everything()."""
+        """Do the same as read_everything() in an asyncio task."""
         reader = ReaderHistory("loop-everything")
         async with hub.subscribe() as subscription:
             await asyncio.to_thread(self.subscribed.wait)
             while not self.over.is_set():
                 reader.read(await subscription.atake(0.05))
-            # A wake-up that is scheduled already must run before the last read.
+            # The event loop may have scheduled a wake-up of the subscription. Let it run before the
+            # last read, because that returns only what the subscription has received.
             await asyncio.sleep(0)
             reader.read(await subscription.atake(0))
             reader.must_have_seen_the_end(self.ids, missed=subscription.missed)
         self.close_reader(reader)
 
     def close_reader(self, reader: ReaderHistory) -> None:
-        """Keep the violations of a reader and count it."""
+        """Record the violations of a reader and add the reader to the summary."""
         for task_id, text in reader.violations:
             self.violate(task_id, text)
         self.readers.append(reader)
 
-    # The run
+    # Methods that start, supervise and check the run.
 
     def run(self) -> bool:
         """Run, print the summary, and return whether there is no violation."""
@@ -275,11 +283,11 @@ class Storm:
         return enqueuers, others
 
     def rng(self, action: str, number: int) -> random.Random:
-        """Return the random numbers of one thread or asyncio task."""
+        """Return the random number generator of one thread or asyncio task, made from the seed."""
         return random.Random(f"{self.seed} {action} {number}")
 
     def start_thread(self, action: Callable[..., None], *arguments: Any) -> threading.Thread:
-        """Start a thread. An exception in it is a violation."""
+        """Start a thread that calls an action; record an exception in the action as a violation."""
 
         def run() -> None:
             try:
@@ -294,7 +302,7 @@ class Storm:
         return thread
 
     def run_loop(self) -> None:
-        """Run the readers of one event loop."""
+        """Run an event loop with all readers that are asyncio tasks. Called in a thread."""
 
         async def main() -> None:
             async with asyncio.TaskGroup() as group:
@@ -313,7 +321,8 @@ class Storm:
             enqueuing = any(thread.is_alive() for thread in enqueuers)
             before = len(self.finished)
             self.sort_recorded()
-            # A running parent task may still enqueue a child, so the parents are finished first.
+            # known_ids() contains the parent tasks, so at this point none of them can still run
+            # and enqueue a child.
             if not enqueuing and self.finished >= self.known_ids():
                 return True
             if len(self.finished) > before:
@@ -322,7 +331,7 @@ class Storm:
         return False
 
     def sort_recorded(self) -> None:
-        """Sort the recorded events by task."""
+        """Move the recorded events into `events`, by task, and note which tasks have finished."""
         while self.recorded:
             event = self.recorded.popleft()
             self.events.setdefault(event.id, []).append(event)
@@ -330,7 +339,7 @@ class Storm:
                 self.finished.add(event.id)
 
     def known_ids(self) -> set[str]:
-        """Return the ids of the tasks that were enqueued so far."""
+        """Return the ids of the tasks that threads or other tasks have enqueued so far."""
         of_threads = {result_id for _, result_id, _ in self.enqueued.copy()}
         return of_threads | {result_id for result_id, _ in storm_tasks.children.copy()}
 
@@ -383,14 +392,14 @@ class Storm:
 
 
 def main() -> None:
-    """Run the storm several times."""
+    """Run as often as --runs states, with a new seed each time; exit with 1 after a violation."""
     parser = argparse.ArgumentParser(description="Many tasks of every kind, and a checker.")
     parser.add_argument("--tasks", type=int, default=50_000)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1, help="of the first run; the next has +1")
     parser.add_argument("--processes", action="store_true", help="use worker processes too")
     options = parser.parse_args()
-    logging.disable(logging.ERROR)  # Every failed task would be logged with a traceback.
+    logging.disable(logging.ERROR)  # The backend would log each failed task with a traceback.
     good = True
     with tempfile.NamedTemporaryFile() as runs_file:
         os.environ[storm_tasks.RUNS_FILE] = runs_file.name

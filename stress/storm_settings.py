@@ -1,11 +1,11 @@
-"""The settings of stress/storm.py."""
+"""The Django settings of stress/storm.py."""
 
 from typing import Any
 
 USE_TZ = True
 
-FEW_RESULTS = 50  # MAX_RESULTS of the backend that evicts
-# Bounds the time that a task waits, so that cancellations also hit running tasks.
+FEW_RESULTS = 50  # The option MAX_RESULTS of the backend `evicting`.
+# With few waiting tasks a task starts soon, so that cancel() is also called for running tasks.
 MAX_PENDING = 1000
 KEEP_ALL = {"MAX_PENDING": MAX_PENDING, "MAX_RESULTS": 10_000_000}
 TASKS: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""The tasks of stress/storm.py and their expected outcomes."""
+"""The tasks of stress/storm.py, each with the outcome that the checker expects."""
 
 import asyncio
 import multiprocessing
@@ -16,30 +16,32 @@ from django.tasks.exceptions import TaskException
 from django_tasks_local import current_result_id, report_progress, track
 from django_tasks_local.exceptions import TaskCancelled
 
-# The file in which worker processes record their runs; set before the first worker starts.
+# The environment variable with the path of the file in which worker processes record their runs.
+# stress/storm.py sets it before the first worker starts.
 RUNS_FILE = "STORM_RUNS_FILE"
 TASK_CANCELLED = "django_tasks_local.exceptions.TaskCancelled"
-TOO_LONG = 60.0  # seconds after which a task that waits for its cancellation gives up
+TOO_LONG = 60.0  # Seconds after which a task that waits for its cancellation returns.
 
-# Appended to by task functions in threads; append() on a deque is atomic.
-runs: deque[str] = deque()  # one id per run of a task function
-children: deque[tuple[str, "Expected"]] = deque()  # tasks that other tasks have enqueued
+# Task functions in threads append to both deques without a lock, because append() is atomic.
+runs: deque[str] = deque()  # The id of the task, once for each call of its function.
+children: deque[tuple[str, "Expected"]] = deque()  # The tasks that other tasks have enqueued.
 
 
 class Expected(NamedTuple):
-    """The outcome of a task that is not cancelled: one of `values`, or an error."""
+    """The expected outcome of a task that is not cancelled: one of `values`, or an error."""
 
-    values: tuple[Any, ...] = ()  # Empty: any value.
-    error: str | None = None  # the dotted path of the exception
+    values: tuple[Any, ...] = ()  # The possible return values; empty for any value.
+    error: str | None = None  # The dotted path of the exception.
 
 
 def count_run() -> None:
-    """Record that the function of the current task runs. The first line of each task."""
+    """Record that the function of the current task runs. Each task function calls this first."""
     result_id = current_result_id.get()
     if multiprocessing.parent_process() is None:
         runs.append(result_id)
         return
-    # One write() to a file opened with O_APPEND is not mixed with those of other processes.
+    # Each process writes with a single write() to a file opened with O_APPEND, so that the kernel
+    # never mixes lines of different processes.
     descriptor = os.open(os.environ[RUNS_FILE], os.O_WRONLY | os.O_APPEND)
     try:
         os.write(descriptor, f"{result_id}\n".encode())
@@ -54,20 +56,20 @@ def counted_runs() -> Counter[str]:
 
 @task
 def noop() -> None:
-    """Return at once."""
+    """Record the run and return None."""
     count_run()
 
 
 @task
 def echo(value: Any) -> Any:
-    """Return the argument."""
+    """Return the argument unchanged."""
     count_run()
     return value
 
 
 @task
 async def coroutine(steps: int) -> int:
-    """Await `steps` times."""
+    """Await asyncio.sleep(0) `steps` times."""
     count_run()
     for _ in range(steps):
         await asyncio.sleep(0)
@@ -76,7 +78,7 @@ async def coroutine(steps: int) -> int:
 
 @task
 def fail() -> None:
-    """Raise ValueError."""
+    """Raise ValueError in a sync task."""
     count_run()
     raise ValueError("an error in a task")
 
@@ -100,14 +102,14 @@ def report(steps: int) -> int:
 
 @task
 def count(outer: int, inner: int) -> int:
-    """Count in two nested track() loops."""
+    """Count the items of two nested track() loops."""
     count_run()
     return sum(1 for _ in track(range(outer)) for _ in track(range(inner), message="inner"))
 
 
 @task
 async def count_async(steps: int) -> int:
-    """Count in an asynchronous track() loop."""
+    """Count the items of an asynchronous track() loop."""
     count_run()
 
     async def numbers() -> AsyncIterator[int]:
@@ -120,7 +122,7 @@ async def count_async(steps: int) -> int:
 
 @task
 def swallow(steps: int) -> str:
-    """Return normally after TaskCancelled."""
+    """Catch TaskCancelled and return a value, so that the task succeeds although cancelled."""
     try:
         count_run()
         for step in range(steps):
@@ -145,7 +147,7 @@ def parent(number: int) -> str | None:
 
 @task
 def wait_for_cancel() -> str:
-    """Report until cancelled."""
+    """Call report_progress() until the task is cancelled."""
     count_run()
     deadline = time.monotonic() + TOO_LONG
     while time.monotonic() < deadline:
@@ -156,13 +158,14 @@ def wait_for_cancel() -> str:
 
 @task
 async def wait_for_cancel_async() -> str:
-    """Wait until cancelled."""
+    """Sleep in a coroutine until the task is cancelled."""
     count_run()
     await asyncio.sleep(TOO_LONG)
     return "was never cancelled"
 
 
-# Weight, task, and a function that draws the arguments and states the outcome.
+# Each choice consists of a weight, a task, and a function that draws the task's arguments and
+# returns them with the outcome to expect.
 type Choice = tuple[float, Any, Callable[[Random], tuple[tuple[Any, ...], Expected]]]
 
 
@@ -201,7 +204,7 @@ ANYWHERE: tuple[Choice, ...] = (
     (0.5, swallow, _always(50, values=("swallowed", "not cancelled"))),
 )
 IN_THREADS: tuple[Choice, ...] = (*ANYWHERE, (6, parent, _always(1)))
-# Each of these is cancelled in any case.
+# stress/storm.py cancels every task of these, because they run until then.
 TO_BE_CANCELLED: tuple[Choice, ...] = tuple(
     (1, waiting, _always(error=TASK_CANCELLED))
     for waiting in (wait_for_cancel, wait_for_cancel_async)

@@ -1,12 +1,13 @@
 """
-Readers that stall, and readers that disconnect and reconnect. Linux only.
+Read streams with clients of which some stop reading and some reconnect again and again.
 
     uv run stress/stream_churn.py [--readers 1000] [--seconds 30] [--seed 1]
 
-Ten tasks report. One reader in ten stops reading at its first event, and one in ten reconnects at
-random moments. Then the tasks finish and the stalled readers read on. The exit status is 1 if a
-reader lacks the final state, if the server keeps a socket, or if its memory grows in the last
-third.
+Ten tasks report progress. One reader in ten stops reading at its first event, and one in ten
+reconnects at random moments. Then the tasks finish and the stalled readers continue to read. The
+exit status is 1 if a reader does not receive the final state of its task, if the server does not
+close a socket, or if the server's memory grows in the last third of the run. The program runs on
+Linux only.
 """
 
 import argparse
@@ -28,34 +29,36 @@ from benchmarks.common.stream_server import Server, allow_descriptors, create_us
 from benchmarks.common.tables import print_verdict
 
 TASKS = 10
-LIMIT = 60.0  # seconds from the end of the tasks until each reader has received it
-PATIENCE = 20.0  # seconds for the server to close the sockets of its readers
-STAY = (0.1, 2.0)  # seconds between two connections of a reader that reconnects
-RECEIVE_BUFFER = 4096  # bytes, of a reader that stalls
-# Bytes, of the server for a stalled reader and for another. With the system's default the kernel
-# takes megabytes before the server notices that a reader has stalled.
+LIMIT = 60.0  # Within this number of seconds after the tasks' end each reader must receive it.
+PATIENCE = 20.0  # Seconds within which the server must close the sockets of its readers.
+# A reader that reconnects keeps each connection for a time between these numbers of seconds.
+STAY = (0.1, 2.0)
+RECEIVE_BUFFER = 4096  # The size in bytes of the receive buffer of a reader that stalls.
+# The sizes in bytes of the server's send buffers for readers that stall and for other readers. With
+# the system's default the kernel accepts megabytes before the server notices that a reader stalls.
 SMALL_BUFFER, LARGE_BUFFER = 16_384, 1_048_576
-SAMPLE_INTERVAL = 2.0  # seconds between two samples of the server's memory
-MEMORY_BUDGET = 2.0  # MiB
-RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST, as if the client had crashed
+SAMPLE_INTERVAL = 2.0  # Seconds between two samples of the server's memory.
+MEMORY_BUDGET = 2.0  # The MiB by which the server's memory may grow in the last third of a run.
+# The value of SO_LINGER with which close() sends RST, as the kernel does when a client crashes.
+RESET = struct.pack("ii", 1, 0)
 
 
 class Reader(asyncio.Protocol):
-    """One client, over all of its connections."""
+    """A client of one stream, with a new connection after each that it has closed."""
 
     def __init__(self, port: int, path: str, cookie: str, *, stalls: bool) -> None:
         self.port, self.path, self.cookie = port, path, cookie
-        self.stalls = stalls  # Whether it stops reading at its first event.
+        self.stalls = stalls  # Whether the reader stops reading at its first event.
         self.events = 0
         self.connections = 0
-        self.last = b""  # the last complete event
+        self.last = b""  # The last event that the reader has received completely.
         self.buffer = b""
         self.transport: asyncio.Transport
-        self.begun = asyncio.Event()  # set by the first event
-        self.ended = asyncio.Event()  # set when the current connection is closed
+        self.begun = asyncio.Event()  # Set when the reader has received its first event.
+        self.ended = asyncio.Event()  # Set when the current connection is closed.
 
     async def connect(self) -> None:
-        """Open a connection that continues the one before."""
+        """Open a connection; after the first, request the events after the last one received."""
         connection = socket.socket()
         connection.setblocking(False)
         if self.stalls:
@@ -70,7 +73,7 @@ class Reader(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-        # HTTP/1.0, because a response to HTTP/1.1 would be split into chunks.
+        # The request uses HTTP/1.0, because a server splits its response to HTTP/1.1 into chunks.
         lines = [f"GET {self.path} HTTP/1.0", "Host: localhost", f"Cookie: {self.cookie}"]
         if self.last:
             lines.append(f"Last-Event-ID: {self.field('id')}")
@@ -90,7 +93,7 @@ class Reader(asyncio.Protocol):
         self.ended.set()
 
     def field(self, name: str) -> str:
-        """Return a field of the last event."""
+        """Return a field of the last event, as `id` or `data`, or an empty string."""
         for line in self.last.decode().splitlines():
             found, _, value = line.partition(": ")
             if found == name:
@@ -99,7 +102,7 @@ class Reader(asyncio.Protocol):
 
     @property
     def has_final_state(self) -> bool:
-        """Whether the last event ends the stream and reports success with all steps done."""
+        """Return whether the last event ends the stream and reports success with all steps done."""
         if not self.field("id").startswith("end-"):
             return False
         payload: dict[str, Any] = json.loads(self.field("data"))
@@ -107,7 +110,7 @@ class Reader(asyncio.Protocol):
         return payload["status"] == "SUCCESSFUL" and progress["current"] == progress["total"]
 
     async def drop(self, *, abruptly: bool) -> None:
-        """Close the connection, with RST if `abruptly`."""
+        """Close the connection and wait until it is closed; send RST if `abruptly`."""
         if abruptly and not self.transport.is_closing():
             connection = self.transport.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -117,20 +120,22 @@ class Reader(asyncio.Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The figures of one run."""
+    """The figures of one run, which run() prints and checks."""
 
     readers: int
     without_end: int
     connections: int
-    events: int  # seen by a reader that never stalled
-    stalled_events: int  # the maximum of the stalled readers; lower, or they did not stall
-    memory: list[float]  # KiB of the server, at each SAMPLE_INTERVAL
+    events: int  # The number of events that one reader received that never stalled.
+    # The largest number of events that any stalled reader received. It must be lower than `events`,
+    # or the readers did not stall.
+    stalled_events: int
+    memory: list[float]  # The memory of the server in KiB, once for each SAMPLE_INTERVAL.
 
 
 async def churn(
     readers: Sequence[Reader], server: Server, seconds: float, rng: random.Random
 ) -> Outcome:
-    """Run the readers for `seconds`, then let the tasks finish and wait for the readers' end."""
+    """Run the readers for `seconds`, let the tasks finish, and wait until all streams end."""
     stalled = [reader for reader in readers if reader.stalls]
     others = [reader for reader in readers if not reader.stalls]
     server.ask("set_send_buffer", SMALL_BUFFER)
@@ -193,7 +198,7 @@ def run(count: int, seconds: float, seed: int) -> bool:
             before = server.sockets()
             paths = server.ask("start_tasks", TASKS)
             readers = [
-                # One in ten stalls, independent of the task that it watches.
+                # Every tenth reader stalls; rng draws the task of each reader independently.
                 Reader(server.port, path, cookie, stalls=number % 10 == 0)
                 for number, path in zip(range(count), rng.choices(paths, k=count), strict=True)
             ]
@@ -214,7 +219,10 @@ def run(count: int, seconds: float, seed: int) -> bool:
 
 
 def is_flat(samples: Sequence[float]) -> bool:
-    """Whether the last third is at most MEMORY_BUDGET above the second; True for few samples."""
+    """Return whether memory grew by at most MEMORY_BUDGET from the second to the last third.
+
+    With fewer than 15 samples the result is always True.
+    """
     third = len(samples) // 3
     if third < 5:
         return True
@@ -224,7 +232,7 @@ def is_flat(samples: Sequence[float]) -> bool:
 
 
 def main() -> None:
-    """Run once."""
+    """Run once with the options of the command line; exit with 1 after a violation."""
     parser = argparse.ArgumentParser(description="Readers that stall, disconnect and reconnect.")
     parser.add_argument("--readers", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=30)
