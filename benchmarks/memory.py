@@ -1,10 +1,11 @@
 """
-Measure whether memory stays flat over a million tasks. See docs/performance.md.
+Measure whether memory use stays constant over a million tasks. See docs/performance.md.
 
     uv run benchmarks/memory.py [--tasks 1000000]
 
-Prints the resident memory of the process while it runs tasks that do nothing, with MAX_RESULTS
-1000. At most 1,000 tasks are in flight, so growth comes from finished tasks. Linux only.
+The program runs tasks that do nothing, with MAX_RESULTS 1000, and prints the resident memory of its
+process. At most 1,000 tasks are unfinished at any time, so finished tasks cause any growth. The
+program runs on Linux only.
 """
 
 import argparse
@@ -19,28 +20,28 @@ from django.tasks import task
 
 from benchmarks.common.tables import print_machine, print_table, print_verdict
 
-BATCH = 1_000  # tasks in flight, at most
-STEP = 50_000  # tasks between two readings
-BUDGET = 2.0  # MiB of growth after the first reading
+BATCH = 1_000  # The maximum number of unfinished tasks.
+STEP = 50_000  # The number of tasks between two readings of the memory.
+BUDGET = 2.0  # The MiB by which memory may grow from the first reading to the last.
 
-calls = itertools.count(1)  # next() on it is atomic
+calls = itertools.count(1)  # Worker threads need no lock, because next() on it is atomic.
 batch_done = threading.Event()
 
 
 def step() -> None:
-    """Count one call, and set `batch_done` at the last of a batch: the task function."""
+    """Count the call of this task function; set `batch_done` at the last call of a batch."""
     if next(calls) % BATCH == 0:
         batch_done.set()
 
 
 def resident_mebibytes() -> float:
-    """Return the resident set size of this process."""
+    """Return the resident set size of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def run_batch() -> None:
-    """Run a batch of tasks and wait for the last of them."""
+    """Enqueue BATCH tasks and wait until the last of them has run."""
     batch_done.clear()
     django_task = task(step)
     for _ in range(BATCH):
@@ -49,7 +50,7 @@ def run_batch() -> None:
 
 
 def measure(tasks: int) -> list[tuple[int, float]]:
-    """Return the resident memory after each STEP of the tasks."""
+    """Run this number of tasks; return (tasks so far, resident memory) for each STEP of them."""
     readings = []
     for done in range(BATCH, tasks + 1, BATCH):
         run_batch()
@@ -59,7 +60,7 @@ def measure(tasks: int) -> list[tuple[int, float]]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the tasks, and print the readings and whether the budget is met."""
     parser = argparse.ArgumentParser(description="Whether memory stays flat over many tasks.")
     parser.add_argument("--tasks", type=int, default=1_000_000, help=f"a multiple of {STEP:,}")
     tasks = parser.parse_args().tasks

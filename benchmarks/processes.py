@@ -1,9 +1,10 @@
 """
-The cost of a task in a process: this package beside its peers. See docs/performance.md.
+Measure what a task in a worker process costs in this package and its peers.
+See docs/performance.md.
 
     uv run benchmarks/processes.py [--rounds 7] [--tasks 10000]
 
-Sides:
+It measures these sides:
 
 - ours: `ProcessPoolBackend` of this checkout
 - threads: `ThreadPoolBackend` of this checkout, for the tasks that compute
@@ -16,7 +17,7 @@ The peers share an environment of their own, because 2.0 has the same import nam
 keep no results and send no events. DEBUG is False, and logging is Django's default for every side.
 sides/process_side.py describes the timed interval, the notification that each side waits for, and
 how CPU time is read. A budget compares wall time per task, as the median of the ratios of all
-rounds. Linux only.
+rounds. The program runs on Linux only.
 """
 
 import argparse
@@ -39,8 +40,8 @@ SIDES = {
 OURS = ("ours", "threads")
 PEERS = ("django-tasks-local==2.0", "loky", "pebble")
 SCENARIOS = ("noop", "noop, one at a time", "four computing tasks")
-# Scenario, peer, and our wall time as a ratio of the peer's. From the design's table of budgets.
-# pebble and loky are only reported: pebble breaks after a few killed workers.
+# Each budget consists of a scenario, a peer, and the largest ratio of our wall time to the peer's.
+# There are no budgets for pebble and loky, because pebble breaks after a few killed workers.
 BUDGETS = (
     ("noop", "2.0", 0.65),
     ("noop", "bare", 1.0),
@@ -48,7 +49,7 @@ BUDGETS = (
 
 
 def measure(rounds: int, tasks: int) -> Measured:
-    """Measure all sides in interleaved rounds."""
+    """Measure all sides, one after the other in each round; return the costs of all rounds."""
     with TemporaryDirectory() as directory:
         peers = str(make_environment(Path(directory), *PEERS))
         pythons = {side: sys.executable if side in OURS else peers for side in SIDES}
@@ -56,7 +57,7 @@ def measure(rounds: int, tasks: int) -> Measured:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark, and print tables and whether each budget is met."""
     parser = argparse.ArgumentParser(description="The cost of a task in a process.")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tasks", type=int, default=10_000)

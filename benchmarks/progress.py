@@ -1,10 +1,12 @@
 """
-The cost of report_progress() and track(), beside tqdm and a bare loop. See docs/performance.md.
+Measure what report_progress() and track() cost, and tqdm and a bare loop for comparison.
+See docs/performance.md.
 
     uv run benchmarks/progress.py [--rounds 7] [--steps 2000000]
 
-The rounds are interleaved. Each measurement "in a task" is a task of ThreadPoolBackend, also that
-of tqdm and that of the bare loop.
+Each round measures everything once, so that changes of the machine's speed affect all in the same
+way. "In a task" means that a task of ThreadPoolBackend runs the measured loop, also that of tqdm
+and the bare loop.
 """
 
 import argparse
@@ -28,10 +30,10 @@ from benchmarks.common.tables import (
 )
 from django_tasks_local import report_progress, track
 
-REPORT_BUDGET = 1.5  # µs for a call
-TRACK_BUDGET = 1.0  # times tqdm
+REPORT_BUDGET = 1.5  # The largest number of µs for a call of report_progress() in a task.
+TRACK_BUDGET = 1.0  # The largest ratio of the time of track() per item to that of tqdm().
 
-# By name, µs per call or item in each round.
+# By the name of a loop, the µs per call or item in each round.
 type Measured = dict[str, list[float]]
 
 
@@ -44,13 +46,13 @@ def time_loop(items: Iterable[int]) -> float:
 
 
 def time_tqdm_to_devnull(steps: int) -> float:
-    """Time tqdm with its default settings, its bar written to the null device."""
+    """Return the seconds of a loop over tqdm, which writes its bar to the null device."""
     with Path(os.devnull).open("w") as devnull:
         return time_loop(tqdm(range(steps), file=devnull))
 
 
 def time_reports(steps: int) -> float:
-    """Time report_progress(). Nearly all of these calls are throttled."""
+    """Return the seconds of `steps` calls of report_progress(), nearly all of them throttled."""
     began = time.perf_counter()
     for step in range(steps):
         report_progress(step, steps)
@@ -58,7 +60,7 @@ def time_reports(steps: int) -> float:
 
 
 def time_reports_with_message(steps: int) -> float:
-    """Time report_progress() with a message."""
+    """Return the seconds of `steps` calls of report_progress() with a message."""
     began = time.perf_counter()
     for step in range(steps):
         report_progress(step, steps, "resizing")
@@ -83,7 +85,7 @@ def measure(name: str, steps: int) -> float:
 
 
 def measure_in_task(name: str, steps: int) -> float:
-    """Measure in a task of ThreadPoolBackend."""
+    """Call measure() in a task of ThreadPoolBackend and return its result."""
     result = task(measure).enqueue(name, steps)
     while not result.is_finished:
         time.sleep(0.02)
@@ -105,7 +107,7 @@ def measure_all(rounds: int, steps: int) -> tuple[Measured, Measured]:
 
 
 def print_loops(inside: Measured) -> None:
-    """Print the time per item of each loop, and that of track() as a ratio of it."""
+    """Print the time per item of each loop, and the ratio of the time of track() to it."""
     rows = [
         (name, f"{median(times):.3f}", f"{median_ratio(inside['track()'], times):.2f}")
         for name, times in inside.items()
@@ -115,7 +117,7 @@ def print_loops(inside: Measured) -> None:
 
 
 def print_reports(inside: Measured, outside: Measured) -> None:
-    """Print the time of one call of report_progress()."""
+    """Print the time of one call of report_progress(), in a task and outside of one."""
     rows = [
         (name, f"{median(inside[name]):.2f}", f"{median(outside[name]):.2f}") for name in REPORTS
     ]
@@ -123,7 +125,7 @@ def print_reports(inside: Measured, outside: Measured) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark, and print tables and whether each budget is met."""
     parser = argparse.ArgumentParser(description="The cost of report_progress() and track().")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=2_000_000)

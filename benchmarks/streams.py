@@ -1,11 +1,12 @@
 """
-The cost of open streams: this package's view beside its peers. See docs/performance.md.
+Measure what open streams cost with this package's view and its peers. See docs/performance.md.
 
     uv run benchmarks/streams.py [--rounds 5] [--connections 1 100 1000 5000]
 
 Every measurement has one process for the server (uvicorn) and one for all clients. The rounds are
 interleaved (A B C D, A B C D, ...) because the speed of a machine changes over minutes.
-sides/stream_project.py describes the sides, sides/stream_client.py the clients. Linux only.
+sides/stream_project.py describes the sides, sides/stream_client.py the clients. The program runs on
+Linux only.
 """
 
 import argparse
@@ -28,18 +29,20 @@ SIDES = {
     "bare": "bare ASGI",
 }
 CONNECTIONS = (1, 100, 1000, 5000)
-WARM_UP = 50  # connections that come and go before a measurement
-EVENTS = 20  # delivered one at a time
-BACK_TO_BACK = 40_000  # messages in total, for the events published back to back
+WARM_UP = 50  # The number of connections that are opened and closed before a measurement.
+EVENTS = 20  # The number of events for the latencies; each is published after the last arrived.
+# The total number of messages to all clients when events are published without a pause.
+BACK_TO_BACK = 40_000
 REPORTS = 100
-REPORT_PAUSE = 0.06  # seconds: more than PROGRESS_INTERVAL, so that no report is throttled
-POLLING = 500.0  # ms between two requests of celery-progress
+# Seconds between two reports. They are more than PROGRESS_INTERVAL, so that none is throttled.
+REPORT_PAUSE = 0.06
+POLLING = 500.0  # Milliseconds between two requests of celery-progress.
 
-JUDGED = 1000  # the number of connections for which the budgets are printed
+JUDGED = 1000  # The number of connections for which the program prints the budgets.
 THREAD_BUDGET = 5
-MEMORY_BUDGET = 60.0  # KiB for a connection
-DELIVERY_BUDGET = 1.3  # times bare ASGI
-REPORT_BUDGET = 2.0  # times bare ASGI
+MEMORY_BUDGET = 60.0  # KiB of the server's memory for each connection.
+DELIVERY_BUDGET = 1.3  # The largest ratio of our latency of an event to that of bare ASGI.
+REPORT_BUDGET = 2.0  # The largest ratio of our latency of a report to that of bare ASGI.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +51,17 @@ class Measurement:
 
     threads: int
     more_threads: int
-    kibibytes: float  # for each connection
+    kibibytes: float  # The memory of the server for each connection, in KiB.
     databases: int
     p50: float
     p99: float
     p50_asyncio: float
-    cpu: float  # µs of the server for each event and client
-    rate: float  # events received in a second, by all clients together
-    lost: float  # share of the events that no client saw
+    cpu: float  # The CPU time of the server for each event and client, in µs.
+    rate: float  # The number of events that all clients together received in a second.
+    lost: float  # The share of the messages that the clients did not receive.
 
 
-# By side and number of connections, one Measurement per round.
+# By side and number of connections, a list with one Measurement for each round.
 type Measured = dict[tuple[str, int], list[Measurement]]
 
 
@@ -66,7 +69,7 @@ type Measured = dict[tuple[str, int], list[Measurement]]
 def clients(
     server: Server, cookie: str, connections: int, kind: str = "epoll"
 ) -> Iterator[Program]:
-    """Start the clients and connect them."""
+    """Start a process with clients of this kind, and open a stream for each of them."""
     with Program("stream_client.py", kind) as program:
         program.ask("connect", connections, server.port, server.path, cookie)
         yield program
@@ -75,7 +78,7 @@ def clients(
 def deliver(
     server: Server, program: Program, connections: int, events: int, pause: float = 0
 ) -> list[float]:
-    """Publish events one at a time; return the latency of each at each client in ms."""
+    """Publish events one at a time; return the ms that each took to reach each client."""
     latencies: list[float] = []
     for _ in range(events):
         time.sleep(pause)
@@ -96,7 +99,7 @@ def warm_up(server: Server, cookie: str) -> None:
 
 
 def measure_rate(server: Server, program: Program, connections: int) -> tuple[float, float]:
-    """Return the events per second received at full speed, and the share that was lost."""
+    """Publish events without a pause; return the events received per second and the lost share."""
     events = max(10, BACK_TO_BACK // 10 // max(connections, 10))
     program.ask("expect")
     began = time.monotonic_ns()
@@ -106,7 +109,7 @@ def measure_rate(server: Server, program: Program, connections: int) -> tuple[fl
 
 
 def measure(side: str, connections: int, database: Path, cookie: str) -> Measurement:
-    """Measure one side once."""
+    """Measure one side with this number of connections, in a new server process."""
     with Server(side, database) as server:
         threads = server.threads()
         warm_up(server, cookie)
@@ -136,7 +139,7 @@ def measure(side: str, connections: int, database: Path, cookie: str) -> Measure
 
 
 def measure_reports(side: str, database: Path, cookie: str) -> list[float]:
-    """Return the latencies from a report to one client in ms."""
+    """Return the times from REPORTS events of one side to their receipt by one client, in ms."""
     with Server(side, database) as server:
         warm_up(server, cookie)
         with clients(server, cookie, 1) as program:
@@ -179,7 +182,7 @@ def print_streams(measured: Measured, connections: int) -> None:
 
 
 def print_reports(reports: dict[str, list[list[float]]]) -> None:
-    """Print the latency from a report to one client."""
+    """Print how long a report takes to reach one client, and a computed value for polling."""
     ours = [median(latencies) for latencies in reports["ours"]]
     rows = []
     for side, title in SIDES.items():
@@ -195,7 +198,7 @@ def print_reports(reports: dict[str, list[list[float]]]) -> None:
 
 
 def print_budgets(measured: Measured, reports: dict[str, list[list[float]]]) -> None:
-    """Print which budgets are met."""
+    """Print for each budget whether it is met."""
     ours, bare = ([median(latencies) for latencies in reports[side]] for side in ("ours", "bare"))
     print_verdict(
         "a report to one client, p50", median_ratio(ours, bare), REPORT_BUDGET, "times bare ASGI's"
@@ -219,7 +222,7 @@ def print_budgets(measured: Measured, reports: dict[str, list[list[float]]]) -> 
 
 
 def run(rounds: int, numbers: Sequence[int]) -> tuple[Measured, dict[str, list[list[float]]]]:
-    """Measure all sides in interleaved rounds."""
+    """Measure all sides, one after the other in each round; return the results of all rounds."""
     measured: Measured = {}
     reports: dict[str, list[list[float]]] = {side: [] for side in SIDES}
     with TemporaryDirectory() as directory:
@@ -238,7 +241,7 @@ def run(rounds: int, numbers: Sequence[int]) -> tuple[Measured, dict[str, list[l
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark, and print tables and whether each budget is met."""
     parser = argparse.ArgumentParser(description="The cost of open streams.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS)

@@ -1,9 +1,9 @@
 """
-The cost of a task in a thread: this package beside its peers. See docs/performance.md.
+Measure what a task in a thread costs in this package and its peers. See docs/performance.md.
 
     uv run benchmarks/threads.py [--rounds 7] [--tasks 20000]
 
-Sides:
+It measures these sides:
 
 - ours: `ThreadPoolBackend` of this checkout
 - 2.0: `ThreadPoolBackend` of the published django-tasks-local 2.0, in an environment of its own,
@@ -30,7 +30,7 @@ SIDES = {
     "Immediate": "Django's ImmediateBackend",
     "bare": "bare ThreadPoolExecutor",
 }
-# Scenario, peer, and our CPU time as a ratio of the peer's. From the design's table of budgets.
+# Each budget consists of a scenario, a peer, and the largest ratio of our CPU time to the peer's.
 BUDGETS = (
     ("10 workers", "2.0", 0.75),
     ("1 worker", "2.0", 0.75),
@@ -41,7 +41,7 @@ BUDGETS = (
 
 
 def measure(rounds: int, tasks: int) -> Measured:
-    """Measure all sides in interleaved rounds."""
+    """Measure all sides, one after the other in each round; return the costs of all rounds."""
     with TemporaryDirectory() as directory:
         pythons = dict.fromkeys(SIDES, sys.executable)
         pythons["2.0"] = str(make_environment(Path(directory), "django-tasks-local==2.0"))
@@ -49,7 +49,7 @@ def measure(rounds: int, tasks: int) -> Measured:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark, and print tables and whether each budget is met."""
     parser = argparse.ArgumentParser(description="The cost of a task in a thread.")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tasks", type=int, default=20_000)

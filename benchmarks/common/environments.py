@@ -1,4 +1,4 @@
-"""Virtual environments of the peers that the benchmarks measure beside this package."""
+"""Create virtual environments for the peers that the benchmarks compare with this package."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def make_environment(directory: Path, *requirements: str) -> Path:
-    """Create an environment with these packages and our version of Django; return its Python."""
+    """Create an environment with these packages and the installed Django; return its Python."""
     environment = directory / "venv"
     python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     for command in (

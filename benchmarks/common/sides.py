@@ -1,5 +1,5 @@
 """
-Run the sides of a benchmark, each in a process of its own, in interleaved rounds.
+Run the sides of a benchmark, each in a process of its own, one after the other in each round.
 
 A side is one library in a program of benchmarks/sides/, called as `PYTHON PROGRAM SIDE TASKS`. It
 prints one line of JSON: {scenario: [wall, cpu, cpu with children], ...} in µs per task.
@@ -24,16 +24,16 @@ class Cost(NamedTuple):
     """The cost of one task in one round, in µs."""
 
     wall: float
-    cpu: float  # user and system time of the process that enqueues
-    cpu_with_children: float  # the same, with that of the worker processes
+    cpu: float  # The user and system time of the process that enqueues the tasks.
+    cpu_with_children: float  # The sum of `cpu` and the same times of the worker processes.
 
 
-# By side and scenario, one Cost per round.
+# By side and scenario, a list with one Cost for each round.
 type Measured = dict[str, dict[str, list[Cost]]]
 
 
 def run_side(program: str, side: str, python: str, tasks: int) -> dict[str, Cost]:
-    """Measure one side once."""
+    """Run the program of one side in a new process; return the Cost of each scenario."""
     environ = dict(os.environ)
     if python != sys.executable:
         # A checkout on PYTHONPATH would hide the published package of the same name.
@@ -51,7 +51,8 @@ def run_side(program: str, side: str, python: str, tasks: int) -> dict[str, Cost
     if not line:
         raise SystemExit(f"{program} {side} ended with {process.wait()} before it printed a line.")
     if python != sys.executable:
-        # Some peers do not exit by themselves, and some leave worker processes behind.
+        # Kill the process group of a peer, because some peers never exit by themselves, and some
+        # exit without ending their worker processes.
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     return {scenario: Cost(*cost) for scenario, cost in json.loads(line).items()}
@@ -59,9 +60,10 @@ def run_side(program: str, side: str, python: str, tasks: int) -> dict[str, Cost
 
 def run_rounds(program: str, pythons: Mapping[str, str], rounds: int, tasks: int) -> Measured:
     """
-    Measure all sides in turn, round after round (A B C, A B C, ...). Maps each side to its Python.
+    Measure all sides in turn, round after round (A B C, A B C, ...).
 
-    The rounds are interleaved because the speed of a machine changes over minutes.
+    The order is this one because the speed of a machine changes over minutes. `pythons` has the
+    Python executable of each side.
     """
     measured: Measured = {side: {} for side in pythons}
     for number in range(rounds):

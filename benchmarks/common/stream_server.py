@@ -1,7 +1,8 @@
 """
-The server of benchmarks/streams.py and stress/stream_churn.py, in a process of its own. Linux only.
+Start the server of benchmarks/streams.py and stress/stream_churn.py in a process of its own.
 
-The programs in benchmarks/sides/ read commands from stdin and print one answer for each.
+The programs in benchmarks/sides/ read commands from stdin and print one answer for each. This
+module reads /proc, so it works on Linux only.
 """
 
 import json
@@ -18,7 +19,7 @@ SIDES = Path(__file__).parent.parent / "sides"
 
 
 class Program:
-    """A program of benchmarks/sides/ that carries out commands."""
+    """Runs a program of benchmarks/sides/ in a process and sends commands to it."""
 
     def __init__(self, script: str, *arguments: str) -> None:
         self.process = subprocess.Popen(
@@ -36,12 +37,12 @@ class Program:
         self.process.communicate()
 
     def answer(self) -> Any:
-        """Read one line that the program has printed."""
+        """Wait for one line that the program prints, and decode its JSON."""
         assert self.process.stdout is not None
         return json.loads(self.process.stdout.readline())
 
     def ask(self, command: str, *arguments: object) -> Any:
-        """Send a command and return its answer."""
+        """Send a command to the program and return the answer that the program prints."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps([command, *arguments]) + "\n")
         self.process.stdin.flush()
@@ -49,7 +50,7 @@ class Program:
 
 
 class Server(Program):
-    """uvicorn with one side of benchmarks/sides/stream_project.py."""
+    """Runs uvicorn with one side of benchmarks/sides/stream_project.py."""
 
     def __init__(self, side: str, database: Path) -> None:
         super().__init__("stream_side.py", side)
@@ -58,12 +59,12 @@ class Server(Program):
         self.proc = Path("/proc") / str(self.process.pid)
 
     def kibibytes(self) -> float:
-        """Return the resident memory of the process."""
+        """Return the resident memory of the server process in KiB."""
         pages = int((self.proc / "statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1024
 
     def threads(self) -> int:
-        """Return the number of threads."""
+        """Return the number of threads of the server process."""
         return len(list((self.proc / "task").iterdir()))
 
     def cpu(self) -> float:
@@ -72,26 +73,26 @@ class Server(Program):
         return sum(int(path.read_text().split()[0]) for path in times) / 1000
 
     def files(self) -> list[str]:
-        """Return the target of each open file descriptor."""
+        """Return the path or name behind each open file descriptor of the server process."""
         links = []
         for descriptor in (self.proc / "fd").iterdir():
             try:
                 links.append(str(descriptor.readlink()))
-            except FileNotFoundError:  # closed after it was listed
+            except FileNotFoundError:  # The server closed the descriptor after iterdir() listed it.
                 continue
         return links
 
     def databases(self) -> int:
-        """Return the number of open database connections: each has the file open once."""
+        """Return the number of open SQLite connections, each of which has the file open once."""
         return self.files().count(self.database)
 
     def sockets(self) -> int:
-        """Return the number of open sockets."""
+        """Return the number of open sockets of the server process."""
         return sum(link.startswith("socket:") for link in self.files())
 
 
 def allow_descriptors(connections: int) -> None:
-    """Raise the limit of file descriptors so that each connection may have one and a file."""
+    """Raise the limit of file descriptors; exit if it allows less than two per connection."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard != resource.RLIM_INFINITY and hard < 2 * connections + 200:

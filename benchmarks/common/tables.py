@@ -16,7 +16,7 @@ def print_machine(*remarks: str) -> None:
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table. The first column is aligned to the left, the others to the right."""
+    """Print a Markdown table; align the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     for cells in (head, rule, *rows):
@@ -37,6 +37,6 @@ def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def print_verdict(subject: str, value: float, limit: float, unit: str) -> None:
-    """Print whether a budget is met."""
+    """Print whether a budget is met, which is the case if `value` is at most `limit`."""
     verdict = "met" if value <= limit else "NOT MET"
     print(f"Budget {verdict}: {subject} is {value:.2f} {unit} (at most {limit:.2f} {unit}).")

@@ -1,5 +1,5 @@
 """
-One side of benchmarks/processes.py: measures one library and prints JSON.
+Measure one side, which is one library, for benchmarks/processes.py, and print JSON.
 
 Every side runs the same functions in two worker processes. A task counts as finished when the
 cheapest notification that the library offers has arrived, and its result can be read:
@@ -12,9 +12,9 @@ cheapest notification that the library offers has arrived, and its result can be
 No side polls. A poll of `refresh()` in a `time.sleep(0)` loop costs ours and 2.0 about as much time
 by the clock, but more CPU time.
 
-CPU time is that of this process, and that with all of its descendants. The descendants' part
-consists of the CPU clocks of those that are alive, and of `RUSAGE_CHILDREN` for direct children
-that have ended. Linux only.
+The program prints two CPU times: that of its process, and the sum of that and the CPU time of all
+descendants. The descendants' part consists of the CPU clocks of living processes, and of
+`RUSAGE_CHILDREN` for direct children that have ended. The program runs on Linux only.
 """
 
 import gc
@@ -33,19 +33,19 @@ from django.conf import settings
 
 WORKERS = 2
 
-# Blocks until its task is finished.
+# The type of a function that blocks until its task is finished.
 type Wait = Callable[[], object]
 type Submit = Callable[[Callable[[], Any]], Wait]
-# Wall time, CPU time, and CPU time with descendants.
+# The wall time, CPU time, and CPU time with descendants, in µs per task.
 type Cost = tuple[float, float, float]
 
 
 def noop() -> None:
-    """Do nothing, so that the whole cost is the library's."""
+    """Do nothing, so that only the library causes the measured cost."""
 
 
 def burn() -> int:
-    """Compute for about a third of a second."""
+    """Compute in Python for about a third of a second."""
     return sum(number * number % 7 for number in range(4_000_000))
 
 
@@ -75,7 +75,7 @@ def django_submit(side: str) -> Submit:
         def wait() -> None:
             wait_for_end(result.id)
             result.refresh()
-            assert result.is_finished, "notified before the result was stored"
+            assert result.is_finished, "the library reported the end before it stored the result"
 
         return wait
 
@@ -83,7 +83,7 @@ def django_submit(side: str) -> Submit:
 
 
 def subscription_waiter() -> Callable[[str], None]:
-    """Return how to wait for the end of a task of this package."""
+    """Return a function that waits for the end of a task of this package."""
     from django_tasks_local.hub import hub
 
     def wait(result_id: str) -> None:
@@ -95,7 +95,7 @@ def subscription_waiter() -> Callable[[str], None]:
 
 
 def future_waiter() -> Callable[[str], None]:
-    """Return how to wait for the end of a task of 2.0."""
+    """Return a function that waits for the end of a task of django-tasks-local 2.0."""
     from django.tasks import task_backends
 
     futures = task_backends["default"]._state.futures
@@ -104,7 +104,7 @@ def future_waiter() -> Callable[[str], None]:
         future = futures.get(result_id)
         if future is None:
             return  # 2.0 removes a future once it has stored the result.
-        lock = threading.Lock()  # cheaper than an Event, which allocates two
+        lock = threading.Lock()  # It costs less than an Event, which allocates two locks.
         lock.acquire()
         future.add_done_callback(lambda _: lock.release())
         lock.acquire()
@@ -113,7 +113,7 @@ def future_waiter() -> Callable[[str], None]:
 
 
 def executor_submit(side: str) -> Submit:
-    """See django_submit()."""
+    """Do the same as django_submit() with the executor of loky or of concurrent.futures."""
     if side == "loky":
         from loky import ProcessPoolExecutor
     else:
@@ -123,7 +123,7 @@ def executor_submit(side: str) -> Submit:
 
 
 def pebble_submit() -> Submit:
-    """See django_submit(). The second argument of pebble's submit() is a timeout."""
+    """Do the same as django_submit() with pebble, without a timeout (None in its submit())."""
     from pebble import ProcessPool
 
     pool = ProcessPool(max_workers=WORKERS)
@@ -131,7 +131,7 @@ def pebble_submit() -> Submit:
 
 
 def cpu_seconds() -> tuple[float, float]:
-    """Return the CPU time of this process, and that with its descendants."""
+    """Return the CPU seconds of this process, and the sum of these and its descendants'."""
     own = time.process_time()
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     alive = sum(map(_cpu_seconds_of, _descendants()))
@@ -139,7 +139,8 @@ def cpu_seconds() -> tuple[float, float]:
 
 
 def _cpu_seconds_of(pid: int) -> float:
-    # The clock id as clock_getcpuclockid(3) computes it on Linux. /proc/PID/stat has 10 ms steps.
+    # Compute the clock id as clock_getcpuclockid(3) does on Linux, because the times in
+    # /proc/PID/stat have steps of 10 ms.
     try:
         return time.clock_gettime(~pid << 3 | 2)
     except OSError:
@@ -147,23 +148,24 @@ def _cpu_seconds_of(pid: int) -> float:
 
 
 def _descendants() -> list[int]:
-    """Return the living descendants: the worker processes and, with forkserver, their parent."""
+    """Return the ids of the worker processes and, with forkserver, of their parent."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            # The name, in parentheses, may contain spaces; state and parent follow it.
+            # In this file the state and the parent's id follow the process name, which stands in
+            # parentheses and may contain spaces.
             parent = int(stat.read_text().rpartition(")")[2].split()[1])
         except (FileNotFoundError, ProcessLookupError):
             continue  # The process ended during the scan.
         children.setdefault(parent, []).append(int(stat.parent.name))
     found = list(children.get(os.getpid(), []))
-    for pid in found:  # grows while it is iterated
+    for pid in found:  # The loop also visits the pids that it appends.
         found += children.get(pid, [])
     return found
 
 
 def timed(run: Callable[[], object], tasks: int) -> Cost:
-    """Return what `run` costs per task."""
+    """Call `run`, which runs this number of tasks, and return its cost per task."""
     gc.collect()
     cpu, cpu_with_children = cpu_seconds()
     wall = time.perf_counter()
@@ -176,7 +178,7 @@ def timed(run: Callable[[], object], tasks: int) -> Cost:
 
 
 def run_at_once(submit: Submit, function: Callable[[], Any], tasks: int) -> None:
-    """Enqueue all tasks, then wait for the last ones: each worker may finish its last task late."""
+    """Enqueue all tasks and wait for the last few, because these may finish in any order."""
     waits = [submit(function) for _ in range(tasks)]
     for wait in waits[-2 * WORKERS :]:
         wait()
@@ -189,12 +191,12 @@ def run_one_by_one(submit: Submit, tasks: int) -> None:
 
 
 def measure(side: str, tasks: int) -> dict[str, Cost]:
-    """Return the cost in each scenario."""
+    """Run all scenarios of one side and return the cost per task of each."""
     if side in {"ours", "2.0", "threads"}:
         submit = django_submit(side)
     else:
         submit = pebble_submit() if side == "pebble" else executor_submit(side)
-    run_at_once(submit, burn, 2 * WORKERS)  # starts the workers
+    run_at_once(submit, burn, 2 * WORKERS)  # These tasks make the library start its workers.
     measured = {"four computing tasks": timed(lambda: run_at_once(submit, burn, 4), 4)}
     if side == "threads":
         return measured

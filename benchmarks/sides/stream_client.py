@@ -1,5 +1,5 @@
 """
-The clients of benchmarks/streams.py: many connections in one process.
+Run the clients of benchmarks/streams.py: many connections in one process.
 
 Each line of stdin is a command with its arguments in JSON, each line of stdout its answer. There
 are two kinds. `epoll` is one loop around raw sockets that only searches for time stamps: it takes
@@ -14,23 +14,23 @@ import socket
 import sys
 import time
 
-# Precedes the time at which an event was published: time.monotonic_ns(), in 20 digits. The
-# character occurs nowhere else on the wire, so the clients count events by it.
+# This character precedes the time at which an event was published: time.monotonic_ns(), in 20
+# digits. It occurs nowhere else in a response, so the clients count it to count events.
 STAMP = "~"
 DIGITS = 20
 
-OPENING = 50  # connections that are being opened at a time
-PATIENCE = 60.0  # seconds for all connections to begin
-SIZE = 65536  # bytes of one read
+OPENING = 50  # At most this number of connections wait for their first event at the same time.
+PATIENCE = 60.0  # Seconds within which all connections must receive their first event.
+SIZE = 65536  # The maximum number of bytes of one recv().
 
 
 class EpollClients:
-    """All connections, and the latencies since the last command `expect`."""
+    """Holds all connections, and the latencies since the last command `expect`."""
 
     def __init__(self) -> None:
         self.epoll = select.epoll()
         self.sockets: dict[int, socket.socket] = {}
-        self.latencies: list[int] = []  # ns
+        self.latencies: list[int] = []  # Nanoseconds from the publication of an event to recv().
         self.received = 0
         self.last = 0
 
@@ -71,12 +71,12 @@ class EpollClients:
         return connection.fileno()
 
     def expect(self) -> None:
-        """Forget the latencies and the number of events."""
+        """Clear the latencies and the number of events before the next events are published."""
         self.latencies.clear()
         self.received = 0
 
     def receive(self, descriptor: int) -> None:
-        """Read from one connection and record the stamps."""
+        """Read from one connection; count its events and record the latency of the first."""
         try:
             data = self.sockets[descriptor].recv(SIZE)
         except BlockingIOError:
@@ -96,9 +96,10 @@ class EpollClients:
 
     def wait(self, events: int, silence: float) -> list[object]:
         """
-        Receive until there are `events` in total, or none for `silence` seconds.
+        Receive until `events` events have arrived, or none has for `silence` seconds.
 
-        Returns their number, the arrival time of the last one, and the latencies. Times are in ns.
+        Returns the number of events, the arrival time of the last one, and the latencies. Times are
+        in nanoseconds.
         """
         while self.received < events:
             before = self.received
@@ -110,26 +111,26 @@ class EpollClients:
 
 
 class AsyncioClients:
-    """See EpollClients."""
+    """Carries out the same commands as EpollClients, with one asyncio task per connection."""
 
     def __init__(self) -> None:
         self.tasks: list[asyncio.Task[None]] = []
-        self.latencies: list[int] = []  # ns
+        self.latencies: list[int] = []  # Nanoseconds from the publication of an event to its read.
         self.begun = self.received = self.last = 0
         self.arrived = asyncio.Event()
 
     def run(self) -> None:
-        """See EpollClients.run()."""
+        """Run answer() in a new event loop."""
         asyncio.run(self.answer())
 
     async def answer(self) -> None:
-        """Answer commands until stdin ends."""
+        """Read commands from stdin and print their answers until stdin ends."""
         while line := await asyncio.to_thread(sys.stdin.readline):
             command, *arguments = json.loads(line)
             print(json.dumps(await getattr(self, command)(*arguments)), flush=True)
 
     async def connect(self, count: int, port: int, path: str, cookie: str) -> None:
-        """See EpollClients.connect()."""
+        """Do the same as EpollClients.connect()."""
         request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nCookie: {cookie}\r\n\r\n".encode()
         async with asyncio.timeout(PATIENCE):
             for number in range(1, count + 1):
@@ -138,7 +139,7 @@ class AsyncioClients:
                     await self.wait_for_arrival()
 
     async def read(self, port: int, request: bytes) -> None:
-        """Open one stream and record its stamps."""
+        """Open one stream; count its events and record the latency of each."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request)
         while b"event: " not in await reader.readuntil(b"\n\n"):
@@ -161,12 +162,12 @@ class AsyncioClients:
         await self.arrived.wait()
 
     async def expect(self) -> None:
-        """See EpollClients.expect()."""
+        """Do the same as EpollClients.expect()."""
         self.latencies.clear()
         self.received = 0
 
     async def wait(self, events: int, silence: float) -> list[object]:
-        """See EpollClients.wait()."""
+        """Do the same as EpollClients.wait()."""
         while self.received < events:
             try:
                 async with asyncio.timeout(silence):

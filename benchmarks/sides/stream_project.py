@@ -1,5 +1,5 @@
 """
-The Django project of benchmarks/streams.py and its four ways to stream.
+Define the Django project of benchmarks/streams.py and its four ways to stream.
 
 Every side sends the same payload (that of this package), encodes it once per event, and begins
 each stream with the current state. The three sides that run on Django have the usual middleware
@@ -42,7 +42,7 @@ type Message = dict[str, Any]
 
 
 def make_event(sequence: int) -> TaskEvent:
-    """Return the TaskEvent to send, stamped with the current time."""
+    """Return a TaskEvent whose message is stamp(), the current time."""
     now = timezone.now()
     return TaskEvent(
         id=TASK_ID,
@@ -58,7 +58,7 @@ def make_event(sequence: int) -> TaskEvent:
 
 
 def stamp() -> str:
-    """Return the current time in the form that clients search for."""
+    """Return the current time in the form in which stream_client.py searches for it."""
     return f"{STAMP}{time.monotonic_ns():020d}"
 
 
@@ -68,18 +68,18 @@ def payload(event: TaskEvent) -> dict[str, Any]:
 
 
 def encode(event: TaskEvent) -> bytes:
-    """Return the bytes of an event on the wire, with an id as long as this package's."""
+    """Return the bytes of a server-sent event, with an id as long as the ids of this package."""
     message = encoding.encode(event, SSESettings())
     return encoding.with_id("0" * 24, message)
 
 
 class Side(Protocol):
-    """One of the four ways to stream."""
+    """Declares the attributes and methods of each way to stream."""
 
-    path: str  # of the stream
+    path: str  # The path of the stream's URL.
 
     def prepare(self) -> None:
-        """Prepare in the main thread, before the server starts."""
+        """Prepare this side. Called in the main thread before the server starts."""
 
     def application(self) -> Any:
         """Return the ASGI application. Called in the event loop."""
@@ -89,7 +89,7 @@ class Side(Protocol):
 
 
 class DjangoSide:
-    """The base of the sides that are Django views."""
+    """Provides the methods that the sides with a Django view have in common."""
 
     path = ""
 
@@ -97,26 +97,27 @@ class DjangoSide:
         """Do nothing."""
 
     def application(self) -> Any:
-        """Return Django."""
+        """Return Django's ASGI application."""
         return get_asgi_application()
 
 
 class Ours(DjangoSide):
-    """The view of this package."""
+    """Streams with the view of this package; publishes events to the hub directly."""
 
     def prepare(self) -> None:
         self.publish(make_event(1))  # Without an event the stream would report an unknown task.
-        result = object.__new__(TaskResult)  # A link reads these two attributes only.
+        # events_url() reads only the two attributes of the result that are set below.
+        result = object.__new__(TaskResult)
         object.__setattr__(result, "id", TASK_ID)
         object.__setattr__(result, "backend", "default")
         self.path = events_path(result)
 
     def publish(self, event: TaskEvent) -> None:
-        hub.publish(event, keep=True)  # as a backend of this package does
+        hub.publish(event, keep=True)  # The backends of this package also set keep=True.
 
 
 class Reported(Ours):
-    """The view of this package with a real task that calls report_progress()."""
+    """Streams with the view of this package; a real task calls report_progress()."""
 
     def __init__(self) -> None:
         self.calls: SimpleQueue[None] = SimpleQueue()
@@ -129,7 +130,7 @@ class Reported(Ours):
 
 
 class EventStream(DjangoSide):
-    """The view of django-eventstream, without storage."""
+    """Streams with the view of django-eventstream, without storage."""
 
     path = "/eventstream/"
 
@@ -138,7 +139,7 @@ class EventStream(DjangoSide):
 
 
 class Plain(DjangoSide):
-    """The simplest way in Django: an async view with one asyncio.Queue per stream."""
+    """Streams in the simplest way in Django: an async view with one asyncio.Queue per stream."""
 
     path = "/plain/"
 
@@ -169,7 +170,7 @@ class Plain(DjangoSide):
 
 
 class Bare:
-    """The lower limit: an ASGI application without Django that wakes all streams at once."""
+    """Streams with an ASGI application without Django, whose cost is the lower limit."""
 
     path = "/"
 
@@ -207,14 +208,14 @@ class Bare:
                 self.waiting.append(future)
                 message = await future
 
-        await receive()  # the request's empty body
+        await receive()  # This message has the empty body of the request.
         streaming = self.loop.create_task(stream())
-        await receive()  # until the client disconnects
+        await receive()  # This call returns when the client disconnects.
         streaming.cancel()
 
 
 def report() -> None:
-    """Report once for each call of `Reported.publish()`: a task."""
+    """Report progress once for each call of Reported.publish(): the task of that side."""
     report_progress(3, 10)
     while True:
         reported.calls.get()
@@ -222,13 +223,14 @@ def report() -> None:
 
 
 working = threading.Event()
-REPORT_INTERVAL = 0.25  # seconds
-# 16 KiB fill the socket buffers of a client that does not read after a few events.
+REPORT_INTERVAL = 0.25  # Seconds between two reports of work().
+# The message of each report has 16 KiB, so that a few events fill the socket buffers of a client
+# that does not read.
 TEXT = "x" * 16_384
 
 
 def work() -> None:
-    """Report until `working` is cleared: the task of stress/stream_churn.py."""
+    """Report progress until `working` is cleared: the task of stress/stream_churn.py."""
     step = 0
     while working.is_set():
         step += 1
@@ -249,17 +251,18 @@ SIDES: dict[str, Side] = {
 
 
 async def plain_view(request: HttpRequest) -> StreamingHttpResponse:
-    """Stream to a logged-in user."""
+    """Load the logged-in user, then return the stream of the side Plain."""
     user = await request.auser()
     assert user.is_authenticated
     return StreamingHttpResponse(plain.stream(), content_type="text/event-stream")
 
 
 def events_path(result: TaskResult[Any, Any]) -> str:
-    """Return the path of this package's stream for this result and the only user."""
+    """Return the URL of this package's stream for this result and the only user."""
     request = RequestFactory().get("/")
     request.user = User.objects.get()
-    connections.close_all()  # The benchmark counts the connections of streams only.
+    # Close the connection that the query above opened, because the benchmark counts connections.
+    connections.close_all()
     return events_url(request, result)
 
 

@@ -1,4 +1,4 @@
-"""The settings of benchmarks/streams.py: Django's usual middleware, and a database."""
+"""The Django settings of benchmarks/streams.py, with Django's usual middleware and SQLite."""
 
 import os
 

@@ -1,5 +1,5 @@
 """
-The server of one side of benchmarks/streams.py: uvicorn, controlled through stdin.
+Run uvicorn with one side of benchmarks/streams.py, and carry out commands from stdin.
 
 Each line of stdin is a command with its arguments in JSON, each line of stdout its answer.
 """
@@ -32,12 +32,12 @@ from benchmarks.sides.stream_project import (
     working,
 )
 
-# Turns of the event loop after which every side has written an event to all of its clients.
+# After this number of turns of the event loop every side has written an event to all its clients.
 TURNS = 5
 
 
 class Publisher:
-    """Carries out the commands in a thread of its own, as a task publishes from one."""
+    """Carries out commands in a thread of its own, because tasks also publish from a thread."""
 
     def __init__(
         self, side: Side, listener: socket.socket, loop: asyncio.AbstractEventLoop
@@ -45,41 +45,41 @@ class Publisher:
         self.side = side
         self.listener = listener
         self.loop = loop
-        self.sequence = 1  # of the state with which each stream begins
+        self.sequence = 1  # The sequence of the last published event; streams begin with 1.
 
     def run(self) -> None:
-        """Answer commands until stdin ends."""
+        """Read commands from stdin and print their answers until stdin ends."""
         for line in sys.stdin:
             command, *arguments = json.loads(line)
             answer = getattr(self, command)(*arguments)
             print(json.dumps(answer), flush=True)
 
     def publish(self, events: int = 1) -> None:
-        """Publish events back to back: each as soon as the one before has been written."""
+        """Publish events, each as soon as the server has written the one before to all clients."""
         for _ in range(events):
             self.sequence += 1
             self.side.publish(make_event(self.sequence))
             asyncio.run_coroutine_threadsafe(self._turns(), self.loop).result()
 
     def start_tasks(self, count: int) -> list[str]:
-        """Start tasks that report; return the path of the stream of each."""
+        """Start tasks that report progress; return the URL of the stream of each."""
         working.set()
         return [events_path(task(work).enqueue()) for _ in range(count)]
 
     def set_send_buffer(self, size: int) -> None:
-        """Set the size of the send buffer of connections that are accepted after this call."""
+        """Set the size of the send buffer of all connections that the server accepts later."""
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
     def finish_tasks(self) -> None:
-        """Make the tasks return."""
+        """Clear `working`, at which the tasks of start_tasks() return."""
         working.clear()
 
     def collect_garbage(self) -> None:
         """
         Run the garbage collector, so that the memory in use is comparable over time.
 
-        A broken connection leaves exceptions in reference cycles, and with many objects alive
-        Python collects cycles rarely.
+        After a broken connection exceptions stay alive in reference cycles, and Python collects
+        cycles rarely if many objects are alive.
         """
         gc.collect()
 
@@ -89,7 +89,7 @@ class Publisher:
 
 
 async def serve(side: Side) -> None:
-    """Serve until the process is killed. Prints the port and the stream's path first."""
+    """Print the port and the stream's path, then serve until the process is killed."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     config = uvicorn.Config(
         side.application(),
@@ -97,7 +97,7 @@ async def serve(side: Side) -> None:
         lifespan="off",
         log_level="warning",
         access_log=False,
-        # What `pip install uvicorn` gives.
+        # `pip install uvicorn` installs neither uvloop nor httptools, so use uvicorn without them.
         loop="asyncio",
         http="h11",
     )

@@ -1,13 +1,13 @@
 """
-One side of benchmarks/threads.py: measures one library and prints JSON.
+Measure one side, which is one library, for benchmarks/threads.py, and print JSON.
 
 Every side runs the same task function and detects its end in the same way. The last task to run
-sets a `threading.Event`. Then the results of the ten most recent tasks are read until they are
-finished, because each of ten workers may still be recording the outcome of its last task. A result
-is read with `result.refresh()`, a future of the bare executor with `future.done()`; between two
-reads `time.sleep(0)` releases the GIL, which the worker needs.
+sets a `threading.Event`. Then the program reads the results of the ten most recent tasks until all
+are finished, because each of ten workers may still be recording the outcome of its last task. It
+reads a result with `result.refresh()`, a future of the bare executor with `future.done()`; between
+two reads `time.sleep(0)` releases the GIL, which the worker needs.
 
-"One at a time" waits in this way for each task before it enqueues the next.
+In the scenario "one at a time" it waits in this way for each task before it enqueues the next.
 """
 
 import gc
@@ -30,7 +30,8 @@ BACKENDS = {
     "Immediate": "django.tasks.backends.immediate.ImmediateBackend",
 }
 
-# Wall time, CPU time, and CPU time with child processes, of which there are none; µs per task.
+# The wall time, CPU time, and CPU time with child processes (of which there are none), in µs per
+# task.
 type Cost = tuple[float, float, float]
 
 
@@ -40,7 +41,7 @@ class Countdown:
     def start(self, calls: int) -> None:
         self.done = threading.Event()
         self._last = calls - 1
-        self._calls = itertools.count()  # next() on it is atomic
+        self._calls = itertools.count()  # Worker threads need no lock, because next() is atomic.
 
     def step(self) -> None:
         if next(self._calls) == self._last:
@@ -51,15 +52,15 @@ countdown = Countdown()
 
 
 def step() -> None:
-    """Count one call: the task function of every side."""
+    """Count one call. Every side runs this task function."""
     countdown.step()
 
 
 class Handle(Protocol):
-    """The result of an enqueued task, reduced to the question whether it is finished."""
+    """Declares how the program asks any side whether an enqueued task is finished."""
 
     def finished(self) -> bool:
-        """Read the current state and return whether it is final."""
+        """Read the task's current state and return whether the task is finished."""
 
 
 class _Result:
@@ -85,7 +86,7 @@ class _Future:
 
 
 def enqueue_functions(side: str) -> dict[str, Callable[[], Handle]]:
-    """Return, for each number of workers, the function that enqueues one task."""
+    """Set up one side; return, for each number of workers, a function that enqueues one task."""
     settings.configure(
         DEBUG=False,
         USE_TZ=True,
@@ -129,7 +130,7 @@ def _cost_per_task(wall: float, cpu: float, tasks: int) -> Cost:
 
 
 def many(enqueue: Callable[[], Handle], tasks: int) -> Cost:
-    """Return the cost per task from the first enqueue to the last finish, all in flight at once."""
+    """Enqueue all tasks at once; return the cost per task until the last one is finished."""
     gc.collect()
     countdown.start(tasks)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -139,7 +140,7 @@ def many(enqueue: Callable[[], Handle], tasks: int) -> Cost:
 
 
 def one_by_one(enqueue: Callable[[], Handle], tasks: int) -> Cost:
-    """Return the cost per task if each is enqueued after the one before has finished."""
+    """Enqueue each task after the one before is finished; return the cost per task."""
     gc.collect()
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(tasks):
@@ -149,11 +150,11 @@ def one_by_one(enqueue: Callable[[], Handle], tasks: int) -> Cost:
 
 
 def measure(side: str, tasks: int) -> dict[str, Cost]:
-    """Return the cost in each scenario."""
+    """Run all scenarios of one side and return the cost per task of each."""
     enqueue = enqueue_functions(side)
     measured = {}
     for name in WORKERS:
-        many(enqueue[name], tasks // 10)  # starts the threads and fills the caches
+        many(enqueue[name], tasks // 10)  # These tasks start the threads and fill the caches.
         measured[name] = many(enqueue[name], tasks)
     measured["one at a time"] = one_by_one(enqueue["10 workers"], tasks // 10)
     return measured
