@@ -123,7 +123,7 @@ class TaskRecord(Topic, Reporting):
         # The set of unfinished records that ResultStore counts; None if it has no limit.
         self.unfinished: set[TaskRecord] | None = None
 
-    # Reading the state
+    # Methods that read the state
 
     @property
     def path(self) -> str:
@@ -174,9 +174,9 @@ class TaskRecord(Topic, Reporting):
                 event = self._event
         return event
 
-    # Changing the state. Invariant: these methods call no function while they hold the lock, except
-    # for the recorders of a test. A finalizer may run during any call and wait for the lock of
-    # another task, whose thread may wait for this lock: a deadlock.
+    # Methods that change the state. Invariant: they call no function while they hold the lock,
+    # except for the recorders of a test. A finalizer may run during any call and wait for the lock
+    # of another task, whose thread may wait for this lock: a deadlock.
 
     def enqueue(self, position: int) -> None:
         """Add the task to the hub and publish that `position` tasks wait before it."""

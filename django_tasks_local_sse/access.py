@@ -54,7 +54,7 @@ class TaskRef:
 
     @property
     def key(self) -> RefKey:
-        """The key of the task. The id alone is not one: two backends may both have a task "1"."""
+        """The alias and the id, which is no key alone: two backends may both have a task "1"."""
         return self.alias, self.id
 
     @property
@@ -74,7 +74,7 @@ def events_url(request: HttpRequest, *results: AnyResult) -> str:
 
 
 async def aevents_url(request: HttpRequest, *results: AnyResult) -> str:
-    """See events_url()."""
+    """Return the URL that events_url() returns; for async views, because it may use the ORM."""
     return _events_url(await _auser(request), results)
 
 
@@ -88,7 +88,7 @@ def cancel_token(request: HttpRequest, result: AnyResult) -> str:
 
 
 async def acancel_token(request: HttpRequest, result: AnyResult) -> str:
-    """See cancel_token()."""
+    """Return a token like cancel_token(); for async views, because it may use the ORM."""
     return _make_token(CANCEL, await _auser(request), result)
 
 
@@ -105,7 +105,8 @@ def watched_tasks(request: HttpRequest) -> list[TaskRef]:
     valid_ids = {ref.id for ref in refs if ref.allowed}
     allowed_ids = allowed_by_channel_manager(user, valid_ids) if valid_ids else set()
     checked = dict.fromkeys(ref if ref.id in allowed_ids else TaskRef(ref.id, None) for ref in refs)
-    # A second, invalid link to a task that the client may see does not make it unknown.
+    # If one token allows a task, drop further invalid tokens for the same id, because the client
+    # would otherwise receive the task as unknown too.
     return [ref for ref in checked if ref.allowed or ref.id not in allowed_ids]
 
 
@@ -144,9 +145,10 @@ def _user(request: HttpRequest) -> Any:
 
 async def _auser(request: HttpRequest) -> Any:
     """
-    See _user().
+    Return the logged-in user, or None, without blocking the event loop.
 
-    Does not call request.auser(): a middleware that replaces `request.user` does not replace it.
+    This function does not call request.auser(), because a middleware that replaces `request.user`
+    does not replace that method.
     """
     return await sync_to_async(_user)(request)
 

@@ -1,4 +1,4 @@
-"""The Django application."""
+"""The AppConfig of django_tasks_local_sse."""
 
 from importlib.util import find_spec
 
@@ -6,7 +6,7 @@ from django.apps import AppConfig
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 
-# Imported for its side effect: it connects the receivers that publish tasks of other backends.
+# The import of `foreign` connects the receivers that publish events for tasks of other backends.
 from django_tasks_local import foreign  # noqa: F401
 
 from .checks import CHECKS
@@ -14,7 +14,7 @@ from .conf import sse_settings
 
 
 class TasksSSEConfig(AppConfig):
-    """Live progress of tasks, over server-sent events."""
+    """Configures the app that sends the progress of tasks to browsers as server-sent events."""
 
     name = "django_tasks_local_sse"
     verbose_name = "Live task progress"
@@ -34,6 +34,7 @@ class TasksSSEConfig(AppConfig):
         for check in CHECKS:
             checks.register(check)
         if sse_settings().bridge:
-            from . import bridge  # here, because importing django-eventstream is slow
+            # Imported only if needed, because `bridge` imports django-eventstream, which is slow.
+            from . import bridge
 
             bridge.install()

@@ -1,5 +1,5 @@
 """
-Task events on django-eventstream's own channels.
+Send task events to django-eventstream's channels, from a thread of this module.
 
     hub ---> thread "django-tasks-bridge" ---> send_event("task-<id>", kind, payload)
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RETRY_DELAYS = (1.0, 4.0)  # seconds; then the event is dropped, so that later events are sent
+RETRY_DELAYS = (1.0, 4.0)  # Seconds before each retry; after these the event is dropped.
 
 
 class _State:
     def __init__(self) -> None:
         self.started = False
-        # Held by the one thread that starts the bridge. Other threads skip the start instead of
-        # waiting: a finalizer may enqueue a task, and so call _start(), in the thread that has it.
+        # The thread that starts the bridge holds this lock. Others skip the start instead of
+        # waiting, because a finalizer in that thread may enqueue a task, and so call _start().
         self.starting = threading.Lock()
 
 

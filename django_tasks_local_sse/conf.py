@@ -50,7 +50,7 @@ FIELDS = {option.name.upper(): option for option in fields(SSESettings)}
 
 
 def sse_settings() -> SSESettings:
-    """Return the present settings. A key that a system check reports has its default."""
+    """Return the present settings; a key with an invalid value has its default."""
     given = getattr(settings, "TASKS_SSE", None)
     values: dict[str, Any] = {"expose_errors": bool(settings.DEBUG)}
     if isinstance(given, dict):

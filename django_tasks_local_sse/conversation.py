@@ -1,4 +1,4 @@
-"""What one client has been sent: the initial states, updates, and the recheck after silence."""
+"""Decide what one stream sends: the initial states, updates, and a recheck after silence."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Conversation:
         self.settings = settings
         self.found = found
         self._refs = {ref.key: ref for ref in refs}
-        self._open = set(self._refs)  # neither finished nor unknown
+        self._open = set(self._refs)  # The tasks that are neither finished nor unknown.
         self._last_event_id = last_event_id
-        self._versions = dict.fromkeys(self._refs, NO_VERSION)  # of the last event sent
+        self._versions = dict.fromkeys(self._refs, NO_VERSION)  # By key, of the last event sent.
 
     @property
     def ended(self) -> bool:
@@ -57,7 +57,7 @@ class Conversation:
         message = f"retry: {self.settings.retry}\n\n".encode()
         encoded = self._encode(states.values(), [key for key in self._refs if key not in states])
         if self._open and self._last_event_id == encoding.state_digest(self._versions):
-            return message  # The client has all of this.
+            return message  # The client has received these states on an earlier connection.
         return message + encoded
 
     def update(self, events: Iterable[TaskEvent], unknown: Iterable[RefKey] = ()) -> bytes:

@@ -96,7 +96,7 @@ def encode_alone(event: TaskEvent, settings: SSESettings) -> bytes:
 
 
 def encode_unknown(result_id: str) -> bytes:
-    """See encode()."""
+    """Return the server-sent event `unknown`, without an id."""
     return _encode(UNKNOWN, unknown_payload(result_id))
 
 

@@ -1,4 +1,4 @@
-"""The parts of django-eventstream that are used: rules for channels, CORS settings, headers."""
+"""Use the parts of django-eventstream for access to channels, CORS settings and headers."""
 
 from collections.abc import Iterable
 from typing import Any

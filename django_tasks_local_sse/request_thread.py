@@ -1,4 +1,4 @@
-"""The thread that Django's ASGI handler keeps for a request."""
+"""Release the thread that Django's ASGI handler keeps for a request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from django.db import connections
 
 async def release_request_thread() -> None:
     """
-    Give back the thread that Django holds for this request, and its database connections.
+    Release the thread that Django keeps for this request, and close its database connections.
 
     Django's ASGI handler creates an executor with one thread for each request and keeps it until
     the response ends, up to MAX_STREAM_SECONDS here. Code that needs a thread later gets a new one

@@ -1,4 +1,4 @@
-"""`path("tasks/", include("django_tasks_local_sse.urls"))`."""
+"""The URLs of the views; use `path("tasks/", include("django_tasks_local_sse.urls"))`."""
 
 from django.urls import path
 

@@ -127,7 +127,7 @@ def _finish(response: HttpResponseBase, request: HttpRequest) -> HttpResponseBas
 async def _empty_content() -> AsyncIterator[bytes]:
     """Return the content of an answer to HEAD: Django's ASGI handler iterates over it too."""
     return
-    yield b""  # makes it a generator
+    yield b""  # This unreachable yield makes the function an async generator.
 
 
 def _hold_seconds(request: HttpRequest, settings: SSESettings) -> float:

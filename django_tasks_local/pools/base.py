@@ -213,7 +213,7 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         self.queue_changed()
         return True
 
-    # Closing
+    # Methods that close the pool
 
     def close(self, timeout: float | None = None) -> None:
         """
@@ -272,7 +272,7 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
             results=len(self.results),
         )
 
-    # Helpers
+    # Methods that other methods of the pool call
 
     def queue_changed(self) -> None:
         """Schedule the publication of changed positions in the queue. Any thread may call this."""

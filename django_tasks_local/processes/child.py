@@ -245,7 +245,7 @@ class WorkerMain:
         outcome = self._execute(running)
         seconds = time.perf_counter() - began
         if os.getpid() != self._pid:
-            os._exit(0)  # The task called fork(), and its child must not go on as a worker.
+            os._exit(0)  # The task called fork(), and its child must not continue as a worker.
         if not (self._terminated and outcome.error is not None):
             last = running.close_progress()
             self._unsent = encode_result(message.result_id, seconds, outcome, last)

@@ -119,7 +119,7 @@ class Dispatcher:
         forget_parents_children(self.workers())
         self._loop.close()
 
-    # Called from: the dispatcher's thread
+    # Only the dispatcher's thread calls the methods below.
 
     def _on_turn(self) -> float | None:
         """Act on deadlines, assign tasks, start workers; return the time of the next deadline."""
@@ -196,7 +196,7 @@ class Dispatcher:
         connection.is_watched_for_writing = connection.has_unsent
         self._loop.watch_writing(connection.sock, connection.is_watched_for_writing)
 
-    # Handlers of messages
+    # Methods that handle the messages of workers
 
     def _on_socket(self, worker: WorkerProcess, events: int) -> None:
         if worker not in self._crew:
@@ -271,7 +271,7 @@ class Dispatcher:
         Unreadable: _reject,
     }
 
-    # Handlers of the end of a worker
+    # Methods that handle the end of a worker
 
     def _on_end_of_socket(self, worker: WorkerProcess) -> None:
         """Give no task to a worker that is ending, or whose running task has closed its socket."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     type Watched = socket.socket | int
-    type Handler = Callable[[int], object]  # gets EVENT_READ, EVENT_WRITE or both
+    type Handler = Callable[[int], object]  # The argument is EVENT_READ, EVENT_WRITE or both.
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Loop:
         """Start the thread. Raises RuntimeError if the system cannot start a thread."""
         self._thread.start()
 
-    # Called from: any thread
+    # Any thread may call the methods below.
 
     def post(self, command: Callable[..., object], *args: object) -> None:
         """Wake the loop's thread and let it call `command` with `args`."""
@@ -100,7 +100,7 @@ class Loop:
         self._wake_recv.close()
         self._wake_send.close()
 
-    # Called from: the loop's thread
+    # Only the loop's thread calls the methods below.
 
     def watch(self, file: Watched, handler: Handler) -> None:
         """Call `handler` whenever the file is readable. Raises OSError if that is impossible."""
@@ -118,11 +118,11 @@ class Loop:
             self._selector.unregister(file)
 
     def call(self, function: Callable[..., object], *args: object) -> None:
-        """Call a function; log its exception instead of raising it, so that the thread goes on."""
+        """Call a function; log an exception instead of raising it, so that the thread continues."""
         try:
             function(*args)
         except BaseException:
-            # Go on after a bug of this package or a SystemExit, to serve the other workers' tasks.
+            # Continue after a bug of this package or SystemExit, to serve the other workers' tasks.
             logger.exception("An error in the dispatcher: the thread %r.", self._thread.name)
 
     def _run(self) -> None:

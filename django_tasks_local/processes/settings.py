@@ -40,7 +40,7 @@ class WorkerSettings:
     databases: dict[str, Any] = field(default_factory=dict)
 
 
-# Called from: the parent
+# The parent calls the functions below.
 
 
 def worker_settings(name: str, progress_interval: float) -> WorkerSettings:
@@ -106,7 +106,7 @@ def refuse_databases_in_memory() -> None:
             )
 
 
-# Called from: a worker process
+# A worker process calls the functions below.
 
 
 def set_up_django(parent: WorkerSettings) -> None:

@@ -63,7 +63,7 @@ class RemoteError(Exception):
     """
 
 
-# Frames
+# Functions and a class that make and split frames
 
 
 def frame(body: bytes) -> bytes:

@@ -95,7 +95,7 @@ class WorkerProcess:
         self.stopped_task: ProcessTask | None = None
         self.recall_at: float | None = None  # when to call recall()
 
-    # Methods for the state
+    # Methods that read the state, and _move()
 
     def _move(
         self,

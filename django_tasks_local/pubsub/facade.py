@@ -50,7 +50,7 @@ class Hub:
         self._all_closed = threading.Condition()
         self._mailboxes: dict[asyncio.AbstractEventLoop, Mailbox] = {}
 
-    # Publishing
+    # Methods that publish events
 
     def publish(self, event: TaskEvent, *, keep: bool = False) -> bool:
         """
@@ -112,7 +112,7 @@ class Hub:
         """Return the number of tasks that the hub has, without awaited ids of unknown backends."""
         return len(self._latest)
 
-    # Reading
+    # Methods that read events, or subscribe to them
 
     def snapshot(self, result_or_id: Any, backend: str | None = None) -> TaskEvent | None:
         """

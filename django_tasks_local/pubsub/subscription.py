@@ -73,7 +73,7 @@ class Subscription:
             return True
         return bool(self.references) and not self._unfinished
 
-    # Reading in a thread
+    # Methods that read events in a thread
 
     def __enter__(self) -> Self:
         self._hub.attach(self, None)
@@ -111,7 +111,7 @@ class Subscription:
         while events := self.take():
             yield from events
 
-    # Reading in an event loop
+    # Methods that read events in an event loop
 
     async def __aenter__(self) -> Self:
         self._hub.attach(self, asyncio.get_running_loop())
@@ -170,7 +170,7 @@ class Subscription:
         self._timer = None
         self.resume()
 
-    # Reading in a thread and in an event loop
+    # Methods for readers in a thread and in an event loop
 
     def reads(self, topic: Topic) -> bool:
         """Return whether this topic belongs to one of `references`. Any thread may call this."""
