@@ -1,5 +1,5 @@
 """
-Measure what a task in a worker process costs in this package and its peers.
+Measure the cost of a task in a worker process with this package and its peers.
 See docs/performance.md.
 
     uv run benchmarks/processes.py [--rounds 7] [--tasks 10000]

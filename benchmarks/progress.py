@@ -1,5 +1,5 @@
 """
-Measure what report_progress() and track() cost, and tqdm and a bare loop for comparison.
+Measure the cost of report_progress() and track(), and that of tqdm and a bare loop.
 See docs/performance.md.
 
     uv run benchmarks/progress.py [--rounds 7] [--steps 2000000]

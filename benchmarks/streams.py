@@ -1,5 +1,5 @@
 """
-Measure what open streams cost with this package's view and its peers. See docs/performance.md.
+Measure the cost of open streams with this package's view and its peers. See docs/performance.md.
 
     uv run benchmarks/streams.py [--rounds 5] [--connections 1 100 1000 5000]
 

@@ -1,5 +1,5 @@
 """
-Measure what a task in a thread costs in this package and its peers. See docs/performance.md.
+Measure the cost of a task in a thread with this package and its peers. See docs/performance.md.
 
     uv run benchmarks/threads.py [--rounds 7] [--tasks 20000]
 

@@ -124,7 +124,7 @@ async def expect_value_text(page: Page, text: str | None, id: str = "a") -> None
     await expect_bar(page, text, id, "aria-valuetext")
 
 
-# Tests of what the widget displays.
+# Tests of the bar, texts and styles that the widget displays.
 
 
 async def test_bare_element_builds_same_markup_as_template(

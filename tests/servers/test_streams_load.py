@@ -150,7 +150,7 @@ def test_thousand_dropped_connections(uvicorn: Server, gate: str) -> None:
     assert open_streams(uvicorn) == 0
     before = count_threads(uvicorn)
     drop_connections(uvicorn, path, 1000)
-    # The task still runs, so the server closes the streams because their clients are gone.
+    # The task still runs, so the server closes the streams because of the lost clients.
     wait_until(lambda: open_streams(uvicorn) == 0, "streams stay open")
     wait_until(lambda: count_threads(uvicorn) <= before + 1, "threads stay alive")
     tasks.gates[gate].set()

@@ -401,7 +401,7 @@ def test_streams_hold_no_thread_and_no_connection(
         cookies = dict(browser.cookies)
     result = running(tasks.gated.enqueue(gate))
     url = stream_url(server, result)
-    # Database connections that requests opened: Django queries the user who is logged in.
+    # The database connections that requests open, because Django queries the logged-in user.
     used: list[BaseDatabaseWrapper] = []
 
     def note(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
