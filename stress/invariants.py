@@ -159,7 +159,7 @@ class Checker:
             # Without a record the task was judged, or the log has not yet passed its first entry.
             long_ended = task_id in self._judged if record is None else self._is_due(record)
             if complete and seen != LATEST and long_ended:
-                self.violate(task_id, f"reader {reader} got {seen}, and never the end")
+                self.violate(task_id, f"reader {reader} got {seen}, and never the last event")
 
     # Methods that judge tasks.
 
@@ -200,7 +200,7 @@ class Checker:
         self.outcomes[end] += 1
         yield from _disagreements(record, last, is_lost=end == "lost")
         if end not in self._expected[last.name] and not self._may_be(end, record):
-            yield f"the task {last.name} {end}, and nobody has made it"
+            yield f"the task {last.name} has the outcome {end}, which the log does not explain"
 
     def _may_be(self, end: str, record: Record) -> bool:
         """Return whether a cancellation, kill, discarded pool or timeout explains the outcome."""
@@ -230,9 +230,9 @@ def wrong_events(events: list[TaskEvent]) -> Iterable[str]:
     kinds = [event.kind for event in events]
     versions = [event.version for event in events]
     if len(set(versions)) < len(versions):
-        yield "two events are equally late"
+        yield "two events have the same version"
     if [ORDER.index(kind) for kind in kinds] != sorted(ORDER.index(kind) for kind in kinds):
-        yield "the kinds are not in order"
+        yield "the kinds of its events are not in order"
     if kinds[0] is not EventKind.ENQUEUED or events[0].sequence != 1:
         yield "it was not enqueued first"
     if any(event.sequence != 2 for event in events if event.kind is EventKind.STARTED):
@@ -259,13 +259,13 @@ def _disagreements(record: Record, last: TaskEvent, *, is_lost: bool) -> Iterabl
     if stored is None:
         yield "the store did not know it when task_finished was sent"
     elif (stored.status, stored.errors) != (result.status, result.errors):
-        yield f"the store said {stored.status}, and task_finished {result.status}"
+        yield f"its status in the store is {stored.status}, in task_finished {result.status}"
     if last.status != result.status:
-        yield f"the hub said {last.status}, and task_finished {result.status}"
+        yield f"its status in the hub is {last.status}, in task_finished {result.status}"
     if last.error is not None and last.error.type != result.errors[-1].exception_class_path:
-        yield f"the hub said {last.error.type}, and the result something else"
+        yield f"its error in the hub is {last.error.type}, in the result another one"
     if last.error is None and last.return_value != result.return_value:
-        yield f"the hub said {last.return_value!r}, and the result {result.return_value!r}"
+        yield f"it returned {last.return_value!r} in the hub, {result.return_value!r} in the result"
 
 
 def _last(events: list[TaskEvent]) -> TaskEvent:
