@@ -67,7 +67,7 @@ def install() -> None:
 
 
 def _start(**kwargs: Any) -> None:
-    """Start the thread. A signal's receiver: called in any thread."""
+    """Start the bridge's thread once. Called as the receiver of a signal, in any thread."""
     state = _state
     if state.started or not state.starting.acquire(blocking=False):
         return

@@ -51,7 +51,7 @@ def _find_mistakes(given: dict[Any, Any]) -> Iterator[CheckMessage]:
 
 
 def check_channel_manager(**kwargs: Any) -> list[CheckMessage]:
-    """Report a channel manager that cannot be created; every stream asks it."""
+    """Report a channel manager that cannot be created, because every stream needs it."""
     from django_eventstream.utils import get_channelmanager
 
     try:
@@ -125,7 +125,7 @@ def _finds_script() -> bool:
     try:
         return finders.find(SCRIPT) is not None
     except ImproperlyConfigured:
-        return True  # A wrong setting, which a check of the application staticfiles reports.
+        return True  # A check of Django's app staticfiles reports this wrong setting.
 
 
 def check_web_workers(**kwargs: Any) -> list[CheckMessage]:

@@ -36,7 +36,7 @@ class Conversation:
         self._refs = {ref.key: ref for ref in refs}
         self._open = set(self._refs)  # The tasks that are neither finished nor unknown.
         self._last_event_id = last_event_id
-        self._versions = dict.fromkeys(self._refs, NO_VERSION)  # By key, of the last event sent.
+        self._versions = dict.fromkeys(self._refs, NO_VERSION)  # The versions that were sent last.
 
     @property
     def ended(self) -> bool:

@@ -449,7 +449,7 @@ class Chaos:
                 self.readings.append(self.reading())
 
     def drain_log(self) -> None:
-        """Pass the new entries of the log to the checker."""
+        """Pass the new log entries to the checker, and count those of the kind `count`."""
         while self.log:
             what, *values = self.log.popleft()
             if what == "count":

@@ -167,7 +167,7 @@ class Storm:
         return frozenset(rng.choices(recent, k=rng.randint(1, 20)))
 
     def read_in_threads(self, rng: random.Random) -> None:
-        """Open one subscription after the other until the run is over."""
+        """Subscribe to random tasks and read for up to 2 s; repeat this until the run is over."""
         while not self.over.is_set():
             ids = self.draw_ids(rng)
             reader = ReaderHistory(f"thread-{next(self.numbers)}", ids)
@@ -263,7 +263,8 @@ class Storm:
 
     def start(self) -> tuple[list[threading.Thread], list[threading.Thread]]:
         """Start all threads; return those that enqueue, and the others."""
-        # The readers of everything subscribe before the first task is enqueued.
+        # The two readers of all tasks subscribe before the first task is enqueued, so that they
+        # can receive the events of every task.
         self.subscribed = threading.Barrier(3)
         others = [self.start_thread(self.read_everything), self.start_thread(self.run_loop)]
         self.subscribed.wait()

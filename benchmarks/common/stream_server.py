@@ -68,7 +68,7 @@ class Server(Program):
         return len(list((self.proc / "task").iterdir()))
 
     def cpu(self) -> float:
-        """Return the CPU time of the process's living threads, in µs."""
+        """Return the CPU time of the living threads of the server process, in µs."""
         times = (self.proc / "task").glob("*/schedstat")
         return sum(int(path.read_text().split()[0]) for path in times) / 1000
 

@@ -94,7 +94,7 @@ class DjangoSide:
     path = ""
 
     def prepare(self) -> None:
-        """Do nothing."""
+        """Do nothing, because this side needs no preparation."""
 
     def application(self) -> Any:
         """Return Django's ASGI application."""
@@ -182,7 +182,7 @@ class Bare:
         return self._serve
 
     def prepare(self) -> None:
-        """Do nothing."""
+        """Do nothing, because this side needs no preparation."""
 
     def publish(self, event: TaskEvent) -> None:
         self.loop.call_soon_threadsafe(self._wake, encode(event))
