@@ -1,4 +1,4 @@
-"""Fixtures for all tests, and the markers of tests by folder."""
+"""Fixtures for all tests, and the hook that adds the markers `servers` and `browser` to tests."""
 
 import signal
 from collections.abc import Iterator
@@ -17,13 +17,15 @@ TESTS = Path(__file__).parent
 
 
 def pytest_configure() -> None:
-    """Restore Ctrl-C for the processes that tests start; shells disable it for background jobs."""
+    """
+    Restore SIGINT for the processes that tests start, because shells ignore it in background jobs.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Tests outside of tests/servers that run whole programs, kill worker processes or install packages:
-# three quarters of the time of all tests outside of tests/servers and tests/browser.
+# Tests outside of tests/servers that run whole programs, kill worker processes or install packages.
+# They take three quarters of the time of all tests outside of tests/servers and tests/browser.
 PROGRAMS = (
     "core/django_suite",
     "core/processes/test_loading.py",
@@ -39,7 +41,9 @@ PROGRAMS = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests in `servers` and `browser`, PROGRAMS, and all that use the browser."""
+    """
+    Add the marker `servers` to tests/servers and PROGRAMS, and `browser` to tests with a browser.
+    """
     for item in items:
         path = item.path.relative_to(TESTS)
         folder = path.parts[0]
@@ -53,7 +57,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
-    """Fail a test that leaves a task running or a subscription open."""
+    """
+    Open all gates after each test; fail a test whose tasks still run or whose subscriptions are
+    open.
+    """
     yield
     for gate in tasks.gates.values():
         gate.set()
@@ -61,21 +68,23 @@ def no_leaks() -> Iterator[None]:
     tasks.notes.clear()
     wait_until(
         lambda: not any(pool.statistics().unfinished for pool in pools.all_pools()),
-        "tasks still run",
+        "tasks still run after the test",
     )
-    wait_until(lambda: hub.statistics().subscriptions == 0, "subscriptions are open")
+    wait_until(lambda: hub.statistics().subscriptions == 0, "subscriptions are open after the test")
 
 
 @pytest.fixture(params=["threads", "processes"])
 def alias(request: pytest.FixtureRequest) -> str:
-    """The alias of each kind of backend, as settings_with() defines them."""
+    """Return "threads" and then "processes", the two aliases that settings_with() defines."""
     kind: str = request.param
     return kind
 
 
 @pytest.fixture
 def gate(tmp_path: Path) -> str:
-    """The path of a closed gate; tasks wait there until `tasks.gates[gate].set()`."""
+    """
+    Return the path of a closed Gate; `tasks.wait_for(gate)` blocks until `tasks.gates[gate].set()`.
+    """
     path = str(tmp_path / "gate")
     tasks.gates[path] = tasks.Gate(path)
     return path
@@ -83,6 +92,6 @@ def gate(tmp_path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """The URL of the tests' project, served by uvicorn in a thread of this process."""
+    """Serve the tests' project with uvicorn in a thread of this process; return its URL."""
     with ServerThread() as url:
         yield url

@@ -1,7 +1,10 @@
 """
-The script that test_fork runs: `fork_script.py BACKEND BOOK WAY...`. It forks while tasks run.
+A script that test_fork.py runs: it starts child processes while tasks run on the backend ALIAS.
 
-Tasks sign the book. The script prints its pid, then that of each child.
+    fork_script.py ALIAS BOOK WAY...
+
+A WAY is "os.fork" or a start method of multiprocessing. Each task appends its id and the pid of its
+process to the file BOOK. The script prints its own pid, then the pid of each child.
 """
 
 import multiprocessing
@@ -21,21 +24,23 @@ FORKS = 5
 
 
 def wait_for_event(result: Any, kind: str) -> None:
-    """Wait until an event of this kind is received."""
+    """
+    Block until the hub publishes an event of this kind for the task; fail if the task ends first.
+    """
     with hub.subscribe(result.id) as subscription:
         while not any(event.kind == kind for event in subscription.take(LIMIT)):
             assert not subscription.ended
 
 
 def child(alias: str, book: str) -> None:
-    """Run two tasks in the child process."""
+    """Run two tasks in this child process, then print its pid."""
     for result in [sign.using(backend=alias).enqueue(book) for _ in range(2)]:
         wait_for_event(result, "finished")
     print(os.getpid(), flush=True)  # noqa: T201
 
 
 def fork(alias: str, book: str) -> None:
-    """Run child() in children of os.fork() while another thread may hold any lock."""
+    """Run child() in FORKS children of os.fork(), each forked while a thread runs keep_busy()."""
     stop = threading.Event()
     traffic = threading.Thread(target=keep_busy, args=(stop,))
     traffic.start()
@@ -50,13 +55,15 @@ def fork(alias: str, book: str) -> None:
 
 
 def keep_busy(stop: threading.Event) -> None:
-    """Run tasks one after the other until `stop` is set."""
+    """
+    Run tasks until `stop` is set, so that this thread may hold any lock when the process forks.
+    """
     while not stop.is_set():
         wait_for_event(noop.using(backend="busy").enqueue(), "finished")
 
 
 def start(method: str, alias: str, book: str) -> None:
-    """Run child() in a child of multiprocessing."""
+    """Run child() in a process that multiprocessing starts with the start method `method`."""
     process = multiprocessing.get_context(method).Process(target=child, args=(alias, book))
     process.start()
     process.join(2 * LIMIT)
@@ -64,7 +71,9 @@ def start(method: str, alias: str, book: str) -> None:
 
 
 def main(alias: str, book: str, *ways: str) -> None:
-    """Start children in each way while one task runs and two wait; then finish these tasks."""
+    """
+    Start children in each way while one task runs and two are queued; then let all three finish.
+    """
     print(os.getpid(), flush=True)  # noqa: T201
     gate = Gate(f"{book}-gate")
     results = [sign.using(backend=alias).enqueue(book, f"{book}-gate") for _ in range(3)]

@@ -1,4 +1,4 @@
-"""The contract of django.tasks, and the additions of these backends."""
+"""Both backends fulfil the contract of django.tasks; their additions to it work as documented."""
 
 import asyncio
 import logging
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module", autouse=True)
 def both_backends() -> Iterator[None]:
-    """A pool of each kind for all tests that need no other."""
+    """Configure a thread backend and a process backend for all tests that do not override TASKS."""
     with settings_with():
         yield
 
@@ -42,7 +42,7 @@ def run_task(task: Any, *args: Any, **kwargs: Any) -> AnyResult:
     return finished(task.enqueue(*args, **kwargs))
 
 
-# The contract
+# The contract of django.tasks
 
 
 def test_public_names() -> None:
@@ -219,7 +219,7 @@ def test_unsupported_task_options(alias: str, change: dict[str, Any], message: s
 
 
 class MaintainedBackend(ThreadPoolBackend):
-    """Refuses all tasks during maintenance."""
+    """A backend whose validate_task() rejects every task while `in_maintenance` is True."""
 
     in_maintenance = False
 
@@ -230,7 +230,9 @@ class MaintainedBackend(ThreadPoolBackend):
 
 
 def test_subclass_validates_each_task() -> None:
-    """Its answer for the same Task may change."""
+    """
+    Each enqueue() calls validate_task(), because a subclass may reject a task it once accepted.
+    """
     backend = MaintainedBackend("default", {"BACKEND": "maintained"})
     backend.enqueue(tasks.noop, [], {})
     backend.in_maintenance = True
@@ -305,14 +307,19 @@ def test_receiver_of_task_enqueued_that_raises(alias: str) -> None:
             tasks.add.using(backend=alias).enqueue(1)
     finally:
         task_enqueued.disconnect(receive)
-    # The caller receives the error, and the task runs nevertheless.
+    # enqueue() raised the receiver's exception after it had queued the task, so a worker runs the
+    # task.
     assert finished(task_backends[alias].get_result(ids[0])).return_value == 2
 
 
 async def test_async_receiver_in_event_loop(
     alias: str, gate: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In an event loop enqueue() cannot call them; it logs this, as the task is already queued."""
+    """
+    In an event loop, enqueue() cannot call an async receiver, so it logs that and queues the task.
+
+    It raises no exception, because the task is already queued at that time.
+    """
     seen = []
 
     async def receive(task_result: Any, **kwargs: Any) -> None:
@@ -346,7 +353,7 @@ def test_log_records(alias: str, caplog: pytest.LogCaptureFixture) -> None:
     assert "bad value" in str(exc_info[1])
 
 
-# One pool per alias and process
+# Each process has one pool per alias
 
 
 def test_one_pool_for_many_threads(alias: str, gate: str) -> None:
@@ -372,7 +379,9 @@ def test_one_pool_for_many_threads(alias: str, gate: str) -> None:
 
 
 def task_threads(alias: str) -> list[str]:
-    """Return the names of the worker threads of the alias, without duplicates from ending pools."""
+    """
+    Return the names of the alias's worker threads; threads of an ending pool have the same names.
+    """
     pattern = re.compile(rf"django-tasks-{alias}-\d+")
     names = [thread.name for thread in threading.enumerate() if pattern.fullmatch(thread.name)]
     return sorted(set(names))
@@ -419,7 +428,7 @@ def test_tasks_setting_changed(gate: str, caplog: pytest.LogCaptureFixture) -> N
     assert "tests.project.tasks.noop" in messages
 
 
-# OPTIONS
+# The OPTIONS of a backend
 
 
 def test_max_results(alias: str) -> None:
@@ -494,7 +503,10 @@ def test_cancelled_task_evicted_before_its_turn(
         for result in waiting:
             assert cancel(result.id, backend=alias)
         tasks.gates[gate].set()
-        wait_until(lambda: hub.snapshot(waiting[-1].id) is None, "the task is not evicted")
+        wait_until(
+            lambda: hub.snapshot(waiting[-1].id) is None,
+            "the hub keeps a task that should be evicted",
+        )
         assert run_task(tasks.add.using(backend=alias), 1).return_value == 2
     assert busy.id
     assert not [record for record in caplog.records if record.levelname == "CRITICAL"]
@@ -523,7 +535,11 @@ def test_cancel_waiting_task(alias: str, gate: str) -> None:
 
 
 def test_cancelled_task_leaves_the_queue(alias: str, gate: str) -> None:
-    """Neither MAX_PENDING nor MAX_RESULTS counts it, so its arguments must not stay in memory."""
+    """
+    cancel() removes a waiting task from the queue, so that its arguments do not stay in memory.
+
+    Neither MAX_PENDING nor MAX_RESULTS would limit the number of cancelled tasks in the queue.
+    """
 
     def cancel_at_once(task_result: AnyResult, **kwargs: Any) -> None:
         if task_result.args == ["never"]:
@@ -559,7 +575,7 @@ def test_cancel_running_task(gate: str) -> None:
     assert tasks.notes[gate] == ["cleaned up"]
     event = hub.snapshot(result.id)
     assert event.error.reason == "cancelled"
-    # A report during the cleanup does not raise again.
+    # report_progress() raises TaskCancelled only once, so the task could report during its cleanup.
     assert event.progress.message == "cleaning up"
     assert not cancel(result.id)
 
@@ -607,7 +623,7 @@ def positions_of(results: list[AnyResult]) -> list[int | None]:
 
 
 def wait_until_published() -> None:
-    """Wait until no scan of a queue is scheduled."""
+    """Wait until no pool has a scan of its queue scheduled, so that all positions are published."""
     queues = [pool._positions for pool in pools._pools.values()]
     wait_until(
         lambda: not any(queue._is_scheduled for queue in queues), "scans of the queue do not end"
@@ -659,13 +675,16 @@ def test_positions_of_tasks_enqueued_by_many_threads(gate: str) -> None:
             thread.join(LIMIT)
         for result in results[:50]:
             assert cancel(result.id)
-        wait_until(lambda: max(positions_of(results[50:])) <= 49, "not all have moved up")
+        wait_until(
+            lambda: max(positions_of(results[50:])) <= 49,
+            "a task keeps a position that is too high",
+        )
         tasks.gates[gate].set()
         finished(busy)
         assert {finished(result).attempts for result in results[50:]} == {1}
 
 
-# Closing
+# Closing a backend or its pool
 
 
 def test_close_loses_unfinished_tasks(gate: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -699,7 +718,9 @@ def test_close_waits_for_running_task(gate: str) -> None:
 
 
 def test_lost_task_is_cancelled() -> None:
-    """If the process continues after close(), as in tests, a lost task must not run on."""
+    """
+    close() cancels a running task that it reports as lost, because the process may continue to run.
+    """
     name = uuid.uuid4().hex
     with settings_with(MAX_WORKERS=1):
         result = running(tasks.until_cancelled.enqueue(name))
@@ -709,7 +730,9 @@ def test_lost_task_is_cancelled() -> None:
 
 
 def test_task_that_starts_while_pool_is_discarded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A late event must not bring back a task that the hub has released."""
+    """
+    The late `started` event of a task that discard() has released must not re-create it in the hub.
+    """
     with settings_with(MAX_WORKERS=1), hub.subscribe() as subscription:
         pool = task_backends["default"]._pool  # type: ignore[attr-defined]
         start = TaskRecord.start
@@ -750,7 +773,9 @@ def test_task_that_ends_while_pool_is_discarded(gate: str, monkeypatch: pytest.M
 def test_task_enqueued_while_another_thread_closes_the_pool(
     step: str, alias: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The task fails with TaskLost, whether the pool closes before or after it is published."""
+    """
+    The task fails with TaskLost if the pool closes before it is stored or before it is published.
+    """
     seen: list[TaskEvent] = []
     with settings_with(MAX_WORKERS=1), hub.recording(seen.append):
         pool = task_backends[alias]._pool  # type: ignore[attr-defined]

@@ -1,4 +1,6 @@
-"""Cancellation at any time has one outcome, and the return value of cancel() agrees with it."""
+"""
+cancel() at any time: each task has one outcome, and the return value of cancel() agrees with it.
+"""
 
 import threading
 from collections.abc import Iterator
@@ -34,7 +36,9 @@ def backends() -> Iterator[None]:
 
 
 def was_cancelled(result: Any) -> bool:
-    """Whether a finished task was cancelled; its result and its last event must agree."""
+    """
+    Return whether a finished task was cancelled; fail if its result and its last event disagree.
+    """
     event = hub.snapshot(result.id)
     assert event is not None
     assert event.status == result.status
@@ -62,10 +66,10 @@ def test_cancel_unknown_id(alias: str) -> None:
 
 
 def test_cancel_twice(tmp_path: Path) -> None:
-    """Each call returns whether the task was unfinished; the task is cancelled once."""
+    """Two cancel() calls interrupt the task once; each returns whether the task was unfinished."""
     result = running(tasks.until_cancelled.enqueue(str(tmp_path)))
     assert cancel(result.id) is True
-    assert cancel(result.id) in {True, False}  # The task may have ended between the calls.
+    assert cancel(result.id) in {True, False}  # False if the task ended before this call.
     assert was_cancelled(finished(result))
     assert cancel(result.id) is False
     assert tasks.notes[str(tmp_path)] == ["cleaned up"]
@@ -73,7 +77,7 @@ def test_cancel_twice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", [tasks.clean_up, tasks.clean_up_async])
 def test_cancel_again_during_cleanup(task: Any, gate: str) -> None:
-    """A second cancel() does not interrupt the cleanup."""
+    """A second cancel() returns True but does not interrupt the `finally` block of the task."""
     result = running(task.enqueue(gate, gate))
     notes = tasks.notes[gate]
     assert cancel(result.id) is True
@@ -94,7 +98,10 @@ def test_report_during_cleanup_is_in_the_final_event(task: Any, gate: str) -> No
 
 
 def test_cancel_after_coroutine_has_ended(gate: str) -> None:
-    """The coroutine has returned, so the task succeeds; its thread is not interrupted."""
+    """
+    If the coroutine has returned, cancel() fails neither the task nor the thread that it left
+    running.
+    """
     result = tasks.leave_a_query.enqueue(gate)
     wait_for_event(result.id, lambda e: e.progress and e.progress.message == "ending")
     assert cancel(result.id) is True
@@ -104,7 +111,10 @@ def test_cancel_after_coroutine_has_ended(gate: str) -> None:
 
 
 def test_cancel_from_four_threads(gate: str) -> None:
-    """One thread cancels a waiting task; each call returns a correct answer."""
+    """
+    If four threads cancel a waiting task at once, the task fails and at least one call returns
+    True.
+    """
     blocked = [tasks.gated.enqueue(gate) for _ in range(10)]
     waiting = tasks.noop.enqueue()
     barrier = threading.Barrier(4)
@@ -125,11 +135,12 @@ def test_cancel_from_four_threads(gate: str) -> None:
 @pytest.mark.parametrize("alias", ALIASES)
 def test_cancel_while_task_finishes(alias: str) -> None:
     """
-    The first of cancel() and the end decides; False is never returned for a cancelled task.
+    If cancel() races with the end of a task, it never returns False for a task that was cancelled.
 
-    In a thread True may be returned for a task that succeeds, because it reports no progress after.
+    In a thread, cancel() may return True for a task that succeeds, because only report_progress()
+    raises TaskCancelled there, and the task may not call it again.
     """
-    # Each cancellation replaces a worker process, which takes time.
+    # Each cancellation in the process backend replaces a worker process, which takes time.
     times = 300 if alias == "default" else 8
     for number in range(times):
         result = tasks.steps.using(backend=alias).enqueue(number % 7)
@@ -144,7 +155,9 @@ def test_cancel_while_task_finishes(alias: str) -> None:
 
 
 def test_cancel_after_concurrent_cancel(gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another cancel() between status check and cancellation: the second cancels nothing."""
+    """
+    cancel() returns False if another thread cancels the task after cancel() has read its status.
+    """
     busy = [tasks.gated.enqueue(gate) for _ in range(10)]
     for result in busy:
         running(result)

@@ -1,4 +1,4 @@
-"""Cancellation: delivered once, to synchronous code or to a coroutine."""
+"""The class Cancellation delivers a request once, either to synchronous code or to a coroutine."""
 
 import asyncio
 import threading
@@ -60,7 +60,9 @@ def test_interrupt_raises_in_synchronous_code(cancellation: Cancellation) -> Non
 
 
 def run_watched(cancellation: Cancellation, coroutine: Any) -> Any:
-    """Run a coroutine that the cancellation watches, as a worker does."""
+    """
+    Run `coroutine` in an asyncio task that `cancellation` watches, as a worker runs a coroutine.
+    """
 
     async def watch() -> Any:
         task = asyncio.current_task()
@@ -105,7 +107,7 @@ def test_a_coroutine_is_cancelled_once(cancellation: Cancellation) -> None:
             await wait_to_be_cancelled()
         except asyncio.CancelledError:
             cancellation.request()
-            await asyncio.sleep(0)  # A second cancellation would be raised here.
+            await asyncio.sleep(0)  # would raise a second CancelledError
         return "cleaned up"
 
     cancellation.request()
@@ -113,7 +115,9 @@ def test_a_coroutine_is_cancelled_once(cancellation: Cancellation) -> None:
 
 
 def test_a_step_may_be_faster_than_the_event_loop(cancellation: Cancellation) -> None:
-    """It is delivered by report_progress(), and the coroutine is not cancelled as well."""
+    """
+    If raise_if_requested() delivers a request first, the event loop does not cancel the coroutine.
+    """
 
     async def report() -> str:
         cancellation.request()

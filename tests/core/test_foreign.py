@@ -1,4 +1,4 @@
-"""Tasks of other backends: Django's signals become events."""
+"""The module `foreign` publishes Django's signals of other backends' tasks as events of the hub."""
 
 from contextvars import Context
 from datetime import timedelta
@@ -19,7 +19,7 @@ from tests.support.waiting import LIMIT, finished
 
 
 def events_of_an_immediate_task(task: Any, *args: Any) -> tuple[Any, list[TaskEvent]]:
-    """Run a task on the ImmediateBackend and return every one of its events."""
+    """Run a task on the ImmediateBackend; return its result and all events published for it."""
     seen: list[TaskEvent] = []
     publish = hub.publish
 
@@ -29,7 +29,7 @@ def events_of_an_immediate_task(task: Any, *args: Any) -> tuple[Any, list[TaskEv
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(hub, "publish", note)
-        # So long that every later report of the task falls into the interval of its first report.
+        # This interval outlasts the test, so that every later report of the task is throttled.
         monkeypatch.setattr(foreign, "PROGRESS_INTERVAL", LIMIT)
         result = task.using(backend="immediate").enqueue(*args)
     return result, seen
@@ -128,7 +128,11 @@ def test_events_from_stored_results() -> None:
 
 
 def test_late_sample_has_the_state_in_which_the_task_started() -> None:
-    """The ImmediateBackend changes the result before it sends task_finished."""
+    """
+    A progress event keeps the status RUNNING although the backend has already changed the result.
+
+    The ImmediateBackend sets `status` and `finished_at` before it sends task_finished.
+    """
     result = tasks.noop.using(backend="dummy").enqueue()
     sender = type(task_backends["dummy"])
     object.__setattr__(result, "status", TaskResultStatus.RUNNING)
@@ -144,7 +148,11 @@ def test_late_sample_has_the_state_in_which_the_task_started() -> None:
 
 
 def test_number_of_running_tasks_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their end may be reported in another process."""
+    """
+    The module keeps at most RUNNING_LIMIT tasks, because this process may never learn of their end.
+
+    Another process may send task_finished for a task whose task_started was sent in this process.
+    """
     monkeypatch.setattr(foreign, "RUNNING_LIMIT", 3)
     monkeypatch.setattr(foreign, "_running", {})
     sender = type(task_backends["dummy"])

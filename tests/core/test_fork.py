@@ -1,7 +1,8 @@
 """
-Forks by a server and by users while tasks run: processes share no pool, and no task runs twice.
+If a server or an application forks while tasks run, processes share no pool and each task runs
+once.
 
-test_worker also forks a process that has worker processes.
+processes/test_worker.py also tests the fork of a process that has worker processes.
 """
 
 import json
@@ -31,7 +32,7 @@ SETTINGS = {
 
 
 def runs_by_process(book: Path) -> dict[int, Counter[str]]:
-    """Return how often each process has run each task, by pid."""
+    """Read the file `book`; return for each pid how often this process has run each task id."""
     done: defaultdict[int, Counter[str]] = defaultdict(Counter)
     for line in book.read_text().splitlines() if book.exists() else ():
         result_id, pid = line.split()
@@ -53,7 +54,7 @@ def test_forks_by_users(alias: str, ways: list[str], tmp_path: Path) -> None:
         env=environment()
         | {
             "DJANGO_SETTINGS_MODULE": "tests.project.settings",
-            # Python warns of fork() in a process with threads.
+            # Python emits a DeprecationWarning when a process with threads forks.
             "PYTHONWARNINGS": "ignore",
             "TEST_SETTINGS": json.dumps(SETTINGS),
         },
@@ -76,7 +77,11 @@ def test_forks_by_users(alias: str, ways: list[str], tmp_path: Path) -> None:
 
 
 def run_script(code: str) -> str:
-    """Run a script with a thread pool; return its output. Its children end with os._exit()."""
+    """
+    Run SET_UP and `code`, which uses a thread pool, in a new interpreter; return its stdout.
+
+    A child that `code` forks must end with os._exit().
+    """
     done = subprocess.run(
         [sys.executable, "-c", SET_UP + code],
         env=environment()
@@ -102,7 +107,11 @@ from django_tasks_local.testing import wait_until_idle
 
 
 def test_application_blocks_a_signal_between_two_forks() -> None:
-    """It stays blocked: a fork() unblocks only what it has blocked itself."""
+    """
+    A signal that the application has blocked stays blocked after fork().
+
+    The package blocks signals during a fork() and unblocks only the signals that it has blocked.
+    """
     output = run_script("""
 def fork():
     if not (pid := os.fork()):
@@ -118,7 +127,11 @@ print(*(number.name for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())))
 
 
 def test_report_in_a_child_of_a_task_whose_lock_is_held_by_another_thread() -> None:
-    """No thread of the child releases the lock."""
+    """
+    report_progress() in a forked child does not wait for a lock that a thread of the parent holds.
+
+    The child has no copy of this thread, so nothing would release the lock in the child.
+    """
     output = run_script("""
 @task
 def forking():
@@ -151,7 +164,7 @@ print(result.return_value)
     assert output.split() == ["0"]
 
 
-# Worker processes load the application as well, and cannot enqueue tasks.
+# ready() also runs in worker processes, where enqueue() raises an exception, so it returns early.
 APP = """
 import os
 from django.apps import AppConfig
@@ -173,9 +186,11 @@ class Config(AppConfig):
 @pytest.mark.servers
 def test_gunicorn_preload(tmp_path: Path, gate: str) -> None:
     """
-    A gunicorn master enqueues tasks while it loads the application, before it forks.
+    A gunicorn master that enqueues tasks before it forks runs these tasks itself, each of them
+    once.
 
-    The master runs its own tasks, in a thread and in a process; each worker runs only its own.
+    The application enqueues the tasks in ready(), in a thread pool and in a process pool. Each web
+    worker runs only the tasks that it has enqueued itself.
     """
     book = tmp_path / "book"
     (tmp_path / "preloading_app.py").write_text(APP)
@@ -191,12 +206,13 @@ def test_gunicorn_preload(tmp_path: Path, gate: str) -> None:
         wait_until(lambda: len(runs_by_process(book)) == 2, "the workers do not run their tasks")
         tasks.gates[gate].set()
         wait_until(
-            lambda: sum(c.total() for c in runs_by_process(book).values()) >= expected + 6, "lost"
+            lambda: sum(c.total() for c in runs_by_process(book).values()) >= expected + 6,
+            "tasks are lost",
         )
         server.stop()
     found = runs_by_process(book)
     assert all(count == 1 for of_one in found.values() for count in of_one.values())
     assert {pid: list(found.pop(pid)) for pid in of_workers} == dict(of_workers)
     assert len(found.pop(server.process.pid)) == 3
-    # The worker process of the master's process pool has run the remaining tasks.
+    # The worker process of the master's process pool has run the remaining three tasks.
     assert [len(of_one) for of_one in found.values()] == [3]

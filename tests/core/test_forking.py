@@ -1,4 +1,4 @@
-"""The hook for children of fork()."""
+"""forking.reset_in_child() registers functions that each child of fork() calls."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from tests.support.paths import ROOT
 
 @pytest.fixture
 def resets(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Replace the functions that are registered; return the list of the new ones."""
+    """Replace the list of registered functions with an empty list, and return the new list."""
     registered: list[object] = []
     monkeypatch.setattr(forking, "_resets", registered)
     return registered
@@ -64,7 +64,10 @@ assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_a_system_without_fork() -> None:
-    """As Windows is: the module is imported, and the functions are never called."""
+    """
+    Without os.register_at_fork(), as on Windows, the modules import and reset_in_child() has no
+    effect.
+    """
     code = """
 import os
 import django.tasks  # asyncio needs the function below.

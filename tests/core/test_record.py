@@ -1,4 +1,4 @@
-"""TaskRecord and what it is made of: results, ids, references, finalizers of a task."""
+"""TaskRecord, make_result(), task ids, references to tasks, and finalizers that a task runs."""
 
 import functools
 import subprocess
@@ -79,7 +79,9 @@ def test_task_that_never_started_ends_without_a_run() -> None:
 
 
 def test_finalizer_ends_the_task_while_its_event_is_read() -> None:
-    """The subscription, the hub and the store agree on the end."""
+    """
+    If a finalizer fails the task while take() reads its event, subscription, hub and record agree.
+    """
     for interruption in each_call():
         record = task_record()
         record.enqueue(0)
@@ -96,7 +98,12 @@ def test_finalizer_ends_the_task_while_its_event_is_read() -> None:
 def test_finalizers_of_two_threads_close_subscriptions_to_each_others_task(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They run while both threads create the event of their own task, and do not deadlock."""
+    """
+    Two threads do not deadlock if finalizers call close() while both threads create an event.
+
+    Each thread creates the event of its own task; its finalizer then closes the subscription to the
+    other thread's task.
+    """
     records = [task_record(), task_record()]
     subscriptions = {record.id: hub.subscribe(record.task_result()) for record in records}
     both = threading.Barrier(2)
@@ -137,7 +144,9 @@ def test_unpublished_task_does_not_fail_as_waiting() -> None:
 
 
 def test_subscription_that_waits_for_the_id_of_a_new_task() -> None:
-    """By its id alone, and by its result."""
+    """
+    Subscriptions by id and by result that open before enqueue() receive the events of the task.
+    """
     record = task_record()
     with (
         hub.subscribe(record.id) as by_id,
@@ -161,7 +170,9 @@ def values_of(result: Any) -> dict[str, Any]:
 
 
 def test_results_have_all_fields_of_django() -> None:
-    """Fails on a Django version that changes the fields; then make_result() uses TaskResult()."""
+    """
+    Fail if a Django version changes the fields: make_result() then needs the slower TaskResult().
+    """
     assert {field.name for field in fields(TaskResult)} == {*results.FIELDS}
     assert results._setters is not None
 
@@ -271,7 +282,10 @@ print(result.status, hub.statistics().subscriptions)
 
 
 def test_finalizer_that_reports_while_its_task_publishes() -> None:
-    """It runs in the thread that holds the locks of the task and of the hub."""
+    """
+    A finalizer may report and subscribe in a thread that holds the locks of its task and of the
+    hub.
+    """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", FINALIZERS],
         capture_output=True,

@@ -1,8 +1,9 @@
 """
-Calls that interrupt a method in its own thread, as those of a finalizer or a signal handler do.
+Re-entrant calls: a finalizer or a signal handler interrupts a method in the method's own thread.
 
-The garbage collector runs a finalizer (`__del__`) at any time. So most tests re-enter through a
-function that the code calls anyway: the clock, `publish`, the start of a thread.
+The garbage collector runs a finalizer (`__del__`) at a time that a test cannot choose. Most tests
+therefore re-enter through a function that the code calls anyway: the clock, `publish` or
+`Thread.start`.
 """
 
 import threading
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
 
 def finishes(function: Callable[[], object]) -> bool:
-    """Whether a function returns: False if it waits for a lock that its own thread holds."""
+    """
+    Call `function` in a thread; return False if it blocks, as on a lock that its own thread holds.
+    """
     done = threading.Event()
 
     def run() -> None:
@@ -42,7 +45,9 @@ def finishes(function: Callable[[], object]) -> bool:
 
 
 class Task(Reporting):
-    """A task whose clock, publisher and ticker call `interrupt` once, after it was armed."""
+    """
+    A task whose clock, publisher and `is_finished` call the function that arm() has set, once.
+    """
 
     def __init__(self, interval: float = 1.0) -> None:
         self.id = "the task's id"
@@ -57,7 +62,7 @@ class Task(Reporting):
         self.armed: dict[str, Callable[[], object]] = {}
 
     def arm(self, place: str, function: Callable[[], object]) -> None:
-        """Have `function` called the next time that this place is passed."""
+        """Make the next call of interrupt(place) call `function`; later calls do nothing."""
         self.armed[place] = function
 
     def interrupt(self, place: str) -> None:
@@ -78,10 +83,10 @@ class Task(Reporting):
         self.published.append((number, progress))
 
     def tick(self) -> None:
-        """Call the reporter as the ticker does, an interval later."""
+        """Advance the clock by one second, then call the due reporter as the ticker would."""
         self.now += 1.0
         due, self.ticker.due = self.ticker.due, []
-        assert len(due) <= 1, "the ticker has a reporter once"
+        assert len(due) <= 1, "the reporter was added to the ticker more than once"
         for _, ticking in due:
             again_at = ticking.tick()
             if again_at is not None:
@@ -89,7 +94,10 @@ class Task(Reporting):
 
     @property
     def newest(self) -> tuple[Any, str]:
-        """The sample that a reader keeps: the one with the highest number."""
+        """
+        Return the values of the sample with the highest number, which is the sample that readers
+        keep.
+        """
         numbers = [number for number, _ in self.published]
         assert len(numbers) == len(set(numbers))
         progress = max(self.published, key=lambda sample: sample[0])[1]
@@ -120,12 +128,15 @@ def reporter(task: Task) -> Reporter:
 def test_a_report_during_a_report(
     task: Task, reporter: Reporter, place: str, earlier_reports: int
 ) -> None:
-    """Nothing deadlocks, no number is used twice, and the newest values arrive."""
+    """
+    A report inside a report neither deadlocks nor reuses a number, and publishes the newest values.
+    """
     for number in range(earlier_reports):
         reporter.report(number)
     task.arm(place, lambda: reporter.report(message="from a finalizer"))
     assert finishes(lambda: reporter.report(current=10))
-    if place in task.armed:  # A throttled report neither reads the clock nor publishes.
+    # A throttled report neither reads the clock nor publishes; the next tick does both.
+    if place in task.armed:
         task.tick()
     task.tick()
     task.tick()
@@ -197,7 +208,9 @@ def test_a_cancellation_during_a_report(task: Task, reporter: Reporter) -> None:
 
 
 def test_a_report_while_the_reporter_is_made() -> None:
-    """Both calls use the same one, or each would number its samples from 1."""
+    """
+    Re-entrant calls of get_reporter() return one Reporter; a second one would reuse sample numbers.
+    """
     task = Task()
     task.arm("is_finished", lambda: task.get_reporter().report(1))
     reporters: list[Reporter] = []
@@ -207,7 +220,9 @@ def test_a_report_while_the_reporter_is_made() -> None:
 
 
 class Message(str):
-    """A message with a finalizer, which runs where the last reference to it is dropped."""
+    """
+    A message whose finalizer runs in the function that drops the last reference to the message.
+    """
 
     __slots__ = ("finalize",)
 
@@ -252,7 +267,9 @@ def test_a_finalizer_that_enqueues_while_its_thread_registers_a_pool(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Registered:
-        """A pool whose hash is asked for while the lock is held, as a finalizer would run then."""
+        """
+        A pool whose __hash__() calls `during` while register() holds its lock, like a finalizer.
+        """
 
         def __init__(self, during: Callable[[], object] = bool) -> None:
             self.during = during

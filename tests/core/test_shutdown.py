@@ -1,4 +1,6 @@
-"""Signal handlers, and the end of a script. For servers see test_exit and test_example."""
+"""
+Signal handlers and the exit of scripts; tests/servers/test_exit.py covers the exit of servers.
+"""
 
 import signal
 import subprocess
@@ -42,7 +44,9 @@ def run_script(body: str, before: str = "") -> subprocess.CompletedProcess[str]:
 
 
 def test_handlers_of_others_stay_in_the_chain() -> None:
-    """Also if another handler wraps ours, and ours is installed again."""
+    """
+    Installing the handlers again keeps a handler that wraps them: SIGTERM calls it exactly once.
+    """
     done = run_script("""
 tasks.noop.enqueue()
 before = signal.getsignal(signal.SIGTERM)
@@ -73,7 +77,9 @@ threading.Event().wait(20)
 
 @pytest.mark.parametrize("first", ["main()", "asyncio.run(amain())"])
 def test_tasks_run_after_caught_ctrl_c(first: str) -> None:
-    """A program that catches KeyboardInterrupt continues to run tasks, also after asyncio.run()."""
+    """
+    A script that catches KeyboardInterrupt can still run tasks, also after it used asyncio.run().
+    """
     done = run_script(f"""
 import asyncio
 def main():
@@ -94,7 +100,9 @@ with hub.subscribe(tasks.noop.enqueue().id) as subscription:
 
 
 def test_forked_child_dies_of_sigterm() -> None:
-    """Also before the child has run Python code, because multiprocessing.Pool relies on it."""
+    """
+    SIGTERM kills a forked child even before it runs Python code, as multiprocessing.Pool requires.
+    """
     done = run_script(
         """
 tasks.noop.enqueue()
@@ -113,7 +121,8 @@ assert isinstance(signal.getsignal(signal.SIGTERM), signal_handlers._Handler)
 assert isinstance(signal_handlers._unblock_signals.func, type(len))
 say(os.waitpid(pid, 0)[1])
 """,
-        # Hooks run in reverse order of registration, so this one runs last before the fork.
+        # `before` hooks run in reverse order of registration, so this hook runs last before the
+        # fork.
         before="""
 held = []
 blocked = lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -152,7 +161,10 @@ say(results[-1].id)
 
 
 def test_coroutine_may_finish_at_exit() -> None:
-    """The coroutine has used threads, and the interpreter starts no new threads at exit."""
+    """
+    A coroutine that has used threads can finish at exit, when the interpreter starts no new
+    threads.
+    """
     done = run_script("""
 import asyncio
 from asgiref.sync import sync_to_async
@@ -178,7 +190,10 @@ used.wait(20)
 
 
 def test_child_forked_by_task_runs_no_tasks() -> None:
-    """The child has a copy of the queue and of the thread that serves it."""
+    """
+    A child that a task forks has a copy of the queue and of its worker thread, but runs no queued
+    task.
+    """
     done = run_script("""
 import warnings
 from django.tasks import task

@@ -1,4 +1,4 @@
-"""The helpers for tests of applications in django_tasks_local.testing."""
+"""Tests of django_tasks_local.testing, whose helpers applications use in their own tests."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ from tests.support.waiting import LIMIT, running
 
 @pytest.fixture(scope="module", autouse=True)
 def all_backends() -> Iterator[None]:
-    """Backends that publish each report as an event."""
+    """Configure backends that publish each progress report as an event of its own."""
     with settings_with(PROGRESS_INTERVAL=0):
         yield
 
@@ -41,7 +41,7 @@ def currents(events: list[TaskEvent]) -> list[Any]:
     return [event.progress.current for event in events]
 
 
-# Waiting
+# wait_until_idle()
 
 
 def test_wait_until_idle(alias: str) -> None:
@@ -84,9 +84,9 @@ def test_timeout_names_unfinished_tasks(alias: str, gate: str) -> None:
             f"{busy.id} (tests.project.tasks.gated, RUNNING), "
             f"{waiting.id} (tests.project.tasks.noop, READY)."
         )
-        wait_until_idle("immediate", timeout=0)  # Only the given backend is waited for.
+        wait_until_idle("immediate", timeout=0)  # Tasks of other backends do not delay the call.
         tasks.gates[gate].set()
-        wait_until_idle(alias, timeout=1000)  # The end of the last task ends the wait.
+        wait_until_idle(alias, timeout=1000)  # returns when the last task ends
 
 
 def test_timeout_names_task_whose_receivers_still_run() -> None:
@@ -125,7 +125,7 @@ def test_wait_for_unsupported_backend() -> None:
         wait_until_idle()
 
 
-# Collecting
+# collect_progress()
 
 
 def test_collect_progress(alias: str) -> None:
@@ -167,7 +167,7 @@ def test_throttled_last_report_is_collected(backend: str, monkeypatch: pytest.Mo
     assert events[-1].progress.message == "step 3"
 
 
-# With pytest and with unittest
+# The helpers as pytest fixtures and in test cases of unittest
 
 
 @pytest.mark.usefixtures("idle_tasks")
@@ -229,7 +229,7 @@ assert testing.wait_until_idle and not hasattr(testing, "idle_tasks")
 
 
 class WithinTestCase(TestCase):
-    """Other threads cannot see the test's transaction, but tasks without database access work."""
+    """In a TestCase, tasks that use no database work; other threads do not see its transaction."""
 
     def test_it(self) -> None:
         with collect_progress() as events:
@@ -241,7 +241,7 @@ class WithinTestCase(TestCase):
 
 
 class WithinTransactionTestCase(TransactionTestCase):
-    """The task sees the rows that the test has written."""
+    """In a TransactionTestCase, a task on each backend sees the rows that the test has written."""
 
     def test_it(self) -> None:
         get_user_model().objects.create(username="somebody")

@@ -1,4 +1,4 @@
-"""The ticker: order, times, errors, and calls of add() that interrupt it."""
+"""Ticker: the order and time of its calls, errors in them, and calls of add() that interrupt it."""
 
 import math
 import threading
@@ -14,7 +14,7 @@ from tests.support.waiting import LIMIT
 
 
 class Noted:
-    """Notes each tick() and answers it with the next of `times`."""
+    """An entry of a ticker that records each tick() and returns the next of `times` from it."""
 
     def __init__(self, *times: float | None, action: Callable[[], object] = bool) -> None:
         self.ticks: SimpleQueue[float] = SimpleQueue()
@@ -28,7 +28,7 @@ class Noted:
         return again_at
 
     def wait(self) -> float:
-        """Return when the next tick() was."""
+        """Wait for the next tick() and return its time."""
         return self.ticks.get(timeout=LIMIT)
 
 
@@ -52,7 +52,7 @@ def test_nothing_starts_before_the_first_add(ticker: Ticker) -> None:
 
 def test_it_calls_in_the_order_of_times_and_of_add(ticker: Ticker) -> None:
     go = threading.Event()
-    ticker.add(Noted(action=lambda: go.wait(LIMIT)), 0.0)  # The others are added while it runs.
+    ticker.add(Noted(action=lambda: go.wait(LIMIT)), 0.0)  # blocks during the next calls of add()
     called: list[int] = []
     last = Noted(action=lambda: called.append(4))
     for number, due_at in enumerate((3.0, 1.0, 2.0, 1.0)):
@@ -91,11 +91,13 @@ def test_a_later_time_does_not_wake_it(ticker: Ticker) -> None:
     early = Noted()
     ticker.add(early, 0.0)
     early.wait()
-    assert sleeps.get(timeout=LIMIT) == until, "it still has the first"
+    assert sleeps.get(timeout=LIMIT) == until, "the ticker has lost its first entry"
 
 
 def note_sleeps(ticker: Ticker) -> SimpleQueue[float]:
-    """Return a queue of the times until which the thread sleeps, those without end left out."""
+    """
+    Return a queue that receives the end of each sleep of the ticker's thread, unless it is endless.
+    """
     sleeps: SimpleQueue[float] = SimpleQueue()
 
     class Wakes(SimpleQueue[None]):
@@ -139,7 +141,9 @@ def test_a_thread_that_cannot_be_started(
 
 
 def test_a_sleep_is_limited(ticker: Ticker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows refuses a longer one; here an entry that is due much later costs short sleeps."""
+    """
+    The ticker sleeps at most MAX_SLEEP seconds at a time, because Windows rejects longer timeouts.
+    """
     monkeypatch.setattr(module, "MAX_SLEEP", 0.001)
     sleeps = note_sleeps(ticker)
     until = time.monotonic() + 10**9
@@ -147,8 +151,8 @@ def test_a_sleep_is_limited(ticker: Ticker, monkeypatch: pytest.MonkeyPatch) -> 
     assert [sleeps.get(timeout=LIMIT) for _ in range(3)] == [until] * 3
 
 
-# A finalizer may call add() at any point of the thread that it interrupts. These tests call it at
-# chosen points instead.
+# A finalizer may call add() at any point of the thread that it interrupts. The next tests call
+# add() at chosen points instead.
 
 
 def test_add_while_its_own_thread_starts_the_ticker(
@@ -176,7 +180,11 @@ def test_add_while_its_own_thread_starts_the_ticker(
 def test_add_in_the_tickers_own_thread(
     ticker: Ticker, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
-    """Between the thread's last check of the entries and its sleep; the wake-up is not lost."""
+    """
+    The ticker's thread wakes for an entry that it adds itself after its last check of the entries.
+
+    A finalizer may call add() in this thread between the check and the sleep.
+    """
     noted = Noted()
     interrupted = threading.Event()
 

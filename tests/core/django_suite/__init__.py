@@ -1,10 +1,10 @@
 """
 Django's own tests of django.tasks, run against both backends of this package.
 
-    test_django_suite.py    starts one run per backend and compares it with EXCLUDED
-    download.py             Django's sdist -> tests/tasks in a cache folder
-    run.py                  the run: subclasses Django's test cases, prints JSON
-    adapters.py             backends that take the place of ImmediateBackend and DummyBackend
-    gate.py                 the task that keeps a worker busy
-    settings.py             Django's settings in the run and in its worker processes
+    test_django_suite.py    runs run.py once per backend; only the tests in EXCLUDED may fail
+    download.py             downloads Django's sdist and unpacks tests/tasks into a cache folder
+    run.py                  subclasses Django's test cases, runs them and prints the outcome as JSON
+    adapters.py             defines backends that replace ImmediateBackend and DummyBackend
+    gate.py                 defines the task that keeps a worker busy
+    settings.py             defines Django's settings for run.py and for its worker processes
 """

@@ -1,8 +1,8 @@
 """
 Backends that take the place of Django's ImmediateBackend and DummyBackend in Django's tests.
 
-They are the backend of the run with one addition each: FinishingBackend returns finished results
-from `enqueue()`, HeldBackend lists its tasks and starts none while a Gate is closed.
+Both subclass the backend under test: FinishingBackend returns finished results from `enqueue()`;
+HeldBackend lists its tasks and starts none while a Gate is closed.
 """
 
 import fcntl
@@ -28,7 +28,7 @@ type AnyResult = TaskResult[Any, Any]
 
 
 class FinishingBackend(Backend):
-    """Returns from `enqueue()` when the task has finished, as ImmediateBackend does."""
+    """A backend whose `enqueue()` returns when the task has finished, as with ImmediateBackend."""
 
     def enqueue(self, *args: Any, **kwargs: Any) -> AnyResult:
         result: AnyResult = super().enqueue(*args, **kwargs)
@@ -38,12 +38,14 @@ class FinishingBackend(Backend):
 
 
 class HeldBackend(Backend):
-    """Lists its tasks and, while a Gate is closed, starts none of them, as DummyBackend does."""
+    """
+    A backend that lists its tasks and, while a Gate is closed, starts none, as DummyBackend does.
+    """
 
     def __init__(self, alias: str, params: dict[str, Any]) -> None:
         options = params.get("OPTIONS", {})
         super().__init__(alias, {**params, "OPTIONS": {**options, "MAX_WORKERS": 1}})
-        self.options = options  # A test compares it with the settings.
+        self.options = options  # One of Django's tests compares `options` with TASKS.
         self.results: list[AnyResult] = []
 
     def enqueue(self, *args: Any, **kwargs: Any) -> AnyResult:
@@ -52,30 +54,30 @@ class HeldBackend(Backend):
         return result
 
     def clear(self) -> None:
-        """Forget the listed tasks."""
+        """Empty the list of tasks, as DummyBackend.clear() does."""
         self.results.clear()
 
 
 class Gate:
-    """Keeps the only worker of the default backend busy until `open()`."""
+    """A lock for which a task in the default backend's only worker waits until `open()`."""
 
     def __init__(self) -> None:
         self._descriptor, self._path = tempfile.mkstemp()
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         backend = default_backend()
-        # Not HeldBackend.enqueue(), which would list it.
+        # HeldBackend.enqueue() would list this task, and Django's tests count the listed tasks.
         result = super(HeldBackend, backend).enqueue(wait_at_gate, (self._path,), {})
         kinds: set[EventKind] = set()
         with hub.subscribe(result.id) as subscription:
             while EventKind.STARTED not in kinds:
-                assert not subscription.ended, "the task that holds the worker has ended"
+                assert not subscription.ended, "the task that keeps the worker busy has ended"
                 kinds = {event.kind for event in subscription.take()}
 
     def open(self) -> None:
         """Cancel the waiting tasks and let the worker continue."""
         backend = default_backend()
         for result in backend.results:
-            # A test that replaces TASKS discards the pool and its results.
+            # If the test replaced TASKS, the backend has discarded its pool and the pool's results.
             with suppress(TaskResultDoesNotExist):
                 backend.cancel(result.id)
         os.close(self._descriptor)
@@ -84,5 +86,5 @@ class Gate:
 
 
 def default_backend() -> HeldBackend:
-    """Return the default backend of a test that took DummyBackend."""
+    """Return the default backend in a test that Django runs with DummyBackend."""
     return cast("HeldBackend", task_backends["default"])

@@ -19,7 +19,8 @@ def download_suite(version: str) -> Path:
     """
     Return the folder that contains the package `tasks`, Django's tests of this version.
 
-    It is kept in the user's cache folder. Without the sdist the test is skipped; in CI it fails.
+    The user's cache folder keeps the package. If the sdist cannot be downloaded, this function
+    skips the test; in CI it fails the test.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "django-tasks-local" / f"django-{version}-tests"

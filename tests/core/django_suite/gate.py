@@ -8,6 +8,8 @@ from django.tasks import task
 
 @task
 def wait_at_gate(path: str) -> None:
-    """Wait until no other open file has the lock of this file; works between processes."""
+    """
+    Block until Gate.open() unlocks the file at `path`; a file lock also works between processes.
+    """
     with Path(path).open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -3,8 +3,8 @@ Run Django's tests of django.tasks against one backend; print the outcomes as on
 
     python -m tests.core.django_suite.run FOLDER [EXCLUDED ...]
 
-FOLDER contains Django's package `tasks`. settings.py reads the environment variables. A test is
-named `TestCase.method`.
+FOLDER contains Django's package `tasks`. EXCLUDED names a test as `TestCase.method`. The backend
+and the database come from environment variables that settings.py reads.
 """
 
 import importlib
@@ -19,7 +19,7 @@ import django
 from django.conf import settings
 
 if not settings.configured:
-    # DJANGO_SETTINGS_MODULE comes from the environment.
+    # The process that starts this script sets DJANGO_SETTINGS_MODULE.
     django.setup()
 
 from django.test import SimpleTestCase, override_settings
@@ -27,12 +27,12 @@ from django.test.runner import DiscoverRunner
 
 from tests.core.django_suite.adapters import Backend, FinishingBackend, Gate, HeldBackend
 
-# By the names of Django's backends, the adapters that take their places.
+# Maps the name of a backend of Django to the adapter that takes its place.
 ADAPTERS = {"ImmediateBackend": FinishingBackend, "DummyBackend": HeldBackend}
 
 
 class RedirectedSettings(override_settings):
-    """Replaces Django's backends in TASKS by the adapters."""
+    """override_settings() that replaces Django's backends in TASKS with the adapters."""
 
     def __init__(self, **settings: Any) -> None:
         if "TASKS" in settings:
@@ -49,7 +49,7 @@ def _redirected(path: str) -> str:
 
 
 class HeldMixin:
-    """Closes the gate around each test, because its tasks must not start."""
+    """Close a Gate during each test, because the tasks that the test enqueues must not start."""
 
     def setUp(self) -> None:
         super().setUp()  # type: ignore[misc]
@@ -70,7 +70,7 @@ def load_cases(folder: str) -> list[type[unittest.TestCase]]:
 def cases_of(module_name: str) -> list[type[unittest.TestCase]]:
     """Import a test module of Django with the adapters in place of Django's backends."""
     with (
-        # The module imports these names, so they are replaced before the import.
+        # Django's test module imports these names, so they must be replaced before its import.
         mock.patch("django.test.override_settings", RedirectedSettings),
         mock.patch("django.tasks.backends.base.BaseTaskBackend", Backend),
     ):
@@ -87,7 +87,7 @@ def cases_of(module_name: str) -> list[type[unittest.TestCase]]:
 
 
 def needs_gate(case: type[unittest.TestCase]) -> bool:
-    """Whether the tests of this case run with HeldBackend as the default backend."""
+    """Return whether the tests of this case run with HeldBackend as the default backend."""
     assert issubclass(case, SimpleTestCase)
     tasks = (case._overridden_settings or {}).get("TASKS", {})
     path: str = tasks.get("default", {}).get("BACKEND", "")
@@ -95,7 +95,7 @@ def needs_gate(case: type[unittest.TestCase]) -> bool:
 
 
 def main() -> None:
-    """Run the tests that are not excluded."""
+    """Run Django's tests except those that argv excludes; print the outcome as JSON."""
     folder, *excluded = sys.argv[1:]
     loader = unittest.TestLoader()
     tests = {

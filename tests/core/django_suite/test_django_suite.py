@@ -19,7 +19,7 @@ NO_DEFER = "supports_defer is False, so using(run_after=…) raises InvalidTask"
 GETS_RESULTS = "supports_get_result is True"
 COPIES = "the test changes DummyBackend's stored result; get_result() returns copies here"
 
-# By name, the reason why a test cannot pass.
+# Maps the name of each test that cannot pass to the reason.
 EXCLUDED = {
     "CustomBackendTestCase.test_using_correct_backend": UNKNOWN_OPTION,
     "CustomBackendTestCase.test_enqueue_async_task_on_non_async_backend": UNKNOWN_OPTION,
@@ -54,7 +54,9 @@ def test_the_tests_of_django_pass(backend: str, tmp_path: Path) -> None:
 
 
 def run_suite(backend: str, folder: Path, database: Path) -> dict[str, Any]:
-    """Run the suite in a process of its own, because it needs other settings."""
+    """
+    Run run.py in a new process, because Django's tests need other settings; return its outcome.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "tests.core.django_suite.run", str(folder), *EXCLUDED],
         cwd=ROOT,

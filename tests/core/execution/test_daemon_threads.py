@@ -1,4 +1,4 @@
-"""The executor whose threads run sync code for coroutine tasks."""
+"""DaemonExecutor, whose threads run the sync code that coroutine tasks call."""
 
 import asyncio
 import threading
@@ -25,12 +25,14 @@ def test_values_and_errors(executor: DaemonExecutor) -> None:
 
 
 def test_threads_start_as_needed(executor: DaemonExecutor) -> None:
-    """Idle threads are reused; all are daemons, so that the interpreter does not wait for them."""
+    """
+    The executor reuses idle threads; all are daemons, for which the interpreter does not wait.
+    """
     assert not executor.has_threads
     threads = []
     for _ in range(3):
         threads.append(executor.submit(threading.current_thread).result(LIMIT))
-        executor._idle.put(executor._idle.get(timeout=LIMIT))  # The thread becomes idle.
+        executor._idle.put(executor._idle.get(timeout=LIMIT))  # waits until the thread is idle
     assert len(set(threads)) == 1
     both = threading.Barrier(2)
     arrived = [executor.submit(both.wait, LIMIT) for _ in range(4)]
@@ -40,7 +42,7 @@ def test_threads_start_as_needed(executor: DaemonExecutor) -> None:
 
 
 def test_shutdown_finishes_queued_calls(executor: DaemonExecutor) -> None:
-    """Queued calls still run, and new calls are refused."""
+    """After shutdown() the executor still runs queued calls, and submit() raises RuntimeError."""
     go = threading.Event()
     busy = [executor.submit(go.wait, LIMIT) for _ in range(2)]
     queued = executor.submit(abs, -1)
@@ -70,7 +72,10 @@ def test_shutdown_that_cancels_queued_calls(executor: DaemonExecutor) -> None:
 def test_threads_that_cannot_start(
     executor: DaemonExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without any thread submit() raises; with one the call waits for it."""
+    """
+    If no thread can start, submit() queues the call for an existing thread, or raises if none
+    exists.
+    """
 
     def fail(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -89,7 +94,7 @@ def test_threads_that_cannot_start(
 
 
 def test_threads_of_event_loop_end_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop closes without a new thread, which cannot start at exit, and its threads end."""
+    """Closing the loop ends its threads and starts no thread, because none can start at exit."""
 
     async def choose() -> str:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1, "chosen"))

@@ -1,4 +1,6 @@
-"""The context, the database connections and the caches around a task."""
+"""
+A task runs in a clean context; its worker closes the connections and caches that the task opened.
+"""
 
 import sqlite3
 import threading
@@ -37,7 +39,7 @@ def test_connection_of_task_is_closed(gate: str) -> None:
     with override_settings(TASKS=ONE_WORKER):
         for _ in range(3):
             assert finished(tasks.query.enqueue(gate)).return_value == 0
-            # The connection is closed before `finished` is published.
+            # The worker closes the connection before it publishes `finished`.
             assert all(is_closed(opened) for opened in tasks.notes[gate])
     assert len(tasks.notes[gate]) == 3
 
@@ -84,13 +86,13 @@ def test_connection_of_coroutine_is_closed(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(resources, "close_thread_resources", note_and_close)
     assert finished(tasks.query_async.enqueue()).return_value == 0
-    # Another thread ran the query, and closed its own connection.
+    # The thread that ran the query for the coroutine has closed its own connection.
     assert len(opened) == 1
     assert is_closed(opened[0])
 
 
 class RecordedCache(LocMemCache):
-    """A cache that records the threads in which it is closed."""
+    """A cache that records the name of each thread that calls close()."""
 
     closed: ClassVar[list[str]] = []
     fails = False
@@ -111,7 +113,7 @@ def recorded_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("task", [tasks.use_cache, tasks.use_cache_async])
 def test_cache_of_task_is_closed(recorded_cache: None, task: Any) -> None:
-    """Caches are found in the task's context, where asgiref stores them."""
+    """The worker finds the caches to close in the task's context, where asgiref stores them."""
     with override_settings(TASKS=ONE_WORKER):
         assert finished(task.enqueue()).return_value == "value"
         assert RecordedCache.closed
@@ -154,7 +156,11 @@ def test_cache_of_receiver_is_closed(recorded_cache: None, alias: str) -> None:
 
 
 def test_cleanup_of_remaining_child_runs_in_daemon_thread() -> None:
-    """A thread that is no daemon would delay the end of the process."""
+    """
+    The cleanup of a child asyncio task calls sync code in a daemon thread.
+
+    A thread that is no daemon would delay the end of the process.
+    """
     assert finished(tasks.leave_a_child.enqueue()).status == "SUCCESSFUL"
     tasks.children.clear()
     assert tasks.notes["child"] == ["django-tasks-sync"]
@@ -167,7 +173,7 @@ def test_tasks_fail_if_no_thread_starts(
     others = [tasks.add]
 
     def fail(thread: threading.Thread) -> None:
-        if others:  # Simulates another thread, which relies on the worker that is being started.
+        if others:  # Simulates another thread that enqueues while this worker starts.
             results.append(others.pop().enqueue(2))
         raise RuntimeError("can't start new thread")
 
@@ -196,7 +202,7 @@ def test_connection_of_caller_stays_open() -> None:
 
 
 class Doubled(Task):
-    """A task class that changes how its function is called."""
+    """A Task whose call() doubles the return value of its function."""
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         return 2 * super().call(*args, **kwargs)

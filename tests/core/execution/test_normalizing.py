@@ -1,4 +1,4 @@
-"""Arguments and return values: the fast ways have the results of normalize_json()."""
+"""json_value(), json_list() and json_dict() return the same values as Django's normalize_json()."""
 
 import enum
 from collections import OrderedDict, UserList
@@ -45,7 +45,7 @@ VALUES: list[Any] = [
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal and of the same types, all the way down."""
+    """Return whether two values are equal and have the same types at every level of nesting."""
     if type(one) is not type(other):
         return False
     if isinstance(one, list):

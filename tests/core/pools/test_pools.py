@@ -1,4 +1,4 @@
-"""Pools: an idle worker, interrupted calls, references to finished tasks, discarding."""
+"""Pools: workers that become idle, interrupted enqueue() calls, reference cycles, discard_all()."""
 
 import gc
 import sys
@@ -25,7 +25,9 @@ def one_worker() -> Iterator[None]:
 
 
 def test_finalizer_enqueues_while_the_worker_becomes_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It runs after the worker's check of the queue, and the worker is not idle yet."""
+    """
+    A task runs if a finalizer enqueues it after the worker's check of the queue, before it is idle.
+    """
     count = TaskQueue.__len__
     enqueued: list[Any] = []
 
@@ -33,7 +35,7 @@ def test_finalizer_enqueues_while_the_worker_becomes_idle(monkeypatch: pytest.Mo
         length = count(queue)
         caller = sys._getframe(1).f_code
         if length == 0 and caller is ThreadPool._wait.__code__ and not enqueued:
-            enqueued.append(None)  # enqueue() calls this function as well.
+            enqueued.append(None)  # set first, because enqueue() re-enters here
             enqueued[0] = tasks.add.enqueue(1)
         return length
 
@@ -45,7 +47,9 @@ def test_finalizer_enqueues_while_the_worker_becomes_idle(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("step", ["enqueue", "task_result"])
 def test_interrupted_enqueue(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C at a prompt: a task that is in the store runs."""
+    """
+    If Ctrl-C interrupts enqueue() after the task is stored, as at a Python prompt, the task runs.
+    """
     original = getattr(TaskRecord, step)
     interrupted: list[TaskRecord] = []
 
@@ -62,11 +66,13 @@ def test_interrupted_enqueue(step: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert interrupted[0].status == "SUCCESSFUL"
 
 
-# Memory
+# No reference cycle keeps a finished task in memory
 
 
 class Local:
-    """A local variable of a task."""
+    """
+    An object that a task holds in a local variable; a weak reference shows when it is deleted.
+    """
 
 
 locals_of_tasks: list[weakref.ref[Local]] = []
@@ -102,24 +108,29 @@ def test_evicted_record_is_in_no_reference_cycle(function: Any) -> None:
 
 @pytest.mark.usefixtures("no_garbage_collection")
 def test_failed_task_is_in_no_reference_cycle(caplog: pytest.LogCaptureFixture) -> None:
-    """The traceback of its exception refers to its local variables."""
-    caplog.set_level("CRITICAL", "django.tasks")  # A captured log record refers to it as well.
+    """
+    No reference cycle keeps the traceback of a failed task, which keeps the task's local variables.
+    """
+    # A captured log record would also keep the traceback.
+    caplog.set_level("CRITICAL", "django.tasks")
     finished(fail.enqueue())
     wait_until(lambda: locals_of_tasks[-1]() is None, "a reference cycle keeps the traceback")
 
 
-# Discarding
+# Discarding all pools
 
 
 class FakePool:
-    """A pool that notes at which step it is marked as replaced."""
+    """A stand-in for a pool: discard_all() sets `is_replaced` and calls `discard`."""
 
     is_replaced = False
     discard: Callable[..., None] = staticmethod(lambda: None)
 
 
 class Pools(dict[Any, Any]):
-    """The pools by alias; a fork() may copy the process before and after clear()."""
+    """
+    The dict of pools by alias; its clear() checks that each pool is already marked as replaced.
+    """
 
     def clear(self) -> None:
         assert all(pool.is_replaced for pool in self.values())
@@ -127,7 +138,11 @@ class Pools(dict[Any, Any]):
 
 
 def test_pools_are_marked_before_they_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child of a concurrent fork() marks only the pools that are not forgotten."""
+    """
+    discard_all() marks each pool as replaced before it removes the pool from the dict of pools.
+
+    Race: another thread may fork() at any time; the child can mark only the pools in the dict.
+    """
     pool = FakePool()
     monkeypatch.setattr(pools, "_pools", Pools({"alias": pool}))
     pools.discard_all()

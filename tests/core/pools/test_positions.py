@@ -1,4 +1,4 @@
-"""Positions of waiting tasks: when the queue is scanned, what is published, and its cost."""
+"""Positions scans the queue, publishes the positions of waiting tasks, and limits its CPU time."""
 
 import itertools
 from collections import deque
@@ -19,7 +19,9 @@ from tests.support.stage import FakeTicker
 
 
 class Stage:
-    """A queue of `count` tasks, known to the hub, whose clock and ticker the test moves."""
+    """
+    The Positions of a queue of `count` tasks that the hub knows, with a fake clock and ticker.
+    """
 
     def __init__(self, count: int) -> None:
         self.now = 100.0
@@ -44,7 +46,7 @@ class Stage:
         return self.now
 
     def tick(self) -> float | None:
-        """Let the ticker call, and return when it must call again."""
+        """Call the due Positions as the ticker would; return the time of its next call, or None."""
         [(due_at, ticking)] = self.ticker.due
         self.ticker.due.clear()
         self.now = max(self.now, due_at)
@@ -54,7 +56,7 @@ class Stage:
         return again_at
 
     def published(self) -> list[int | None]:
-        """The positions that the hub's events have."""
+        """Return the position of each task in its latest event in the hub."""
         return [hub.snapshot(record.id).position for record in self.all]
 
 
@@ -69,7 +71,9 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
 def test_a_task_that_moves_up_is_published(stage: Stage) -> None:
     stage.queue.popleft()
     stage.positions.schedule()
-    assert stage.published() == [0, 1, 2, 3], "not in the thread that changes the queue"
+    assert stage.published() == [0, 1, 2, 3], (
+        "schedule() published in the thread that changes the queue"
+    )
     assert stage.tick() is None
     assert stage.published() == [0, 0, 1, 2]
 
@@ -110,7 +114,9 @@ def test_a_position_never_rises(stage: Stage) -> None:
 
 
 def test_a_started_task_has_no_position(stage: Stage) -> None:
-    """Also if it is still in the queue, because it was put back before it started."""
+    """
+    A started task gets no position, even if it is in the queue because a pool put it back before.
+    """
     stage.queue.popleft()
     assert stage.all[1].start("worker")
     stage.positions.schedule()
@@ -122,10 +128,12 @@ def test_a_started_task_has_no_position(stage: Stage) -> None:
 def test_queue_changes_during_a_scan_that_raises(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Later changes start a new scan."""
+    """
+    After a scan that raised, schedule() starts a new scan, even if the queue changed before.
+    """
 
     def change_then_raise(record: TaskRecord, position: int) -> None:
-        stage.positions.schedule()  # in another thread
+        stage.positions.schedule()  # as another thread does
         raise OSError
 
     with monkeypatch.context() as broken:
@@ -141,7 +149,9 @@ def test_queue_changes_during_a_scan_that_raises(
 
 @pytest.mark.parametrize("stage", [TASKS_PER_SLICE * 3 + 7], indirect=True)
 def test_many_tasks_take_a_small_share_of_the_time(stage: Stage) -> None:
-    """Scans run in short slices, because the ticker must also publish progress in time."""
+    """
+    Positions scans in short slices, because the ticker's thread must also publish progress in time.
+    """
     stage.step = 0.2  # the seconds that a slice takes
     began = stage.now
     stage.positions.schedule()

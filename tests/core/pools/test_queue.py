@@ -1,4 +1,4 @@
-"""The queue of a pool: its order, and that any number of threads may use it."""
+"""The queue of a pool keeps its order, and any number of threads may use it concurrently."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,14 +12,14 @@ from django_tasks_local.pools.queue import LockedTaskQueue, TaskQueue
 
 @dataclass
 class Waiting:
-    """A task as the queue sees it."""
+    """A stand-in for a TaskRecord, of which the queue reads only the id."""
 
     id: str
 
 
 @pytest.fixture(params=[TaskQueue, LockedTaskQueue])
 def queue(request: pytest.FixtureRequest) -> Any:
-    """An empty queue of each kind: for builds with a GIL, and for builds without one."""
+    """Return an empty queue of each kind: for Python with a GIL, and for Python without a GIL."""
     return request.param()
 
 
@@ -40,11 +40,17 @@ def test_order(queue: Any) -> None:
     assert not queue
     with pytest.raises(IndexError):
         queue.popleft()
-    assert list(left) == [jobs[0], jobs[1], jobs[3], jobs[4]], "a copy"
+    assert list(left) == [jobs[0], jobs[1], jobs[3], jobs[4]], (
+        "the iterator is not a copy of the queue"
+    )
 
 
 def test_a_task_put_back_while_another_thread_takes_it(queue: Any) -> None:
-    """appendleft() takes two steps; the first task may be taken between them."""
+    """
+    A task that another thread took can be put back; the queue then has it once.
+
+    Race: another thread may take the task between the two steps of appendleft().
+    """
     first = Waiting("first")
     queue.appendleft(first)
     taken = queue.popleft()

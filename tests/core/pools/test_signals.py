@@ -1,4 +1,4 @@
-"""Signals of local tasks: what is sent, what is logged, and what this package reads of Django."""
+"""TaskSignal sends and logs the signals of local tasks; it reads Django's lists of receivers."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -27,7 +27,9 @@ def task_signal(name: str) -> TaskSignal:
 
 @pytest.fixture
 def copies(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ids of the tasks of which a TaskResult was made for the receivers of a signal."""
+    """
+    Return a list that receives a task's id each time a TaskResult is made for a signal's receivers.
+    """
     copied: list[str] = []
     send = TaskSignal.send
 
@@ -41,7 +43,10 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture(params=["function", "of a sender", "with a dispatch_uid", "weak", "async"])
 def receiver(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
-    """Connects a receiver to a signal in some way; disconnected at the end."""
+    """
+    Return a function that connects a receiver in the way of the parameter; disconnect it
+    afterwards.
+    """
     connected: list[tuple[Signal, dict[str, Any]]] = []
     sender = type(task_backends["default"])
 
@@ -75,7 +80,9 @@ def receiver(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
 
 @EACH_SIGNAL
 def test_only_the_log_and_this_package_receive(name: str) -> None:
-    """Detect a Django version with other entries in Signal.receivers, or with other receivers."""
+    """
+    Fail if a Django version changes the entries of Signal.receivers or connects more receivers.
+    """
     signal = getattr(django_signals, f"task_{name}")
     keys = [entry[0] for entry in signal.receivers]
     uid = getattr(foreign, f"{name.upper()}_UID")
@@ -117,11 +124,13 @@ def test_receivers_of_an_unknown_shape_are_sent_to() -> None:
 
 
 def test_log_records_of_a_task(caplog: pytest.LogCaptureFixture) -> None:
-    """Those that Django's receivers write when a signal is sent."""
+    """
+    Each task writes the same log records that Django's own receivers write when a signal is sent.
+    """
     with caplog.at_level(logging.DEBUG, logger="django.tasks"):
         result = finished(tasks.noop.enqueue())
         failed = finished(tasks.fail.enqueue())
-        wait_until_idle()  # The record of the end is written after the event.
+        wait_until_idle()  # The worker writes the last record after the event.
     by_id = {
         id: [(r.levelname, r.getMessage()) for r in caplog.records if id in r.getMessage()]
         for id in (result.id, failed.id)

@@ -1,4 +1,4 @@
-"""Which worker gets which task, with workers that are no processes."""
+"""The Assigner decides which worker gets which task; FakeWorkers replace the worker processes."""
 
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ SHORT = AHEAD_SECONDS / 4
 
 
 class Stage:
-    """A pool without workers of its own, and its assigner."""
+    """An Assigner with a stand-in for its pool; each test passes its own workers."""
 
     def __init__(self, max_tasks: int | None = None) -> None:
         self.failed: list[str] = []
@@ -39,11 +39,14 @@ class Stage:
         self.assigner = Assigner(self.pool, self.wake, lambda task: self.stopped.append(task.id))
 
     def wake(self) -> None:
-        """Count the calls."""
+        """Count the calls with which the assigner wakes the dispatcher."""
         self.wakes += 1
 
     def add(self, *ids: str, size: int = 0) -> list[ProcessTask]:
-        """Put tasks into the queue."""
+        """
+        Put a task with an argument of `size` characters into the queue for each id; return the
+        tasks.
+        """
         tasks = [new_task(id, "x" * size) for id in ids]
         for task in tasks:
             self.pool.queue.append(task)
@@ -51,13 +54,13 @@ class Stage:
 
     @property
     def waiting(self) -> list[str]:
-        """The ids in the queue."""
+        """Return the ids of the tasks in the queue."""
         return [task.id for task in self.pool.queue]
 
 
 @pytest.fixture
 def stage() -> Stage:
-    """A pool whose tasks are known to be short."""
+    """Return a Stage whose assigner has measured that the task takes SHORT seconds."""
     made = Stage()
     made.assigner.pace.note(new_task(), SHORT)
     return made
@@ -65,7 +68,7 @@ def stage() -> Stage:
 
 @pytest.fixture
 def new_worker() -> Iterator[Callable[[], FakeWorker]]:
-    """Return a function that makes a worker that is ready."""
+    """Return a function that creates a ready FakeWorker; close the workers after the test."""
     made: list[FakeWorker] = []
 
     def make() -> FakeWorker:
@@ -79,18 +82,20 @@ def new_worker() -> Iterator[Callable[[], FakeWorker]]:
 
 
 def ids(worker: FakeWorker) -> list[str]:
-    """Return the ids of the tasks that a worker has."""
+    """Return the ids of the tasks that the worker has been given and has not ended."""
     return [task.id for task in worker.parent.tasks]
 
 
 def frames(worker: FakeWorker) -> list[tuple[str, int]]:
-    """Return the ids and tickets that the worker's side reads."""
+    """Return the id and the ticket of each task that arrives at the worker's end of the socket."""
     bodies = FrameReader().feed(worker.sock.recv(1 << 20))
     return [(decode_task(body).result_id, ticket_of(body)) for body in bodies]
 
 
 def end(stage: Stage, worker: FakeWorker) -> None:
-    """Let the worker start and end its first task."""
+    """
+    Start and end the worker's first task; refill the worker afterwards, as the dispatcher does.
+    """
     worker.parent.start_first(None)
     worker.parent.end_first()
     stage.assigner.refill(worker.parent)
@@ -103,7 +108,7 @@ def test_an_idle_worker_waits_for_a_task(stage: Stage, new_worker: Any) -> None:
     [task] = stage.add("a")
     stage.assigner.assign()
     assert ids(worker) == ["a"]
-    assert not task.claim(), "it is claimed"
+    assert not task.claim(), "the assigner has not claimed the task"
     assert frames(worker) == [("a", 0)]
 
 
@@ -111,7 +116,7 @@ def test_short_tasks_are_sent_ahead_in_one_write(stage: Stage, new_worker: Any) 
     worker = new_worker()
     stage.add(*"abcdef")
     stage.assigner.refill(worker.parent)
-    # The first one and the others take four times SHORT.
+    # Four tasks of SHORT seconds take AHEAD_SECONDS, so the assigner sends no fifth task ahead.
     assert ids(worker) == ["a", "b", "c", "d"]
     assert stage.waiting == ["e", "f"]
     assert frames(worker) == [("a", 0), ("b", 1), ("c", 2), ("d", 3)]
@@ -126,7 +131,9 @@ def test_a_worker_has_a_limited_number_of_tasks(stage: Stage, new_worker: Any) -
     stage.assigner.refill(worker.parent)
     assert len(worker.parent.tasks) == MAX_AHEAD
     end(stage, worker)
-    assert len(worker.parent.tasks) == MAX_AHEAD - 1, "refilled when half of them have ended"
+    assert len(worker.parent.tasks) == MAX_AHEAD - 1, (
+        "the worker was refilled before half of its tasks had ended"
+    )
     for _ in range(MAX_AHEAD // 2 - 1):
         end(stage, worker)
     assert len(worker.parent.tasks) == MAX_AHEAD
@@ -192,7 +199,9 @@ def test_recalled_tasks_wait_again_in_their_order(stage: Stage, new_worker: Any)
     assert ids(worker) == ["a"]
     assert stage.waiting == ["b", "c", "d", "e"]
     assert [task.sends for task in tasks] == [1, 0, 0, 0, 0]
-    assert tasks[1].claim(), "it can be cancelled or sent again"
+    assert tasks[1].claim(), (
+        "a recalled task must be unclaimed, so that it can be cancelled or sent again"
+    )
     assert worker.parent.recall_at is None
 
 
@@ -225,7 +234,7 @@ def test_a_worker_without_a_begun_task_becomes_idle(stage: Stage, new_worker: An
     stage.assigner.assign()
     assert ids(worker) == ["b"]
     assert frames(worker) == [("a", 0), ("b", 1), ("b", 0)]
-    assert not worker.reader.take(1), "it skips the first of the two"
+    assert not worker.reader.take(1), "the worker must skip the first of the two frames of task b"
 
 
 def test_an_idle_worker_gets_what_was_sent_ahead_to_another_one(
@@ -256,7 +265,7 @@ def test_a_worker_that_cannot_be_given_a_task_loses_none(stage: Stage, new_worke
     stage.add("a")
     stage.assigner.assign()
     assert ids(other) == ["a"]
-    assert stage.wakes == 1, "the dispatcher replaces the worker"
+    assert stage.wakes == 1, "the assigner must wake the dispatcher, which replaces the worker"
 
 
 def test_a_task_of_a_closed_pool_is_not_queued_again(stage: Stage) -> None:

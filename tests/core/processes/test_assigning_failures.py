@@ -1,4 +1,4 @@
-"""Exceptions and concurrent steps while tasks are given to workers."""
+"""Exceptions and calls of other threads while the Assigner gives tasks to workers."""
 
 import threading
 from typing import Any
@@ -19,7 +19,11 @@ __all__ = ["new_worker", "stage"]  # fixtures
 def test_an_exception_loses_neither_the_worker_nor_the_task(
     step: str, stage: Stage, new_worker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A RecursionError or KeyboardInterrupt may interrupt a thread that assigns a task."""
+    """
+    If an exception interrupts assign(), the worker stays idle and the next assign() sends the task.
+
+    A RecursionError or KeyboardInterrupt may occur in any thread that assigns a task.
+    """
 
     def fail(*args: object) -> None:
         raise RecursionError
@@ -52,7 +56,7 @@ def test_a_worker_with_a_half_sent_task_is_replaced(
         with pytest.raises(KeyboardInterrupt):
             stage.assigner.assign()
     stage.assigner.assign()
-    assert worker.sock.recv(1) == b"", "the worker reads the end of its socket"
+    assert worker.sock.recv(1) == b"", "the pool has not closed the worker's socket"
 
 
 def test_a_task_cancelled_while_it_was_sent_is_stopped(stage: Stage, new_worker: Any) -> None:
@@ -74,7 +78,9 @@ def test_a_cancelled_task_that_is_put_back_fails(stage: Stage) -> None:
 
 
 def test_tasks_put_back_while_they_are_shared_are_assigned(stage: Stage, new_worker: Any) -> None:
-    """The idle worker gets a later task if the busy one has begun the task meant for it."""
+    """
+    share() gives the idle worker a later task if the busy worker has already begun the next one.
+    """
     busy, idle = new_worker(), new_worker()
     stage.add(*"abcd")
     stage.assigner.refill(busy.parent)
@@ -102,14 +108,18 @@ def test_nothing_is_to_be_taken_back_from_a_worker_with_one_task(
 
 
 def test_a_task_published_while_it_was_claimed_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """close() claims it before it is published; enqueue() then cannot fail it itself."""
+    """
+    Race: enqueue() may publish a task while close() holds its claim; fail_waiting() then retries.
+
+    enqueue() cannot fail a task that another thread has claimed.
+    """
     task = new_task("a")
     calls: list[int] = []
 
     def fail_waiting(pool: object, record: Any, error: BaseException) -> bool:
         calls.append(1)
         if len(calls) == 1:
-            record.position = 0  # enqueue() publishes the task in another thread
+            record.position = 0  # as if another thread published the task
             return False
         return True
 
@@ -122,7 +132,9 @@ def test_a_task_published_while_it_was_claimed_fails(monkeypatch: pytest.MonkeyP
 def test_a_worker_is_not_idle_while_another_thread_gives_it_a_task(
     stage: Stage, new_worker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """recall() in the dispatcher's thread waits until give() has appended the task."""
+    """
+    recall() waits until give() in another thread has appended the task, so the worker stays BUSY.
+    """
     worker = new_worker()
     sending, go_on = threading.Event(), threading.Event()
     send = WorkerProcess._send

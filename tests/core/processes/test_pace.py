@@ -1,4 +1,4 @@
-"""How long a task is expected to take."""
+"""Pace estimates the duration of a task from earlier runs of the same function."""
 
 import pytest
 

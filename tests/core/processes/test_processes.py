@@ -1,4 +1,4 @@
-"""Tasks in worker processes: their lifecycle, and the death of workers."""
+"""ProcessPoolBackend: the lifecycle of tasks in worker processes, and the death of workers."""
 
 import logging
 import os
@@ -48,14 +48,14 @@ def processes(**options: Any) -> Any:
 
 @pytest.fixture(scope="module", autouse=True)
 def two_workers() -> Iterator[None]:
-    """A pool for all tests that need no other."""
+    """Configure a process pool with two workers for all tests that do not override TASKS."""
     with processes(MAX_WORKERS=2):
         yield
 
 
 @pytest.fixture
 def fifo(tmp_path: Path) -> Path:
-    """The path of a FIFO that a task reads until the test writes to it."""
+    """Return the path of a FIFO; a task that reads it blocks until the test writes to it."""
     path = tmp_path / "gate"
     os.mkfifo(path)
     return path
@@ -70,12 +70,12 @@ def pool() -> ProcessPool:
 
 
 def workers() -> list[WorkerProcess]:
-    """The workers of the pool, at this moment."""
+    """Return the workers that the pool has now."""
     return pool().workers()
 
 
 def starter() -> Starter:
-    """What starts the workers of the pool."""
+    """Return the Starter of the pool's dispatcher."""
     dispatcher = pool().dispatcher
     assert dispatcher is not None
     return dispatcher.starter
@@ -106,7 +106,7 @@ def error_of(result: AnyResult) -> tuple[str, str]:
     return str(event.error.reason), event.error.message
 
 
-# The lifecycle
+# The lifecycle of a task
 
 
 def test_task_runs_in_another_process() -> None:
@@ -213,7 +213,7 @@ def test_events_are_ordered() -> None:
     assert kinds[-1][1] is EventKind.FINISHED
 
 
-# Errors
+# Errors in tasks, arguments and return values
 
 
 def test_error_keeps_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
@@ -283,12 +283,14 @@ def test_worker_cannot_enqueue() -> None:
     assert error_of(result)[1].startswith("Task tests.project.process_tasks.noop was not enqueued")
 
 
-# Stopping
+# Stopping tasks and pools
 
 
 @pytest.fixture
 def long_kill_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give a cancelled task time to clean up: on a busy machine 0.5 s may be too short."""
+    """
+    Give a cancelled task LIMIT seconds to clean up, because KILL_AFTER is short on a busy machine.
+    """
     monkeypatch.setattr(worker_process, "KILL_AFTER", LIMIT)
 
 
@@ -321,7 +323,11 @@ def test_cancelled_c_code_is_killed() -> None:
 
 @pytest.mark.parametrize("task", [tasks.fork, tasks.fork_async])
 def test_child_of_worker_dies_of_sigterm(task: Any) -> None:
-    """multiprocessing.Pool relies on it, so the worker's handler must not apply to its children."""
+    """
+    SIGTERM kills a child that a task forks, because multiprocessing.Pool relies on this default.
+
+    The worker's own SIGTERM handler must therefore not apply to its children.
+    """
     assert run_task(task).return_value == signal.SIGTERM
 
 
@@ -370,20 +376,20 @@ def test_options_are_checked(options: dict[str, Any]) -> None:
         tasks.noop.enqueue()
 
 
-# Tasks that are sent ahead
+# Tasks that the dispatcher sends ahead to a busy worker
 
 
 @pytest.fixture
 def short_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the dispatcher expect every task to be short, however busy the machine is."""
+    """Make the dispatcher estimate that every task is short, however busy the machine is."""
     monkeypatch.setattr(Pace, "estimate", lambda pace, task: 0.0)
 
 
 def two_in_one_worker(gate: Path) -> tuple[AnyResult, AnyResult]:
     """
-    Return a long task that runs, and a short one that its worker was sent after it.
+    Return a running long task, and a short task that the dispatcher sent ahead to the same worker.
 
-    Only one worker may be idle.
+    The caller must keep all workers but one busy.
     """
     first = running(tasks.gated.enqueue(str(gate)))
     long, short = tasks.storm.enqueue(10_000_000), tasks.storm.enqueue(0)
@@ -432,7 +438,7 @@ def test_a_short_task_does_not_wait_behind_a_long_one(
         fifo.write_text("go")
         assert finished(other).status == SUCCESSFUL
         assert finished(short).status == SUCCESSFUL
-        assert requeued == [short.id], "it was not sent ahead"
+        assert requeued == [short.id], "the short task was not sent ahead"
         assert short.worker_ids == other.worker_ids
         long.refresh()
         assert long.status == TaskResultStatus.RUNNING
@@ -454,7 +460,7 @@ def test_tasks_sent_ahead_to_a_killed_worker_are_not_lost(
         assert short.worker_ids != long.worker_ids
 
 
-# Death
+# The death of worker processes
 
 
 @pytest.mark.parametrize(
@@ -489,7 +495,9 @@ def test_kill_busy_worker(fifo: Path) -> None:
 
 
 def test_stop_task_of_dead_worker(fifo: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """cancel() may be called just as the worker dies."""
+    """
+    Race: a worker may die while cancel() stops its task; the dispatcher must raise no exception.
+    """
     result = running(tasks.gated.enqueue(str(fifo)))
     record, dispatcher = pool().results.get(result.id), pool().dispatcher
     assert dispatcher is not None
@@ -505,7 +513,7 @@ def test_killed_idle_workers_fail_no_task() -> None:
     for _ in range(3):
         pid = pid_of(run_task(tasks.noop))
         os.kill(pid, signal.SIGKILL)
-        # Without a wait: the dispatcher may assign the task before it notices the death.
+        # No wait here, so that the dispatcher may assign a task before it notices the death.
         assert [run_task(tasks.noop).status for _ in range(5)] == [SUCCESSFUL] * 5
 
 
@@ -542,8 +550,8 @@ def test_stopped_worker_delays_no_other() -> None:
     pids = [pid_of(result) for result in (run_task(tasks.noop), run_task(tasks.noop))]
     os.kill(pids[0], signal.SIGSTOP)
     try:
-        results = [tasks.length.enqueue("x" * 20_000_000)]  # does not wait for the worker
-        # One of the workers is blocked by it, and the other runs these tasks.
+        results = [tasks.length.enqueue("x" * 20_000_000)]  # must not block
+        # One of the 21 tasks blocks in the stopped worker; the other worker runs the 20 others.
         results += [tasks.noop.enqueue() for _ in range(20)]
         wait_until(
             lambda: sum(r.is_finished for r in refreshed(results)) >= 20,
@@ -572,7 +580,10 @@ def test_worker_killed_during_progress_storm() -> None:
 
 @contextmanager
 def recorded_events() -> Iterator[list[Any]]:
-    """Record all events that are published in the block, in a separate thread."""
+    """
+    Return a list that a thread fills with all events that the hub publishes during the `with`
+    block.
+    """
     events: list[Any] = []
     done = threading.Event()
 
@@ -595,7 +606,9 @@ def recorded_events() -> Iterator[list[Any]]:
 
 
 def test_random_kills_under_load() -> None:
-    """A longer run is stress/kill_storm.py."""
+    """
+    After SIGKILL to random workers each task ends once; stress/kill_storm.py does this for longer.
+    """
     rng = random.Random(20260)
     finishes: list[str] = []
 
@@ -613,7 +626,7 @@ def test_random_kills_under_load() -> None:
                 results += [tasks.storm.enqueue(rng.randrange(2000)) for _ in range(15)]
                 ready = [w for w in workers() if w.was_ready]
                 if ready:
-                    with suppress(ProcessLookupError):  # It has already died.
+                    with suppress(ProcessLookupError):  # The worker has already died.
                         os.kill(pid_in(rng.choice(ready).worker_id), signal.SIGKILL)
                 finished(rng.choice(results))
             for result in results:
@@ -621,12 +634,16 @@ def test_random_kills_under_load() -> None:
             wait_until(lambda: len(finishes) >= len(results), "signals are missing")
     finally:
         task_finished.disconnect(count)
-    assert sorted(finishes) == sorted(result.id for result in results), "each finished once"
+    assert sorted(finishes) == sorted(result.id for result in results), (
+        "task_finished was not sent once per task"
+    )
     for result in results:
         assert result.status == SUCCESSFUL or error_of_path(result).endswith("WorkerDied")
     last: dict[str, Version] = {}
     for event in events:
-        assert event.version > last.get(event.id, NO_VERSION), "an event comes too late"
+        assert event.version > last.get(event.id, NO_VERSION), (
+            "an event is older than its predecessor"
+        )
         last[event.id] = event.version
 
 
@@ -645,11 +662,15 @@ def test_no_files_threads_or_jobs_leak() -> None:
             for result in [*died, *[tasks.noop.enqueue() for _ in range(300)]]:
                 finished(result)
         wait_until(lambda: sum(w.was_ready for w in workers()) == 2, "new workers are not ready")
-        # Files and threads of earlier tests may still be closing.
+        # Earlier tests may still close files and end threads, so the numbers may also fall.
         files, threads = before
-        wait_until(lambda: open_files() <= files, "files stay open")
-        wait_until(lambda: threading.active_count() <= threads, "threads stay alive")
-        wait_until(lambda: not pool()._unfinished.records(), "tasks are left")
+        wait_until(lambda: open_files() <= files, "workers that died have left files open")
+        wait_until(
+            lambda: threading.active_count() <= threads, "workers that died have left threads"
+        )
+        wait_until(
+            lambda: not pool()._unfinished.records(), "the pool keeps finished tasks as unfinished"
+        )
         assert not pool().queue
 
 
@@ -657,7 +678,7 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-# Start
+# The start of worker processes
 
 
 def test_worker_that_cannot_start(caplog: pytest.LogCaptureFixture) -> None:
@@ -712,7 +733,7 @@ def test_enqueue_fails_without_dispatcher(shortage: Any) -> None:
 
 
 def kill_only_worker() -> None:
-    """Kill the only worker, and wait until the start of another one was refused."""
+    """Kill the only worker, and wait until the system has refused to start another one."""
     [lost] = workers()
     os.kill(lost.process.pid, signal.SIGKILL)
     wait_until(lambda: not workers(), "the dispatcher does not notice the death")
@@ -736,7 +757,7 @@ def test_refused_start_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def end_broken_time() -> None:
-    """Let the dispatcher start workers again, after it has failed the waiting tasks."""
+    """End the pause of the Starter, after the dispatcher has failed the waiting tasks."""
     dispatcher = pool().dispatcher
     assert dispatcher is not None
     dispatcher._loop.post(setattr, dispatcher.starter, "retry_at", 0.0)
@@ -747,7 +768,12 @@ def end_broken_time() -> None:
 def test_refused_starts_are_given_up(
     free: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also halfway through a start, when multiprocessing leaks descriptors or its fork server."""
+    """
+    The dispatcher gives up after repeated refusals, logs one error and leaks no descriptor.
+
+    With four free descriptors the system refuses halfway through a start, when multiprocessing
+    leaks descriptors or its fork server.
+    """
     monkeypatch.setattr(starting, "START_PAUSE", 0.02)
     with processes(MAX_WORKERS=1):
         run_task(tasks.noop)
@@ -779,7 +805,7 @@ def test_database_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestDatabase(TransactionTestCase):
-    """A task in a worker process must not touch the configured database."""
+    """A task in a worker process uses the test database and must not touch the configured one."""
 
     def test_task_uses_the_test_database(self) -> None:
         result = run_task(tasks.make_user, "ada")
@@ -803,7 +829,11 @@ def test_workers_with_another_database_are_replaced(
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_tasks_compute_concurrently() -> None:
-    """Both workers use CPU time; wall-clock time on a shared machine would prove nothing."""
+    """
+    Two workers run tasks at overlapping times, and the parent process itself uses little CPU time.
+
+    The duration of the tasks would prove nothing, because other programs may use the machine.
+    """
     for result in [tasks.noop.enqueue() for _ in range(10)]:
         finished(result)
     wait_until(lambda: sum(w.was_ready for w in workers()) == 2, "two workers are not ready")

@@ -1,4 +1,4 @@
-"""When workers are started, given up and tried again: with a clock that stands still."""
+"""Starter decides when to start a worker, give up and try again; the test moves its clock."""
 
 import logging
 import multiprocessing
@@ -19,7 +19,7 @@ from django_tasks_local.processes.starting import (
 
 
 class Launches:
-    """A clock, and a launch() that starts nothing."""
+    """A Starter whose clock the test moves and whose launch() starts no process."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -27,14 +27,14 @@ class Launches:
         self.starter = Starter("alias", self.launch, clock=lambda: self.now)
 
     def launch(self, name: str) -> Any:
-        """Note the name."""
+        """Record the name instead of starting a worker."""
         self.names.append(name)
         return object()
 
 
 @pytest.fixture
 def launches() -> Launches:
-    """A pool that has started nothing."""
+    """Return a Starter that has started no worker, with its clock and its recorded names."""
     return Launches()
 
 
@@ -75,7 +75,7 @@ def test_starting_is_given_up(
     assert not caplog.records
     assert launches.starter.on_death("bad settings", has_reported=has_reported)
     assert launches.starter.retry_at == launches.now + BROKEN_TIME
-    # Other workers that were starting fail for the same reason.
+    # Another worker that was already starting fails later; the starter does not log this again.
     assert not launches.starter.on_death("bad settings", has_reported=has_reported)
     [record] = caplog.records
     assert record.levelno == logging.ERROR
@@ -108,7 +108,7 @@ def test_tasks_are_refused_until_the_next_start(launches: Launches) -> None:
     for _ in range(START_ERRORS):
         launches.now += START_PAUSE
         launches.starter.on_refusal("no memory")
-    launches.starter.raise_if_broken()  # A worker that is ready may be left.
+    launches.starter.raise_if_broken()  # A ready worker may still run tasks.
     launches.starter.refuse_tasks("no memory")
     expected = r"'alias' cannot start worker processes, so no task was enqueued\. .*:\nno memory"
     with pytest.raises(RuntimeError, match=expected):

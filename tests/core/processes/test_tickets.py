@@ -1,4 +1,4 @@
-"""Tickets: each number is read by exactly one side."""
+"""Tickets: either the pool or the worker reads each number from their shared pipe, never both."""
 
 import multiprocessing
 import os
@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from django_tasks_local.processes.tickets import MAX_ISSUED, TicketReader, Tickets
 from tests.support.waiting import LIMIT
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no task is sent ahead there")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="the pool sends no tasks ahead on Windows"
+)
 
 
 @pytest.fixture
 def tickets() -> Iterator[Tickets]:
-    """A pipe of both sides."""
+    """Return Tickets with an open pipe, from which the pool and a worker read."""
     made = new_tickets()
     yield made
     made.close()
@@ -47,7 +49,9 @@ def test_the_worker_begins_what_was_not_taken_back(tickets: Tickets) -> None:
     tickets.issue(4)
     assert reader.take(1)
     assert tickets.take_back() == 2
-    assert not reader.take(2), "it reads 3, and keeps it"
+    assert not reader.take(2), (
+        "the worker must skip task 2, because it reads number 3 from the pipe"
+    )
     assert tickets.take_back() == 4
     assert reader.take(3)
     assert not reader.take(4)
@@ -72,7 +76,11 @@ def test_no_ticket_can_be_taken_after_the_pipe_was_closed(tickets: Tickets) -> N
 
 @given(st.lists(st.sampled_from(["issue", "take", "take back"]), max_size=60))
 def test_each_task_has_one_owner_in_any_order(steps: list[str]) -> None:
-    """The worker tries every number once, in order, at any moment after it was issued."""
+    """
+    Either the worker begins a task or the pool takes it back, whatever the order of their steps.
+
+    The worker tries each number once, in rising order, at any time after the pool has issued it.
+    """
     tickets = new_tickets()
     reader = TicketReader(tickets.pipe.fileno())
     begun, back, tried, issued = [], [], 0, 0

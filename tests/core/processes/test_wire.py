@@ -1,4 +1,4 @@
-"""The protocol between a pool and its workers: frames, messages, outcomes."""
+"""The protocol between a process pool and its workers: frames, messages and outcomes of tasks."""
 
 import pickle
 from datetime import UTC, datetime
@@ -38,14 +38,14 @@ PROGRESS = Progress(current=3, total=10, percent=30.0, message="three", data={"a
 
 
 class Unloadable:
-    """Can be pickled, but not loaded."""
+    """An object that can be pickled but raises ValueError when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return int, ("not a number",)
 
 
 def sent(data: bytes) -> Any:
-    """Return what the other side decodes of one frame."""
+    """Return the message that the receiver of one encoded frame decodes."""
     [body] = FrameReader().feed(data)
     return decode(body)
 
@@ -113,7 +113,7 @@ def test_a_frame_that_is_no_message_is_unreadable(body: bytes) -> None:
 
 
 def test_frames_of_a_worker_hold_plain_values_only() -> None:
-    """No class of an application is looked up when they are loaded."""
+    """Unpickling the frames of a worker imports no class, not even a class of the application."""
 
     class PlainUnpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
@@ -174,7 +174,7 @@ def test_a_return_value_that_cannot_be_loaded_fails_its_task_only() -> None:
 
 
 def arrived(message: bytes) -> RunTask:
-    """Return what a worker decodes."""
+    """Return the RunTask that a worker decodes from an encoded task."""
     [body] = FrameReader().feed(frame_task(message, 7))
     assert ticket_of(body) == 7
     return decode_task(body)

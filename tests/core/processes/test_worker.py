@@ -75,7 +75,7 @@ def write(directory: Path, *parts: str) -> str:
 
 
 def run_python(*command: str, **environ: str) -> str:
-    """Run Python to its end; it must write nothing to stderr."""
+    """Run a Python command and return its stdout; fail if it fails or writes to stderr."""
     done = subprocess.run(
         [sys.executable, *command],
         env=WARNINGS_ARE_ERRORS | environ,
@@ -89,7 +89,7 @@ def run_python(*command: str, **environ: str) -> str:
     return done.stdout
 
 
-# Scripts
+# Worker processes of scripts and management commands
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -137,10 +137,10 @@ def test_management_command() -> None:
     assert answer["task"][0] != answer["server"]
 
 
-# Servers
+# Worker processes of servers
 
 
-# Servers with several web workers; test_exit covers the others.
+# Servers with several web workers; tests/servers/test_exit.py covers the other servers.
 SERVERS = ["uvicorn-workers", "gunicorn-workers", "gunicorn-preload"]
 
 
@@ -163,7 +163,7 @@ def test_workers_of_servers(tmp_path: Path, name: str, end: signal.Signals) -> N
         wait_until(lambda: group_has_ended(server.process.pid), "a process of the group is left")
 
 
-# The end
+# The end of worker processes
 
 
 @pytest.mark.parametrize("in_c", [False, True])
@@ -222,7 +222,12 @@ if __name__ == "__main__":
 
 
 def test_child_of_multiprocessing_can_exit(tmp_path: Path) -> None:
-    """At its end, and before atexit hooks, multiprocessing waits for the children of the child."""
+    """
+    A process that multiprocessing started can exit although it has worker processes.
+
+    When it ends, multiprocessing joins its child processes before it calls atexit hooks, so the
+    pool must stop its workers earlier.
+    """
     main = """
 def child():
     print(wait(here.enqueue(1)).return_value[1], flush=True)

@@ -1,4 +1,4 @@
-"""A worker as its parent sees it: the moves that are legal, its socket, its end."""
+"""WorkerProcess, the parent's object for a worker: its legal moves, its socket and its end."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -37,7 +37,7 @@ LEGAL = {
     (ENDING, ENDING),
     (ENDING, DEAD),
 }
-# From STARTING to each state.
+# Maps each state to the moves that lead to it from STARTING.
 WAYS = {
     STARTING: (),
     IDLE: (IDLE,),
@@ -49,14 +49,16 @@ WAYS = {
 
 @pytest.fixture
 def worker() -> Iterator[FakeWorker]:
-    """A worker that is starting."""
+    """Return a FakeWorker in the state STARTING; close it after the test."""
     fake = FakeWorker()
     yield fake
     fake.close()
 
 
 def busy(worker: FakeWorker, *ids: str) -> FakeWorker:
-    """Give the worker a task, and let it report the start."""
+    """
+    Let the worker report that it is ready, then give it a task for each id, by default one task.
+    """
     worker.parent.become_ready()
     for id in ids or ("id",):
         assert worker.parent.give([new_task(id)])
@@ -64,12 +66,12 @@ def busy(worker: FakeWorker, *ids: str) -> FakeWorker:
 
 
 def result(id: str, outcome: Outcome | None = None) -> Any:
-    """Return the message that a worker sends at the end of a task."""
+    """Return the decoded message that a worker sends when the task with this id has ended."""
     [body] = FrameReader().feed(encode_result(id, 0.1, outcome or Outcome(), (0, None)))
     return decode(body)
 
 
-# The state
+# The states of a worker
 
 
 @pytest.mark.parametrize(("before", "after"), list(product(State, State)))
@@ -123,7 +125,9 @@ def test_the_life_of_a_worker(worker: FakeWorker) -> None:
     parent.retire()
     assert (parent.state, parent.deadline) == (ENDING, worker.now + RETIRE_TIME)
     assert worker.sock.recv(1000)
-    assert worker.sock.recv(1000) == b"", "the worker reads the end of its socket"
+    assert worker.sock.recv(1000) == b"", (
+        "retire() must close the socket, so that the worker reads its end"
+    )
     assert not parent.give([new_task()])
     assert parent.bury() == "The worker process fake@1 ended with exit code 0"
     assert parent.state is DEAD
@@ -153,14 +157,14 @@ def test_a_worker_retires_after_max_tasks(worker: FakeWorker) -> None:
     assert not worker.parent.must_retire(max_tasks=2)
 
 
-# Stopping
+# Stopping a worker
 
 
 def test_terminate_then_kill(worker: FakeWorker) -> None:
     busy(worker)
     worker.parent.terminate()
     worker.parent.terminate()
-    assert worker.process.calls == ["terminate"], "one SIGTERM"
+    assert worker.process.calls == ["terminate"], "the worker must receive SIGTERM once"
     worker.parent.act_on_deadline()
     assert worker.process.calls == ["terminate", "kill"]
 
@@ -184,7 +188,12 @@ def test_timeout(worker: FakeWorker) -> None:
 
 
 def test_no_timeout_if_the_next_task_has_begun(worker: FakeWorker) -> None:
-    """The result of the first task comes together with the report of the next one's start."""
+    """
+    The timeout of a task no longer applies when the worker has begun its next task.
+
+    The worker sends the result of the first task together with the report that the next one
+    started.
+    """
     busy(worker)
     worker.parent.start_first(timeout=2)
     assert worker.parent.give_ahead([new_task("next"), new_task("last")])
@@ -263,7 +272,7 @@ def test_how_it_ended(exitcode: int | None, text: str, killed: bool) -> None:
     worker.close()
 
 
-# The socket
+# The socket of a worker
 
 
 def test_messages_are_received(worker: FakeWorker) -> None:

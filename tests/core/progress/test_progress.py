@@ -1,4 +1,4 @@
-"""report_progress() and track(): values, throttling, rate, cancellation."""
+"""report_progress() and track(): the published values, throttling, rate and cancellation."""
 
 import asyncio
 import math
@@ -211,7 +211,7 @@ def test_sampler_publishes_count_of_tracked_loop(stage: Stage) -> None:
 
 
 class OfHugeLength:
-    """An iterable whose length exceeds sys.maxsize, so that len() raises."""
+    """An iterable whose __len__() exceeds sys.maxsize, so that len() raises OverflowError."""
 
     def __len__(self) -> int:
         return 10**100
@@ -316,7 +316,7 @@ def test_outer_loop_that_ends_first(stage: Stage) -> None:
 
 
 def final_values(stage: Stage) -> tuple[Any, ...]:
-    """Return the values of the last event."""
+    """Close the reporter and return the values of its last sample."""
     progress = stage.reporter.close()[1]
     assert progress is not None
     return progress.current, progress.total, progress.message
@@ -329,7 +329,7 @@ def test_loops_open_when_task_ends(stage: Stage) -> None:
 
 
 async def letters() -> AsyncIterator[str]:
-    """Yield a, b and c."""
+    """Yield "a", "b" and "c"."""
     for letter in "abc":
         yield letter
 
@@ -348,7 +348,7 @@ def test_inner_async_loop_left_early(stage: Stage) -> None:
     async def loops() -> None:
         async for _ in track(letters(), total=3, message="outer"):
             async for _ in track(letters(), message="inner"):
-                break  # asyncio closes the generator later
+                break  # asyncio closes the inner generator later.
 
     asyncio.run(loops())
     assert final_values(stage) == (3, 3, "outer")
@@ -365,17 +365,17 @@ def test_async_task_that_fails_in_inner_loop(stage: Stage) -> None:
     assert final_values(stage) == (0, 3, "outer")
 
 
-# Querysets. Each test makes its own, because a queryset caches its rows.
+# Querysets. Each test creates its own queryset, because a queryset caches its rows.
 
 
 def collect(users: Iterable[User]) -> list[str]:
-    """Loop with `for`."""
+    """Loop over the users with `for`; return their names."""
     return [user.username for user in users]
 
 
 @async_to_sync
 async def acollect(users: AsyncIterator[User]) -> list[str]:
-    """Loop with `async for`; the calling thread makes the queries."""
+    """Loop with `async for`, with the queries in the calling thread; return the users' names."""
     return [user.username async for user in users]
 
 
@@ -508,11 +508,11 @@ def test_track_non_iterable(stage: Stage, in_task: bool) -> None:
     assert stage.published == []
 
 
-# Other threads of a task
+# Reports from other threads of a task
 
 
 def report_from_a_thread(current: int) -> str:
-    """Report, and return the task's id in this thread."""
+    """Report progress; return current_result_id in this thread, or "unknown"."""
     report_progress(current)
     return current_result_id.get("unknown")
 
@@ -558,7 +558,7 @@ def test_cancelling_is_told_once(stage: Stage, step: Callable[[], object]) -> No
 
 
 def standing_clock() -> Callable[[], float]:
-    """Return a constant clock: each second report is within the interval of the first."""
+    """Return a clock that stands still, so that every report after the first one is throttled."""
     now = time.monotonic()
     return lambda: now
 
@@ -617,12 +617,14 @@ def test_sampler_starts_its_thread_again_after_error(
     assert published.wait(LIMIT)
 
 
-# Through a backend
+# Progress of tasks that a backend runs
 
 
 @pytest.mark.parametrize("repetition", range(200))
 def test_burst_is_coalesced(gate: str, repetition: int) -> None:
-    """Of 20,000 reports few are published: the last one while the task runs, then `finished`."""
+    """
+    Of 20,000 reports fewer than 60 become events, among them the last report before `finished`.
+    """
     events = []
     result = tasks.burst.enqueue(20_000, gate)
     with hub.subscribe(result.id) as subscription:

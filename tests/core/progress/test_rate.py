@@ -1,4 +1,4 @@
-"""The rate of a loop, its percentage and its time left."""
+"""Rate, percent_of() and seconds_left(): the speed, the percentage and the time left of a loop."""
 
 import math
 
@@ -37,7 +37,7 @@ def test_later_steps_weigh_more() -> None:
     ("current", "now"),
     [
         (100, 2.0),  # no step since the last report
-        (110, 1.0),  # a step in no time
+        (110, 1.0),  # a step, but no time has passed
     ],
 )
 def test_the_rate_stays_without_a_new_step(current: int, now: float) -> None:
@@ -53,7 +53,7 @@ def test_a_count_that_falls_starts_a_new_rate(lower: int | None) -> None:
     rate.start(now=0.0)
     assert rate.update(100, now=1.0) == pytest.approx(100)
     assert rate.update(lower, now=2.0) is None
-    # After None the next report is the base again; after 50 it is 50.
+    # After None the next report is the base of the new rate; after 50 the base is 50.
     expected = None if lower is None else pytest.approx(10)
     assert rate.update(60, now=3.0) == expected
 
@@ -89,7 +89,7 @@ def test_percent_of(current: float | None, total: float | None, percent: float |
         (40, 100, 2.0, 30.0),
         (1, 2, 3.0, 0.3),
         (150, 100, 2.0, 0.0),
-        (0, 1e99, 5e-324, None),  # beyond every float
+        (0, 1e99, 5e-324, None),  # the quotient exceeds every float
     ],
 )
 def test_seconds_left(

@@ -1,4 +1,4 @@
-"""The reporter and the cancellation of a task are made at their first use."""
+"""A task creates its Reporter and its Cancellation at their first use."""
 
 import logging
 import threading
@@ -57,7 +57,7 @@ escaped: list[Any] = []
 
 @task
 def escape() -> None:
-    """Keep the way to report, as a thread does that outlives its task."""
+    """Keep the task's Reporting, as a thread that outlives its task does."""
     escaped.append(current_reporting.get())
 
 
@@ -72,7 +72,9 @@ def test_a_report_after_the_end_has_no_effect(caplog: pytest.LogCaptureFixture) 
 
 
 class NoteLock(logging.Handler):
-    """Notes whether another thread can take the lock of a reporter while a record is handled."""
+    """
+    A log handler that records whether another thread can take the reporter's lock during emit().
+    """
 
     def __init__(self, reporter: Reporter) -> None:
         super().__init__()
@@ -95,9 +97,10 @@ def test_log_record_of_a_late_report_is_handled_without_a_lock(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """
-    A log handler may report progress: it then holds its own lock and needs that of a task.
+    The reporter releases its lock before it logs a late report.
 
-    Two threads that took the two locks in opposite orders could deadlock.
+    A log handler holds its own lock and may report progress, which needs the lock of a task. Two
+    threads that take these two locks in opposite orders could deadlock.
     """
     reporter = Stage().reporter
     reporter.close()

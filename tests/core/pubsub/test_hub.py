@@ -1,4 +1,6 @@
-"""The hub: order, coalescing, wake-ups, which tasks are kept and which are released."""
+"""
+The hub: the order and coalescing of events, wake-ups, and which tasks the hub keeps or releases.
+"""
 
 import asyncio
 import gc
@@ -30,7 +32,7 @@ def task_id() -> str:
 
 
 def keep(hub: Hub, event: TaskEvent) -> Topic:
-    """Publish an event as a pool does, whose store keeps the task until it is released."""
+    """Publish an event as a pool does, so that the hub keeps the task until it is released."""
     assert hub.publish(event, keep=True)
     topic = hub.find(event)
     assert topic is not None
@@ -63,7 +65,9 @@ def test_stale_events_are_dropped(hub: Hub, task_id: str) -> None:
 
 
 def test_a_task_that_moves_up(hub: Hub, task_id: str) -> None:
-    """Among events with one sequence, the one with fewer tasks before it is later."""
+    """
+    Of two `enqueued` events with the same sequence, the hub treats the lower position as newer.
+    """
     assert hub.publish(event(task_id, 1, "enqueued", position=3))
     with hub.subscribe(task_id) as subscription, hub.subscribe() as to_all:
         readers = (subscription, to_all)
@@ -77,7 +81,7 @@ def test_a_task_that_moves_up(hub: Hub, task_id: str) -> None:
 
 
 def test_a_later_run_follows_the_end_of_an_earlier_one(hub: Hub, task_id: str) -> None:
-    """As of a backend that runs a failed task again."""
+    """The hub accepts events of a later run, because a backend may run a failed task again."""
     assert hub.publish(event(task_id, 9, "finished", run=100))
     assert not hub.publish(event(task_id, 10, run=100))
     assert not hub.publish(event(task_id, 10, run=99))
@@ -106,7 +110,11 @@ def test_two_backends_with_the_same_id(hub: Hub) -> None:
 
 
 async def test_subscription_by_id_reads_only_the_task_that_came_first(hub: Hub) -> None:
-    """Also if another subscription of the loop reads the task of another backend with this id."""
+    """
+    A subscription by id ignores a task of a second backend that has the same id.
+
+    This also applies if another subscription in the same event loop reads the second task.
+    """
     async with hub.subscribe("1") as by_id:
         hub.publish(event("1", 1, backend="first"))
         assert sequences(await by_id.atake(timeout=LIMIT)) == [1]
@@ -132,7 +140,11 @@ async def test_closed_subscription_leaves_its_task_of_an_id_that_two_backends_ha
 
 
 def test_subscription_to_an_unknown_task_takes_no_reader_of_its_id(hub: Hub) -> None:
-    """Only the first event decides which task a subscription by id reads."""
+    """
+    The first published event with an id decides which task a subscription by this id reads.
+
+    A subscription to an unpublished task with the same id has no influence on the decision.
+    """
     with hub.subscribe("1") as by_id, hub.subscribe(event("1", 1, backend="first")):
         hub.publish(event("1", 1, "finished", backend="second"))
         assert [e.backend for e in by_id.take(timeout=0)] == ["second"]
@@ -213,7 +225,9 @@ async def test_reading_in_an_event_loop(hub: Hub, task_id: str) -> None:
 
 
 async def test_a_wait_ends_at_its_time(hub: Hub, task_id: str) -> None:
-    """Also after an earlier wait with a longer or a shorter timeout, which an event has ended."""
+    """
+    atake() returns after its own timeout, also if an event ended an earlier wait with another one.
+    """
     loop = asyncio.get_running_loop()
 
     async def wait(timeout: float) -> list[TaskEvent]:
@@ -297,7 +311,8 @@ def test_a_loop_closed_between_the_wake_up_and_the_delivery(hub: Hub, task_id: s
         await hub.subscribe(task_id).__aenter__()
         await hub.subscribe().__aenter__()
         hub.publish(event(task_id, 1))
-        asyncio.get_running_loop().stop()  # before the delivery that the hub has scheduled
+        # The loop stops before it runs the delivery that the hub has scheduled.
+        asyncio.get_running_loop().stop()
 
     loop = asyncio.new_event_loop()
     task = loop.create_task(subscribe())
@@ -310,7 +325,11 @@ def test_a_loop_closed_between_the_wake_up_and_the_delivery(hub: Hub, task_id: s
 
 
 def test_subscriptions_closed_after_their_loop_has_stopped(hub: Hub, task_id: str) -> None:
-    """The loop runs no callback after that, so the publisher finds that it is closed."""
+    """
+    The next publish() removes subscriptions that were closed after their loop had stopped.
+
+    A stopped loop runs no callback that could remove them.
+    """
 
     async def subscribe() -> None:
         for subscription in subscriptions:
@@ -359,7 +378,7 @@ class HookedId(str):
 
 
 async def test_subscription_closed_while_its_loop_adds_another(hub: Hub, task_id: str) -> None:
-    """As the garbage collector may do it at any point."""
+    """A subscription may be closed while the hub adds another, because a finalizer may close it."""
     async with hub.subscribe(task_id) as first:
         id = HookedId(task_id)
         id.hook = first.close
@@ -373,7 +392,10 @@ async def test_subscription_closed_while_its_loop_adds_another(hub: Hub, task_id
 
 
 async def test_subscription_closed_by_another_thread(hub: Hub, task_id: str) -> None:
-    """Only the thread of the loop removes it, so nothing changes during a delivery."""
+    """
+    Only the loop's thread removes a closed subscription, so the readers of a delivery do not
+    change.
+    """
     async with hub.subscribe(task_id) as first, hub.subscribe(task_id) as second:
         closing = threading.Thread(target=first.close)
         closing.start()
@@ -388,7 +410,9 @@ async def test_subscription_closed_by_another_thread(hub: Hub, task_id: str) -> 
 def test_a_finalizer_that_publishes_in_the_middle_of_a_publication(
     hub: Hub, task_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As `__del__` may, in the thread that has the lock of the task."""
+    """
+    A `__del__` may publish in a thread that is publishing and holds the lock of the same task.
+    """
     nested = iter(range(2, 1000))
     mark = mailbox.Mailbox.mark
 
@@ -451,13 +475,13 @@ def test_the_end_of_the_hub(hub: Hub, task_id: str) -> None:
     ready.wait(LIMIT)
     hub.publish(event(task_id, 7))
     hub.end(timeout=LIMIT)
-    # An event published before the end is read before it, and end() waits for that.
+    # Readers receive an event that was published before end(), and end() waits until they have it.
     assert seen == {"sync": [7], "async": [7]}
     for thread in threads:
         thread.join(LIMIT)
     with hub.subscribe("other") as subscription:
         assert subscription.take() == []
-        hub.end(timeout=0.01)  # It waits at most this long.
+        hub.end(timeout=0.01)  # end() waits at most `timeout` seconds.
 
 
 def test_the_number_of_tasks_that_no_pool_keeps_is_bounded(
@@ -488,7 +512,12 @@ def test_the_number_of_tasks_that_no_pool_keeps_is_bounded(
 def test_one_publication_visits_few_tasks_to_forget_them(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tasks with a reader stay beyond the limit; their number must not slow publications down."""
+    """
+    One publish() checks at most MAX_TRIMMED tasks, however many tasks with readers the hub has.
+
+    The hub keeps tasks with readers even beyond UNKEPT_LIMIT, and their number must not slow
+    publish() down.
+    """
     visited: list[Topic] = []
     drop_or_keep = latest.Latest._drop_or_keep
 
@@ -553,7 +582,11 @@ async def test_the_unread_events_of_a_subscription_to_all_tasks_are_bounded(
 async def test_a_blocked_loop_does_not_collect_released_tasks_without_limit(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loop does not run between these publications, so nothing is delivered."""
+    """
+    The hub drops the oldest unread events of released tasks while an event loop is blocked.
+
+    The event loop does not run between the publications of this test, so it takes no events.
+    """
     monkeypatch.setattr(mailbox, "UNREAD_LIMIT", 10)
     async with hub.subscribe() as to_all, hub.subscribe("0") as some:
         for number in range(100):
@@ -577,7 +610,7 @@ async def test_a_subscription_to_all_tasks_forgets_released_tasks(hub: Hub) -> N
 
 
 def test_many_publishers_and_readers(hub: Hub) -> None:
-    """In any interleaving each reader gets rising sequences and the last event."""
+    """In any interleaving of threads, each reader receives rising sequences and the last event."""
     ids = [f"task-{number}" for number in range(5)]
     seen: list[list[TaskEvent]] = []
 

@@ -1,4 +1,4 @@
-"""The hub while a finalizer, or another thread, publishes or subscribes at any of its calls."""
+"""A finalizer or another thread may publish or subscribe during any call that the hub makes."""
 
 import functools
 from collections.abc import Callable
@@ -13,13 +13,15 @@ from django_tasks_local.pubsub.latest import Latest, Topic
 from tests.support.factories import event
 from tests.support.interruptions import each_call
 
-MAX_LOOKUPS = 1000  # in one test step, far more than it needs
+MAX_LOOKUPS = 1000  # in one test, far more than a test needs
 REFERENCES = [pytest.param("1", id="id"), pytest.param(event("1", 1), id="event")]
 
 
 @pytest.fixture(autouse=True)
 def bounded_lookups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make an endless loop of lookups fail."""
+    """
+    Fail a test in which the hub looks up topics more than MAX_LOOKUPS times, as in an endless loop.
+    """
     for name in ("get_or_create", "find_or_await"):
         monkeypatch.setattr(Latest, name, bounded(getattr(Latest, name)))
 
@@ -30,14 +32,14 @@ def bounded(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         nonlocal calls
         calls += 1
-        assert calls < MAX_LOOKUPS, "endless loop"
+        assert calls < MAX_LOOKUPS, "the hub looks up topics in an endless loop"
         return function(*args)
 
     return call
 
 
 def assert_empty(hub: Hub, tasks: int) -> None:
-    """Nothing is left of the subscriptions."""
+    """Check that the hub has `tasks` tasks and keeps no trace of the closed subscriptions."""
     assert hub.statistics() == HubStatistics(subscriptions=0, tasks=tasks, event_loops=0)
     assert hub._latest._awaited == {}
     assert [topic for topic in hub._latest if topic.readers] == []
@@ -56,7 +58,12 @@ def test_publish_while_the_task_is_trimmed(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("reference", REFERENCES)
 def test_subscription_begins_while_another_is_closed(reference: str | TaskEvent) -> None:
-    """The hub removes the topic, which has no event yet, and the second subscription needs one."""
+    """
+    A subscription receives events if it begins while close() of another one removes their topic.
+
+    The hub removes the topic because it has no event yet, so the second subscription needs a new
+    one.
+    """
     for interruption in each_call():
         hub = Hub()
         second = hub.subscribe(reference)
@@ -70,7 +77,11 @@ def test_subscription_begins_while_another_is_closed(reference: str | TaskEvent)
 
 @pytest.mark.parametrize("reference", REFERENCES)
 def test_task_added_while_a_subscription_is_closed(reference: str | TaskEvent) -> None:
-    """The subscription's own topic, of the same id, is removed; the task's must stay."""
+    """
+    close() removes the topic that the subscription created, but keeps the topic of the new task.
+
+    Both topics have the same id.
+    """
     for interruption in each_call():
         hub = Hub()
         topic = kept_topic()
@@ -121,7 +132,7 @@ def publisher(hub: Hub) -> Callable[[], object]:
 
 
 def kept_topic() -> Topic:
-    """Return a topic as a pool adds it to the hub."""
+    """Return a topic that is marked as kept and has an event, like the topics that a pool adds."""
     topic = Topic("default", "1")
     topic.is_kept = True
     topic.replace(event("1", 2))
