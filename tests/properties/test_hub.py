@@ -1,4 +1,6 @@
-"""The hub, in any interleaving of events, subscriptions and ends."""
+"""
+Hypothesis compares the hub with a model in any order of publish, subscribe, take, close and end.
+"""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -27,7 +29,11 @@ FAILED, SUCCESSFUL = TaskResultStatus.FAILED, TaskResultStatus.SUCCESSFUL
 
 @dataclass(eq=False)
 class Life:
-    """A task as the hub knows it, from its first event or subscription until it is forgotten."""
+    """
+    The model of a task that the hub knows, from its first event or subscription to its release.
+
+    If the hub has forgotten an id, a later event with this id begins another Life.
+    """
 
     id: str
     event: TaskEvent | None = None
@@ -36,7 +42,9 @@ class Life:
 
 @dataclass(eq=False)
 class Reader:
-    """A subscription, and the events that it must have received."""
+    """
+    The model of a subscription: its tasks, and the version of the last event it received of each.
+    """
 
     subscription: Subscription
     is_async: bool
@@ -46,7 +54,9 @@ class Reader:
 
     @property
     def unread(self) -> dict[TaskEvent, Life]:
-        """The latest events that it has not received."""
+        """
+        Return the latest event of each task whose latest event this subscription has not received.
+        """
         return {
             life.event: life
             for life in self.lives
@@ -55,7 +65,9 @@ class Reader:
 
     @property
     def ended(self) -> bool:
-        """Whether it has read the end of each of its tasks."""
+        """
+        Return whether this subscription has received the last event of each task that it names.
+        """
         return self.named and all(
             life.event is not None and life.event.is_last and life in self.seen
             for life in self.lives
@@ -69,12 +81,17 @@ def event_of(
     return factories.event(id, sequence, "finished" if is_last else kind, position=position)
 
 
-LIMIT = 2  # tasks that no pool keeps and no subscription reads
+LIMIT = 2  # The hub may keep this many tasks that no pool keeps and no subscription reads.
 rarely = st.integers(0, 5).map(lambda number: number == 5)
 
 
 class HubMachine(RuleBasedStateMachine):
-    """Readers get the latest event of each task, in order, and the end; the rest is forgotten."""
+    """
+    Each subscription receives the latest event of each task; the hub forgets tasks without use.
+
+    A task has no use if no pool keeps it and no subscription reads it. Versions of a task's events
+    rise.
+    """
 
     readers = Bundle("readers")
     ids = st.sampled_from("abcdef")
@@ -89,7 +106,9 @@ class HubMachine(RuleBasedStateMachine):
         self.open: list[Reader] = []
 
     def life(self, id: str) -> Life:
-        """Return the present life of this id; a new one begins if the hub has forgotten it."""
+        """
+        Return the current Life of this id; create one if the id is new or the hub has forgotten it.
+        """
         if id not in self.lives:
             self.lives[id] = Life(id)
             for reader in self.open:
@@ -101,7 +120,10 @@ class HubMachine(RuleBasedStateMachine):
         return any(reader.named and life in reader.lives for reader in self.open)
 
     def forget(self) -> None:
-        """Forget, as the hub may, tasks that are neither kept nor read."""
+        """
+        Remove from the model the tasks that the hub has forgotten; fail if a pool keeps such a task
+        or a subscription reads such a task.
+        """
         for id, life in list(self.lives.items()):
             if self.hub.snapshot(id) is not life.event:
                 assert self.hub.snapshot(id) is None
@@ -137,7 +159,9 @@ class HubMachine(RuleBasedStateMachine):
     def release(self, id: str) -> None:
         topic = self.hub.find(id)
         if id in self.lives and self.is_read(self.lives[id]):
-            return  # Ids are unique, so a subscription does not distinguish two lives of one id.
+            # In production ids are unique, so a subscription need not distinguish two tasks with
+            # one id.
+            return
         if topic is not None:
             self.hub.release(topic)
             self.lives.pop(id, None)
@@ -146,8 +170,8 @@ class HubMachine(RuleBasedStateMachine):
     @rule(target=readers, ids=st.lists(ids, max_size=3), is_async=st.booleans())
     def subscribe(self, ids: list[str], is_async: bool) -> Reader:
         if is_async and not ids:
-            # A subscription to all tasks also receives the events that its loop is about to
-            # deliver, of released tasks too.
+            # A subscription to all tasks also receives events, even of released tasks, that its
+            # event loop has not yet delivered, so let the loop deliver them first.
             self.loop.run_until_complete(asyncio.sleep(0))
         subscription = self.hub.subscribe(*ids)
         lives = [self.life(id) for id in dict.fromkeys(ids)] if ids else list(self.lives.values())
@@ -165,14 +189,19 @@ class HubMachine(RuleBasedStateMachine):
             self.check(reader, delivered)
 
     def check(self, reader: Reader, delivered: bool = True) -> None:
-        """Read; only events that were not `delivered` in the event loop may be missing."""
+        """
+        Read all events and compare them with the model.
+
+        An async subscription may miss events if `delivered` is False, because its event loop did
+        not run.
+        """
         unread = reader.unread
         if not reader.is_async:
             events = reader.subscription.take(timeout=0)
         elif delivered:
             events = self.loop.run_until_complete(reader.subscription.atake(timeout=0))
         else:
-            events = reader.subscription._collect()  # as atake() does when it need not wait
+            events = reader.subscription._collect()  # as atake() does without a wait
         assert len(events) == len(set(events))
         for event in events:
             reader.seen[unread[event]] = event.version
@@ -183,14 +212,17 @@ class HubMachine(RuleBasedStateMachine):
     @rule(reader=readers)
     def close(self, reader: Reader) -> None:
         reader.subscription.close()
-        self.loop.run_until_complete(asyncio.sleep(0))  # The loop removes its subscriptions.
+        self.loop.run_until_complete(asyncio.sleep(0))  # lets the loop remove closed readers
         if reader in self.open:
             self.open.remove(reader)
         self.forget()
 
     @rule()
     def close_the_loop(self) -> None:
-        """The hub drops its readers with the next event for one of them."""
+        """
+        Close the event loop: the next event for one of its subscriptions makes the hub drop them
+        all.
+        """
         self.loop.close()
         self.loop = asyncio.new_event_loop()
         gone = [reader for reader in self.open if reader.is_async]
@@ -203,7 +235,7 @@ class HubMachine(RuleBasedStateMachine):
                 assert self.hub.statistics().event_loops == 0
                 break
         for reader in gone:
-            reader.subscription.close()  # has no effect if there was an event for one of them
+            reader.subscription.close()  # has no effect if the hub has removed them
             self.open.remove(reader)
         self.forget()
 
@@ -224,7 +256,7 @@ class HubMachine(RuleBasedStateMachine):
             for reader in list(self.open):
                 self.check(reader)
                 reader.subscription.close()
-            self.loop.run_until_complete(asyncio.sleep(0))  # The loop removes its subscriptions.
+            self.loop.run_until_complete(asyncio.sleep(0))  # lets the loop remove closed readers
             assert not self.hub.to_all
             assert self.hub.statistics().event_loops == 0
             for id in list(self.lives):

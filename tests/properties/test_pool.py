@@ -1,4 +1,4 @@
-"""A pool with its store and the hub under any sequence of steps of its workers."""
+"""Hypothesis checks that a pool, its store and the hub agree after any sequence of worker steps."""
 
 import itertools
 from typing import Any
@@ -37,7 +37,7 @@ FAILED, SUCCESSFUL = TaskResultStatus.FAILED, TaskResultStatus.SUCCESSFUL
 
 
 class ManualPool(Pool[ThreadOptions, TaskRecord]):
-    """A pool whose workers the test plays."""
+    """A pool without workers: the state machine begins and finishes the tasks in their place."""
 
     def __init__(self, options: ThreadOptions) -> None:
         super().__init__(ThreadPoolBackend, "default", options)
@@ -66,7 +66,9 @@ class ManualPool(Pool[ThreadOptions, TaskRecord]):
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """The hub receives the events of each task once and in order, and they agree with the store."""
+    """
+    The hub receives each event of a task once and in order, and its events agree with the store.
+    """
 
     ids = Bundle("ids")
 
@@ -121,7 +123,7 @@ class PoolMachine(RuleBasedStateMachine):
         record = data.draw(st.sampled_from(self.running))
         self.running.remove(record)
         outcome = Outcome.failure(ValueError("no")) if fails else Outcome(return_value=7)
-        # After close() the task already has an outcome.
+        # close() has recorded an outcome for each task, so a later finish() returns False.
         assert self.pool.finish(record, outcome) == (not self.pool.closed)
         self.ended.append(record)
 
@@ -129,7 +131,8 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def finish_again(self, data: st.DataObject) -> None:
         record = data.draw(st.sampled_from(self.ended))
-        record.report(1000, Progress(current=1000))  # a late sample
+        # A sample may arrive after the end of its task.
+        record.report(1000, Progress(current=1000))
         assert not self.pool.finish(record, Outcome(return_value="too late"))
 
     @rule(id=ids)

@@ -1,4 +1,4 @@
-"""Records and their store, in any interleaving of the steps of their life."""
+"""Hypothesis compares TaskRecords and their ResultStore with a model in any order of task steps."""
 
 from typing import Any
 
@@ -29,7 +29,9 @@ FAILED, SUCCESSFUL = TaskResultStatus.FAILED, TaskResultStatus.SUCCESSFUL
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """A status only moves forward; the oldest finished results are evicted first, and no others."""
+    """
+    A status only moves forward; the store evicts the oldest evictable results and no other results.
+    """
 
     records = Bundle("records")
     error = TaskError(exception_class_path="builtins.ValueError", traceback="a traceback")
@@ -41,7 +43,7 @@ class StoreMachine(RuleBasedStateMachine):
             alias="default", max_results=max_results, max_unfinished=max_unfinished
         )
         self.statuses: dict[TaskRecord, TaskResultStatus] = {}
-        self.published: list[TaskRecord] = []  # finished, and not evictable yet
+        self.published: list[TaskRecord] = []  # finished, but not yet evictable
         self.evictable: list[TaskRecord] = []
         self.evicted: list[TaskRecord] = []
 
@@ -84,7 +86,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(record=records)
     def change_a_snapshot(self, record: TaskRecord) -> None:
-        """Later reads do not see changes of a result that was returned."""
+        """
+        Change a returned TaskResult; get() then checks that the record has not changed with it.
+        """
         result = record.task_result()
         result.errors.clear()
         result.worker_ids.append("not in the record")

@@ -1,4 +1,4 @@
-"""The throttle of a reporter under any sequence of reports, loops and samples."""
+"""Hypothesis compares a throttled Reporter with a model under any sequence of reports and loops."""
 
 import itertools
 import math
@@ -25,7 +25,11 @@ FAILED, SUCCESSFUL = TaskResultStatus.FAILED, TaskResultStatus.SUCCESSFUL
 
 
 class ThrottleMachine(RuleBasedStateMachine):
-    """At most one sample per interval, with the newest values; the last values are published."""
+    """
+    The reporter publishes at most one sample per interval; each sample has the newest values.
+
+    It also publishes the last reported values, at the latest after two intervals.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +37,8 @@ class ThrottleMachine(RuleBasedStateMachine):
         self.reporter = self.stage.reporter
         self.values: dict[str, Any] = {"current": None, "total": 100, "message": "", "data": {}}
         self.reported = False
-        # Open loops: each with its first message, and the values published while it is the newest.
+        # The open loops: each with its first message and the values to publish while it is the
+        # innermost.
         self.loops: list[tuple[LoopProgress, str, dict[str, Any]]] = []
         self.outermost = self.values
         self.cancelled = self.delivered = False
@@ -92,7 +97,10 @@ class ThrottleMachine(RuleBasedStateMachine):
             self.show_outer(message, self.loops[-1][2] if self.loops else self.outermost)
 
     def show_outer(self, message: str, outer: dict[str, Any]) -> None:
-        """Publish the outer loop's values again; keep the task's own message and data."""
+        """
+        Make the outer loop's values current again, but keep a message and data that the task
+        reported.
+        """
         kept = {"data": self.values["data"]}
         if self.values["message"] is not message:
             kept["message"] = self.values["message"]
@@ -108,7 +116,8 @@ class ThrottleMachine(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.stage.tick(self.stage.now + seconds)
         self.check_published()
-        # A report that is held back is due in the ticker; if nothing is due, all are published.
+        # The reporter adds itself to the ticker to publish a throttled report, so if the ticker has
+        # no entry, the newest values must be published.
         if self.reported and not self.closed and not self.stage.ticker.due:
             self.assert_newest_published()
 
@@ -119,7 +128,7 @@ class ThrottleMachine(RuleBasedStateMachine):
         if self.reported and not self.closed:
             self.assert_newest_published()
 
-    @precondition(lambda self: len(self.times) > 5)  # Little is checked after close().
+    @precondition(lambda self: len(self.times) > 5)  # close() ends most of the checks.
     @rule()
     def close(self) -> None:
         number, progress = self.reporter.close()
@@ -132,7 +141,10 @@ class ThrottleMachine(RuleBasedStateMachine):
         self.closed = True
 
     def raises_cancellation(self, step: Any) -> bool:
-        """Run the step; return whether it raised, which it must once after cancel()."""
+        """
+        Run the step; return whether it raised TaskCancelled, as exactly one step must after
+        cancel().
+        """
         if not self.cancelled:
             step()
             return False
@@ -142,7 +154,9 @@ class ThrottleMachine(RuleBasedStateMachine):
         return True
 
     def check_published(self) -> None:
-        """Check that this step published nothing, or one sample of the newest values."""
+        """
+        Check that the last step published either nothing or one sample with the newest values.
+        """
         new = self.stage.published[len(self.times) :]
         assert len(new) <= (0 if self.closed else 1)
         for number, progress in new:
@@ -168,7 +182,7 @@ class ThrottleMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.reporter.close()
         self.stage.tick(self.stage.now + 10.0)
-        assert self.stage.ticker.due == [], "the sampler would sample it permanently"
+        assert self.stage.ticker.due == [], "a closed reporter is still in the ticker"
 
 
 @SHRINK_TIMEOUT
