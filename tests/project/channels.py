@@ -1,4 +1,4 @@
-"""Channel managers and stores that an application configures for django-eventstream."""
+"""Channel managers and event stores of django-eventstream for settings of the tests."""
 
 import itertools
 import json
@@ -14,14 +14,17 @@ from tests.project.tasks import wait_for
 
 
 class ChannelManager(DefaultChannelManager):
-    """Everyone may read the channel `news`; only users may read the channels of tasks."""
+    """
+    A channel manager that lets logged-in users read all channels, and anonymous clients only
+    `news`.
+    """
 
     def can_read_channel(self, user: Any, channel: str) -> bool:
         return channel == "news" or user is not None
 
 
 class PublicChannelManager(DefaultChannelManager):
-    """Everyone may read every channel, by the application's own decision."""
+    """A channel manager of an application that lets every client read every channel."""
 
     def can_read_channel(self, user: Any, channel: str) -> bool:
         return True
@@ -29,9 +32,10 @@ class PublicChannelManager(DefaultChannelManager):
 
 class Store(StorageBase):
     """
-    A store that waits until the file STORE_GATE exists, then writes the event to STORE_NOTES.
+    An event store that blocks until the test opens the Gate STORE_GATE, then logs to STORE_NOTES.
 
-    Before its first wait it creates the file STORE_NOTES with the suffix `.asked`.
+    It appends each event as a line of JSON to STORE_NOTES. Before it blocks it creates the file
+    STORE_NOTES with the suffix `.asked`, which shows the test that the store was called.
     """
 
     numbers = itertools.count(1)
@@ -51,7 +55,7 @@ class Store(StorageBase):
 
 
 class BrokenStore(Store):
-    """A store that fails until the file STORE_IS_UP exists."""
+    """An event store that raises ConnectionError until the test creates the file STORE_IS_UP."""
 
     def append_event(self, channel: str, event_type: str, data: str) -> Event:
         if not Path(settings.STORE_IS_UP).exists():

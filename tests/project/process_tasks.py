@@ -1,8 +1,9 @@
 """
 Tasks that run in worker processes.
 
-A task that waits reads from a FIFO until the test writes to it, which works between processes.
-Tests kill the worker processes that remain, so no task waits longer than LIMIT.
+To block until the test lets it continue, a task reads from a FIFO until the test writes to this
+FIFO, which works between processes. Tests kill the worker processes that remain, so no task blocks
+for longer than LIMIT.
 """
 
 import asyncio
@@ -25,11 +26,11 @@ from django_tasks_local import current_result_id, report_progress, track
 from django_tasks_local.exceptions import TaskCancelled
 from tests.project.tasks import DemandingError, UnprintableError
 
-LIMIT = 30.0  # seconds
+LIMIT = 30.0  # seconds that a wait in a task may take at most
 
 
 def wait_at(fifo: str) -> str:
-    """Wait until the test writes to this FIFO."""
+    """Block until the test writes to this FIFO; return the text that the test wrote."""
     return Path(fifo).read_text()
 
 
@@ -40,20 +41,20 @@ def noop() -> None:
 
 @task
 def whoami() -> list[Any]:
-    """Return the process, the task's id and a model, which needs the application registry."""
+    """Return the pid, the task's id and a model's label, which only exists after django.setup()."""
     return [os.getpid(), current_result_id.get(), get_user_model()._meta.label]
 
 
 @task
 async def async_whoami() -> list[Any]:
-    """Return the process and the task's id in a coroutine."""
+    """Return the pid and the task's id from a coroutine."""
     await asyncio.sleep(0)
     return [os.getpid(), current_result_id.get()]
 
 
 @task(takes_context=True)
 def with_context(context: TaskContext, *args: Any) -> list[Any]:
-    """Return values of the TaskContext, and the arguments."""
+    """Return values of the TaskContext and its result, followed by the arguments."""
     result = context.task_result
     times = [str(result.enqueued_at), str(result.started_at)]
     return [result.id, str(result.status), result.worker_ids, context.attempt, *times, *args]
@@ -78,7 +79,7 @@ labels = LabelledTask(func=labels, takes_context=True)
 
 @task
 def gated(fifo: str) -> int:
-    """Report progress, then wait for the test."""
+    """Report progress, then block until the test writes to the FIFO; return the pid."""
     report_progress(10, message="waiting for the test")
     wait_at(fifo)
     return os.getpid()
@@ -86,7 +87,11 @@ def gated(fifo: str) -> int:
 
 @task
 def burst(calls: int, fifo: str) -> None:
-    """Report far more often than events are published, then wait for the test."""
+    """
+    Report `calls` times without a pause, then block until the test writes to the FIFO.
+
+    The task reports far more often than its reporter publishes events.
+    """
     for number in range(1, calls + 1):
         report_progress(number, calls)
     wait_at(fifo)
@@ -94,13 +99,13 @@ def burst(calls: int, fifo: str) -> None:
 
 @task
 def tracked(count: int) -> int:
-    """Track a loop."""
+    """Loop over `count` numbers with track(), and return `count`."""
     return sum(1 for _ in track(range(count), message="counting"))
 
 
 @task
 def storm(times: int) -> int:
-    """Report as fast as possible."""
+    """Report `times` times without a pause, each time with a message of 200 characters."""
     for number in range(times):
         report_progress(number, times, "x" * 200)
     return times
@@ -108,7 +113,7 @@ def storm(times: int) -> int:
 
 @task
 def fail(kind: str) -> None:
-    """Raise an error of this kind."""
+    """Raise the exception that the name `kind` selects."""
     errors: dict[str, BaseException] = {
         "value": ValueError("bad value"),
         "exit": SystemExit(3),
@@ -137,14 +142,14 @@ def not_json() -> Any:
 
 @task
 def die(how: str) -> None:
-    """End the worker process in this way."""
+    """Report progress, then end the worker process in the way that `how` names."""
     report_progress(50)
     if how == "exit":
         os._exit(3)
     elif how == "crash":
         ctypes.string_at(0)
     elif how == "kernel":
-        os.kill(os.getpid(), signal.SIGKILL)  # like the kernel when it is out of memory
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
     elif how == "terminated":
         os.kill(os.getpid(), signal.SIGTERM)
         threading.Event().wait(LIMIT)
@@ -152,23 +157,26 @@ def die(how: str) -> None:
 
 @task
 def text(size: int) -> str:
-    """Return a long text."""
+    """Report progress, then return a text of `size` characters."""
     report_progress(1)
     return "x" * size
 
 
 @task
 def length(value: str) -> int:
-    """Return the length of a long argument."""
+    """Return the length of the argument, which tests make long."""
     return len(value)
 
 
 @task
 def until_cancelled(marker: str, swallow: bool = False) -> str:
-    """Wait until the task is cancelled, clean up, then end as cancelled or swallow it."""
+    """
+    Sleep until the task is cancelled, write the file `marker`, then raise or swallow TaskCancelled.
+    """
     try:
         report_progress(1)
-        # Short waits: Python handles a signal that arrives just before a wait only after it.
+        # Python handles a signal that arrives just before a sleep only after the sleep, so each
+        # sleep is short.
         for _ in range(int(LIMIT / 0.05)):
             time.sleep(0.05)
     except TaskCancelled:
@@ -180,18 +188,19 @@ def until_cancelled(marker: str, swallow: bool = False) -> str:
 
 @task
 async def async_until_cancelled(marker: str) -> None:
-    """Wait in a coroutine until the task is cancelled, then clean up."""
+    """Sleep in a coroutine until the task is cancelled, then write the file `marker`."""
     try:
         report_progress(1)
-        for _ in range(int(LIMIT / 0.05)):  # short waits as in until_cancelled()
+        for _ in range(int(LIMIT / 0.05)):  # short sleeps as in until_cancelled()
             await asyncio.sleep(0.05)
     finally:
         Path(marker).write_text("cleaned up")  # noqa: ASYNC240 - nothing else runs in this loop
 
 
 def _status_of_terminated_child() -> int:
-    """Return the wait status of a fork()ed child that received SIGTERM."""
-    warnings.simplefilter("ignore")  # Python warns of fork() in a process with threads.
+    """Fork a child, send SIGTERM to this child and return its wait status."""
+    # Python emits a DeprecationWarning when a process with threads forks.
+    warnings.simplefilter("ignore")
     pid = os.fork()
     if pid == 0:
         time.sleep(LIMIT)
@@ -202,43 +211,45 @@ def _status_of_terminated_child() -> int:
 
 @task
 def fork() -> int:
-    """Fork in a function."""
+    """Return the wait status of a child that this function forked and terminated with SIGTERM."""
     return _status_of_terminated_child()
 
 
 @task
 async def fork_async() -> int:
-    """Fork in a coroutine."""
+    """Return the wait status of a child that this coroutine forked and terminated with SIGTERM."""
     return _status_of_terminated_child()
 
 
 @task
 def run_c_code() -> int:
-    """Run C code for hours that does not check for signals."""
+    """
+    Run C code that takes hours and does not check for signals, so only SIGKILL stops the task.
+    """
     report_progress(1)
     return sum(range(10**12))
 
 
 @task
 def make_user(name: str) -> list[Any]:
-    """Create a user; return the name of the database and the number of users."""
+    """Create a user; return the name of the task's database and the number of users in it."""
     get_user_model().objects.create(username=name)
     return [str(connection.settings_dict["NAME"]), get_user_model().objects.count()]
 
 
 @task
 def burn(rounds: int) -> int:
-    """Use CPU time."""
+    """Use CPU time in a loop of `rounds` steps that never waits."""
     return sum(number * number % 7 for number in range(rounds))
 
 
 @task
 def enqueue_another() -> None:
-    """Enqueue a task inside a task: in a worker process enqueue() raises an exception."""
+    """Enqueue a task inside this task: in a worker process enqueue() must raise an exception."""
     noop.enqueue()
 
 
 @task
 def media_root() -> str:
-    """Return the setting MEDIA_ROOT."""
+    """Return the setting MEDIA_ROOT as the worker process sees it."""
     return str(settings.MEDIA_ROOT)

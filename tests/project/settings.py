@@ -1,4 +1,4 @@
-"""Settings of the tests' project."""
+"""Django settings of the project with which the tests run."""
 
 import json
 import os
@@ -14,7 +14,7 @@ USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 STATIC_URL = "/static/"
 SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
-# A fast hasher: the passwords are in the tests anyway.
+# MD5 is fast, and need not be safe: the passwords are in the source of the tests.
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 INSTALLED_APPS = [
@@ -49,7 +49,7 @@ TEMPLATES = [
     }
 ]
 
-# A file, because each worker thread opens its own connection.
+# The test database is a file, because each worker thread opens its own connection.
 _DATABASE = Path(tempfile.gettempdir()) / f"django-tasks-local-{os.getpid()}.sqlite3"
 DATABASES = {
     "default": {
@@ -65,7 +65,7 @@ TASKS = {
     "dummy": {"BACKEND": "django.tasks.backends.dummy.DummyBackend"},
 }
 
-# A test passes settings to the processes that it starts in this variable.
+# A test sets TEST_SETTINGS to override settings, as JSON, in a process that it starts.
 globals().update(json.loads(os.environ.get("TEST_SETTINGS", "{}")))
-if globals().get("WITH_DAPHNE"):  # Daphne's `runserver` replaces Django's
+if globals().get("WITH_DAPHNE"):  # Daphne's `runserver` replaces Django's.
     INSTALLED_APPS.insert(0, "daphne")

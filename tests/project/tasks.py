@@ -1,4 +1,9 @@
-"""Tasks for tests. A task that waits does so at a gate that the test opens, or up to LIMIT."""
+"""
+Tasks that the tests enqueue.
+
+To keep a task running, a test passes the path of a closed Gate; the task then calls wait_for(),
+which blocks until the test opens the gate. Other waits in a task last at most LIMIT seconds.
+"""
 
 import asyncio
 import fcntl
@@ -20,30 +25,40 @@ from django.utils import timezone, translation
 from django_tasks_local import current_result_id, report_progress, track
 from django_tasks_local.exceptions import TaskCancelled
 
-LIMIT = 30.0  # seconds
+LIMIT = 30.0  # seconds that a wait in a task or in a test may take at most
 
 
 class Gate:
-    """A locked file: tasks in any process wait for the lock until the test opens the gate."""
+    """
+    A file that a test locks: wait_for() blocks in tasks of any process until set() unlocks the
+    file.
+    """
 
     def __init__(self, path: str) -> None:
         self._file = Path(path).open("w")  # noqa: SIM115 - closing it releases the lock
         fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def set(self) -> None:
-        """Open the gate, now and for later waits."""
+        """
+        Open the gate permanently: unlock the file, so that no wait_for() blocks at this gate any
+        longer.
+        """
         self._file.close()
 
 
-# Of the test that runs: its gates by path, and notes that its tasks in threads wrote, by name.
+# The gates of the current test by path, and the notes that its tasks in threads write, by name.
 gates: dict[str, Gate] = {}
 notes: defaultdict[str, list[Any]] = defaultdict(list)
 marker: ContextVar[str] = ContextVar("marker")
-children: set[asyncio.Task[None]] = set()  # keeps them from garbage collection
+children: set[asyncio.Task[None]] = set()  # prevents their garbage collection
 
 
 def wait_for(gate: str) -> None:
-    """Wait until the test opens the gate; the fixture `no_leaks` opens it after the test."""
+    """
+    Block until the test opens the Gate with this path.
+
+    After the test, the fixture `no_leaks` opens all gates that are still closed.
+    """
     with Path(gate).open() as file:
         fcntl.flock(file, fcntl.LOCK_SH)
 
@@ -55,32 +70,32 @@ def noop() -> None:
 
 @task
 def add(a: Any, b: Any = 1) -> Any:
-    """Return a sum."""
+    """Return the sum of `a` and `b`."""
     return a + b
 
 
 @task
 def echo(*args: Any, **kwargs: Any) -> Any:
-    """Return the arguments."""
+    """Return the positional and the keyword arguments that this task received."""
     return {"args": args, "kwargs": kwargs}
 
 
 @task
 def result_id() -> str:
-    """Return the id that current_result_id has in a function."""
+    """Return the value of current_result_id in a function."""
     return current_result_id.get()
 
 
 @task
 async def async_result_id() -> str:
-    """Return the id that current_result_id has in a coroutine."""
+    """Return the value of current_result_id in a coroutine."""
     await asyncio.sleep(0)
     return current_result_id.get()
 
 
 @task(takes_context=True)
 def with_context(context: TaskContext, number: int) -> list[Any]:
-    """Return values of the TaskContext."""
+    """Return values of the TaskContext and its result, followed by `number`."""
     result = context.task_result
     return [context.attempt, result.id, str(result.status), number]
 
@@ -92,21 +107,21 @@ async def async_with_context(context: TaskContext) -> str:
 
 
 class UnprintableError(Exception):
-    """An error whose str() raises."""
+    """An exception whose str() raises RuntimeError."""
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
 
 
 class ExitingError(Exception):
-    """An error whose str() raises SystemExit."""
+    """An exception whose str() raises SystemExit."""
 
     def __str__(self) -> str:
         raise SystemExit(3)
 
 
 class DemandingError(Exception):
-    """An error whose constructor has its own arguments, so that it cannot be unpickled."""
+    """An exception whose constructor needs two arguments, so that it cannot be unpickled."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"{code}: {reason}")
@@ -114,7 +129,7 @@ class DemandingError(Exception):
 
 @task
 def fail(kind: str = "value") -> None:
-    """Raise an error of this kind."""
+    """Raise the exception that the name `kind` selects."""
     errors: dict[str, BaseException] = {
         "value": ValueError("bad value\nin two lines"),
         "exit": SystemExit(3),
@@ -131,14 +146,14 @@ def fail(kind: str = "value") -> None:
 
 @task
 async def fail_async(kind: str = "value") -> None:
-    """Raise an error of this kind in a coroutine."""
+    """Raise the exception that the name `kind` selects, in a coroutine."""
     await asyncio.sleep(0)
     fail.func(kind)
 
 
 @task
 def recurse() -> None:
-    """Recurse without end."""
+    """Call this function recursively until Python raises RecursionError."""
     recurse.func()
 
 
@@ -158,14 +173,14 @@ def cyclic() -> Any:
 
 @task
 def spoil(values: list[Any]) -> int:
-    """Change an argument."""
+    """Empty the list that was passed as argument; return its new length."""
     values.clear()
     return len(values)
 
 
 @task
 def gated(gate: str) -> str:
-    """Report progress, then wait at the gate."""
+    """Report progress, then block until the test opens the gate; return the gate's path."""
     report_progress(10, message="waiting for the test")
     wait_for(gate)
     return gate
@@ -173,7 +188,9 @@ def gated(gate: str) -> str:
 
 @task
 async def gated_async(gate: str) -> None:
-    """Wait at the gate in both kinds of threads that run sync code for a coroutine."""
+    """
+    Block a thread of sync_to_async() and one of asyncio.to_thread() until the test opens the gate.
+    """
     both = threading.Barrier(2)
 
     def wait() -> None:
@@ -186,7 +203,9 @@ async def gated_async(gate: str) -> None:
 
 @task
 def sign(book: str, gate: str | None = None) -> int:
-    """Report twice, perhaps wait at the gate, then write the ids of task and process to a book."""
+    """
+    Report twice, block until the gate (if any) opens, then append the task's id and pid to `book`.
+    """
     report_progress(1)
     report_progress(2)
     if gate is not None:
@@ -198,7 +217,11 @@ def sign(book: str, gate: str | None = None) -> int:
 
 @task
 def leave_traces(name: str) -> None:
-    """Note the context of this thread, then change it; the next task must not see the changes."""
+    """
+    Note the context variable, language and time zone of this thread, then change all three.
+
+    The next task in this thread must not see the changes.
+    """
     notes[name].append(
         (marker.get(None), translation.get_language(), timezone.get_current_timezone_name())
     )
@@ -209,7 +232,7 @@ def leave_traces(name: str) -> None:
 
 @task
 def query(name: str) -> int:
-    """Query the database, and note the connection."""
+    """Count the users in the database, and note the database connection of this thread."""
     count = get_user_model().objects.count()
     notes[name].append(connections["default"].connection)
     return count
@@ -217,27 +240,33 @@ def query(name: str) -> int:
 
 @task
 async def query_async() -> int:
-    """Query the database in a coroutine."""
+    """Count the users in the database from a coroutine."""
     return await get_user_model().objects.acount()
 
 
 @task
 def use_cache() -> str:
-    """Use the cache."""
+    """Write a key to the default cache and return the value that the cache then has for it."""
     cache.set("key", "value")
     return str(cache.get("key"))
 
 
 @task
 async def use_cache_async() -> str:
-    """Use the cache in a coroutine."""
+    """
+    Write a key to the default cache from a coroutine; return the value that the cache then has.
+    """
     await cache.aset("key", "value")
     return str(await cache.aget("key"))
 
 
 @task
 def burst(calls: int, gate: str) -> None:
-    """Report far more often than events are published, then wait until the file `gate` exists."""
+    """
+    Report `calls` times without a pause, then block until the test opens the gate.
+
+    The task reports far more often than its reporter publishes events.
+    """
     for number in range(1, calls + 1):
         report_progress(number, calls)
     wait_for(gate)
@@ -245,7 +274,7 @@ def burst(calls: int, gate: str) -> None:
 
 @task
 def steps(count: int, pause: float = 0.0) -> int:
-    """Report each step."""
+    """Report `count` steps, each with its own message and followed by `pause` seconds."""
     for number in range(1, count + 1):
         report_progress(number, count, f"step {number}")
         if pause:
@@ -255,7 +284,7 @@ def steps(count: int, pause: float = 0.0) -> int:
 
 @task
 def large(count: int, size: int, pause: float) -> None:
-    """Report messages of `size` characters."""
+    """Report `count` messages of `size` characters, each followed by `pause` seconds."""
     for number in range(1, count + 1):
         report_progress(number, count, str(number).ljust(size))
         time.sleep(pause)
@@ -263,7 +292,7 @@ def large(count: int, size: int, pause: float) -> None:
 
 @task
 def tracked(count: int, gate: str | None = None) -> int:
-    """Track a loop; with a gate, wait there halfway."""
+    """Loop with track(); if there is a gate, block halfway until the test opens the gate."""
     for number in track(range(count), message="tracking"):
         if gate is not None and number == count // 2:
             report_progress(message="half-way")
@@ -273,19 +302,21 @@ def tracked(count: int, gate: str | None = None) -> int:
 
 @task
 def track_users() -> list[str]:
-    """Track a query."""
+    """Iterate over the users of the database with track(); return their names."""
     return [user.get_username() for user in track(get_user_model().objects.order_by("pk"))]
 
 
 @task
 async def atrack_users() -> list[str]:
-    """Track a query in a coroutine."""
+    """Iterate over the users of the database with track() and `async for`; return their names."""
     return [user.get_username() async for user in track(get_user_model().objects.order_by("pk"))]
 
 
 @task
 def report(arguments: list[Any], keywords: dict[str, Any], gate: str) -> str:
-    """Report these values, then wait at the gate; return the error if the report raises one."""
+    """
+    Report these values, then block until the gate opens; if the report fails, return its error.
+    """
     try:
         report_progress(*arguments, **keywords)
     except (TypeError, ValueError) as error:
@@ -296,7 +327,7 @@ def report(arguments: list[Any], keywords: dict[str, Any], gate: str) -> str:
 
 @task
 def until_cancelled(name: str, swallow: bool = False) -> str:
-    """Report until the task is cancelled, then clean up."""
+    """Report until the task is cancelled, note the cleanup, then raise or swallow TaskCancelled."""
     try:
         deadline = time.monotonic() + LIMIT
         while time.monotonic() < deadline:
@@ -313,7 +344,7 @@ def until_cancelled(name: str, swallow: bool = False) -> str:
 
 @task
 def clean_up(name: str, gate: str) -> None:
-    """Report until the task is cancelled; wait at the gate during the cleanup."""
+    """Report until the task is cancelled; then block in `finally` until the test opens the gate."""
     try:
         while True:
             report_progress(message="working")
@@ -327,7 +358,7 @@ def clean_up(name: str, gate: str) -> None:
 
 @task
 async def clean_up_async(name: str, gate: str) -> None:
-    """Sleep until the task is cancelled; wait at the gate during the cleanup."""
+    """Sleep until the task is cancelled; then block in `finally` until the test opens the gate."""
     report_progress(message="working")
     try:
         await asyncio.sleep(LIMIT)
@@ -340,7 +371,9 @@ async def clean_up_async(name: str, gate: str) -> None:
 
 @task
 async def leave_a_child() -> None:
-    """End while a child asyncio task waits; the child's cleanup calls sync code."""
+    """
+    Return while a child asyncio task sleeps; the `finally` block of the child calls sync code.
+    """
 
     def clean_up() -> None:
         notes["child"].append(threading.current_thread().name)
@@ -357,7 +390,7 @@ async def leave_a_child() -> None:
 
 @task
 async def leave_a_query(gate: str) -> str:
-    """End while the thread for thread-sensitive code waits at the gate."""
+    """Return while the thread of sync_to_async() still blocks until the test opens the gate."""
     report_progress(message="working")
     query = sync_to_async(wait_for)(gate)
     await asyncio.wait([asyncio.ensure_future(query)], timeout=0.01)
@@ -367,7 +400,7 @@ async def leave_a_query(gate: str) -> str:
 
 @task
 async def sleep_until_cancelled(name: str) -> None:
-    """Sleep until the task is cancelled."""
+    """Sleep in a coroutine until the task is cancelled, then note the cleanup."""
     report_progress(message="sleeping")
     try:
         await asyncio.sleep(LIMIT)
@@ -377,7 +410,9 @@ async def sleep_until_cancelled(name: str) -> None:
 
 @task
 def nested() -> str:
-    """Run another task on the ImmediateBackend within this one."""
+    """
+    Run `result_id` on the ImmediateBackend inside this task; check that each task has its own id.
+    """
     inner = result_id.using(backend="immediate").enqueue()
     if inner.return_value != inner.id:
         raise AssertionError("the inner task had the wrong id")

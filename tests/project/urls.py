@@ -1,4 +1,4 @@
-"""URLs of the tests' project."""
+"""URL patterns of the tests' project: its own views, django-eventstream and this package."""
 
 from django.urls import include, path
 

@@ -1,4 +1,4 @@
-"""A page with widgets, and views that start tasks, log in users and publish events."""
+"""Views of the tests' project: a page with progress widgets, and helpers that tests call by URL."""
 
 import json
 import os
@@ -23,7 +23,7 @@ PAGE = """\
 
 
 def page(request: HttpRequest) -> HttpResponse:
-    """Render a widget for each task `id=...`."""
+    """Render a page with a progress widget for each task that the query names with `id=...`."""
     backend = task_backends[request.GET.get("backend", "default")]
     results = [backend.get_result(result_id) for result_id in request.GET.getlist("id")]
     template = engines["django"].from_string(PAGE)
@@ -31,7 +31,9 @@ def page(request: HttpRequest) -> HttpResponse:
 
 
 def start(request: HttpRequest, name: str) -> HttpResponse:
-    """Enqueue the task `count` times with the JSON list `args` on `backend`."""
+    """
+    Enqueue the task `name`; `args` (a JSON list), `count` and `backend` come from the query string.
+    """
     task = getattr(tasks, name).using(backend=request.GET.get("backend", "default"))
     arguments = json.loads(request.GET.get("args", "[]"))
     results = [task.enqueue(*arguments) for _ in range(int(request.GET.get("count", "1")))]
@@ -47,7 +49,7 @@ def start(request: HttpRequest, name: str) -> HttpResponse:
 
 
 def run_in_worker(request: HttpRequest) -> HttpResponse:
-    """Run a task in a worker process; return its value and the id of this process."""
+    """Run `whoami` in a worker process; return its return value and the pid of the web process."""
     result = whoami.enqueue()
     with hub.subscribe(result.id) as subscription:
         while not subscription.ended and subscription.take(LIMIT):
@@ -62,13 +64,13 @@ def readers(request: HttpRequest) -> HttpResponse:
 
 
 def publish(request: HttpRequest, channel: str, text: str) -> HttpResponse:
-    """Publish an event of the application on a channel."""
+    """Send an event on a channel of django-eventstream, as an application does."""
     send_event(channel, "message", {"text": text})
     return HttpResponse("sent")
 
 
 def login_as(request: HttpRequest, username: str) -> HttpResponse:
-    """Log in a user without a password."""
+    """Log in an existing user without a password, so that tests need no login form."""
     user = get_user_model().objects.get(username=username)
     login(request, user, backend="django.contrib.auth.backends.ModelBackend")
     return HttpResponse("logged in")

@@ -1,4 +1,4 @@
-"""The tests' project for WSGI servers."""
+"""The WSGI application of the tests' project."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""See the package."""
+"""The configuration of an application that fails to start in worker processes."""
 
 from django.apps import AppConfig
 
@@ -6,11 +6,13 @@ from django_tasks_local.processes.child import in_worker_process
 
 
 class BrokenConfig(AppConfig):
-    """Fail to start in a worker process; start normally in the process that runs the tests."""
+    """
+    An application that fails in a worker process, but starts in the process that runs the tests.
+    """
 
     name = "tests.project.broken"
 
     def ready(self) -> None:
-        """Raise."""
+        """Raise RuntimeError if this process is a worker process."""
         if in_worker_process():
             raise RuntimeError("this app has no luck today")

@@ -1,4 +1,4 @@
-"""A management command, and script, that ends while tasks run and wait on three backends."""
+"""A management command and script that exits while three backends have running and queued tasks."""
 
 import json
 import sys
@@ -12,7 +12,12 @@ from tests.project.tasks import LIMIT, gated, gated_async
 
 
 def exit_with_tasks(way: str, gate: str) -> None:
-    """Enqueue tasks, print their paths by id once one per backend runs, and end in this way."""
+    """
+    Enqueue three tasks per backend, print their ids and paths when one per backend runs, then exit.
+
+    `way` is "sys.exit", "exception", "end" (return), or another text: then wait LIMIT seconds for a
+    signal.
+    """
     enqueued = []
     for task, alias in ((gated, "default"), (gated, "processes"), (gated_async, "coroutines")):
         results = [task.using(backend=alias).enqueue(gate) for _ in range(3)]
@@ -27,24 +32,25 @@ def exit_with_tasks(way: str, gate: str) -> None:
     if way == "exception":
         raise RuntimeError("an exception in main")
     if way != "end":
-        # Short waits: Python handles a signal that arrives just before a wait only after the wait.
+        # Python handles a signal that arrives just before a sleep only after the sleep, so each
+        # sleep is short.
         deadline = time.monotonic() + LIMIT
         while time.monotonic() < deadline:
             time.sleep(0.05)
 
 
 class Command(BaseCommand):
-    """Run exit_with_tasks()."""
+    """The management command that calls exit_with_tasks() with its two arguments."""
 
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Declare the arguments of exit_with_tasks()."""
+        """Declare the two arguments `way` and `gate` of exit_with_tasks()."""
         parser.add_argument("way")
         parser.add_argument("gate")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Call exit_with_tasks()."""
+        """Call exit_with_tasks() with the arguments of the command line."""
         exit_with_tasks(options["way"], options["gate"])
 
 

@@ -11,10 +11,10 @@ from tests.project.process_tasks import LIMIT, whoami
 
 
 class Command(BaseCommand):
-    """Run a task; print its return value and the id of this process."""
+    """Run the task `whoami`; print its return value and the pid of this process."""
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Wait for the task and print a JSON object."""
+        """Enqueue the task, wait until it has ended and print a JSON object."""
         result = whoami.enqueue()
         with hub.subscribe(result.id) as subscription:
             while not subscription.ended and subscription.take(LIMIT):
