@@ -1,4 +1,4 @@
-"""Settings with each kind of backend."""
+"""settings_with() overrides TASKS with each kind of backend."""
 
 from typing import Any
 
@@ -9,7 +9,11 @@ PROCESSES = "django_tasks_local.ProcessPoolBackend"
 
 
 def settings_with(**options: Any) -> Any:
-    """Return settings with both kinds of backends with these OPTIONS; threads are the default."""
+    """
+    Return an override of TASKS: thread backends "default" and "threads", "processes", "immediate".
+
+    The thread and process backends have these OPTIONS.
+    """
     return override_settings(
         TASKS={
             "default": {"BACKEND": THREADS, "OPTIONS": options},

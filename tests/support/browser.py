@@ -1,5 +1,5 @@
 """
-Chromium for tests, driven through Playwright.
+Fixtures that run Chromium through Playwright.
 
 `tests/conftest.py` imports the fixtures `browser` and `page` from this module.
 """
@@ -18,7 +18,7 @@ from tests.support.programs import require
 PROGRAMS = ("chromium", "google-chrome", "chromium-browser")
 
 ARGUMENTS = (
-    "--no-sandbox",  # containers run tests as root
+    "--no-sandbox",  # Chromium needs this as root, as in containers.
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
@@ -27,10 +27,10 @@ ARGUMENTS = (
     "--disable-sync",
 )
 
-# A test may stop its server before its page is closed, depending on the order of fixtures.
+# Depending on the order of fixtures, a server may stop before the page; its requests then fail.
 ALWAYS_ALLOWED = re.compile("net::ERR_(CONNECTION|EMPTY|INCOMPLETE|SOCKET)_")
 
-# Resolves with the events received when the browser stops reconnecting.
+# Resolves with the received events when the browser closes the EventSource and stops reconnecting.
 RECEIVE_EVENTS = """(url) => new Promise((resolve) => {
   const seen = (window.seen = []);
   const source = new EventSource(url);
@@ -45,7 +45,9 @@ _allowed: WeakKeyDictionary[Page, list[re.Pattern[str]]] = WeakKeyDictionary()
 
 
 def allow_errors(page: Page, pattern: str) -> None:
-    """Allow console errors and exceptions in this page that match `pattern`."""
+    """
+    Make the fixture `page` accept console errors and exceptions of this page that match `pattern`.
+    """
     _allowed.setdefault(page, []).append(re.compile(pattern))
 
 
@@ -68,7 +70,10 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest.fixture
 async def page(browser: Browser) -> AsyncIterator[Page]:
-    """A page with its own cookies and storage; an unexpected error in it fails the test."""
+    """
+    Return a page with its own cookies and storage; fail the test if the page logs unexpected
+    errors.
+    """
     context = await browser.new_context()
     page = await context.new_page()
     errors: list[str] = []

@@ -1,4 +1,4 @@
-"""Results, events and requests made without a backend or a server."""
+"""Functions that create results, records, events and requests without a backend or a server."""
 
 import uuid
 from typing import Any
@@ -20,7 +20,7 @@ STATUSES = {
 
 
 def event(id: str, sequence: int, kind: str = "progress", **values: Any) -> TaskEvent:
-    """Return an event; the default `status` fits its kind, for a task that succeeds."""
+    """Return an event whose `status` fits `kind`, by default for a task that succeeds."""
     fields = {
         "kind": EventKind(kind),
         "status": STATUSES.get(EventKind(kind), TaskResultStatus.RUNNING),
@@ -31,7 +31,7 @@ def event(id: str, sequence: int, kind: str = "progress", **values: Any) -> Task
 
 
 def task_result() -> AnyResult:
-    """Return the result of a task that has just been enqueued."""
+    """Return the result of a task that is enqueued and has not started."""
     return TaskResult(
         task=tasks.noop,
         id=uuid.uuid4().hex,
@@ -49,10 +49,10 @@ def task_result() -> AnyResult:
 
 
 def task_record(interval: float = 0.0) -> TaskRecord:
-    """Return the record of a waiting task that no pool has and the hub does not know."""
+    """Return the record of a task that has not started and is neither in a pool nor in the hub."""
     return TaskRecord(tasks.noop, uuid.uuid4().hex, [], {}, "default", timezone.now(), interval)
 
 
 def anonymous_request() -> HttpRequest:
-    """Return a request without a user, for which links are bearer links."""
+    """Return a request without a user, so that links created for it are bearer links."""
     return RequestFactory().get("/")

@@ -1,4 +1,4 @@
-"""Workers without processes, for the tests of the parent's side."""
+"""FakeWorker replaces a worker process in tests of the parent's code."""
 
 import multiprocessing
 import socket
@@ -16,7 +16,7 @@ from tests.project import tasks
 
 
 class FakeProcess:
-    """Notes what is done to it, instead of being a process."""
+    """A stand-in for a process that records the names of the methods that are called."""
 
     def __init__(self, exitcode: int | None = 0) -> None:
         self.exitcode = exitcode
@@ -27,7 +27,9 @@ class FakeProcess:
 
 
 class FakeWorker:
-    """A WorkerProcess, the worker's end of its socket, and a clock that stands still."""
+    """
+    A WorkerProcess with a FakeProcess, the worker's end of its socket, and a clock that tests set.
+    """
 
     def __init__(self, exitcode: int | None = 0) -> None:
         self.now = 100.0
@@ -43,14 +45,14 @@ class FakeWorker:
         self.parent = WorkerProcess("fake@1", process, connection, clock=lambda: self.now)
 
     def close(self) -> None:
-        """Close all descriptors."""
+        """Close all descriptors of the parent and of the worker."""
         self.parent.connection.close()
         self.sock.close()
         self.lifeline.close()
 
 
 def new_task(id: str = "id", *args: Any) -> ProcessTask:
-    """Return the record of a task that was not sent."""
+    """Return the record of a task that no worker has received."""
     now = datetime.now(UTC)
     body = encode_task(id, tasks.noop, list(args), {}, now)
     return ProcessTask(tasks.noop, id, list(args), {}, "default", now, 0.05, body)

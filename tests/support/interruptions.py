@@ -1,4 +1,6 @@
-"""Calls a function at each point of an operation where other code may run in between."""
+"""
+Interruption and each_call() call a function at each point of an operation where other code may run.
+"""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -8,25 +10,30 @@ from typing import Any
 
 
 class Interruption:
-    """Calls a function once, in the thread of the operation, at the beginning or end of a call."""
+    """
+    Calls a function once during an operation, in its thread, when a function begins or a C function
+    returns.
+    """
 
     def __init__(self, at: int, modules: tuple[str, ...]) -> None:
-        self._at = at  # the number of such points in `modules` before this one
+        self._at = at  # the number of earlier points, counted in `modules`
         self._modules = modules
         self.was_reached = False
 
     @contextmanager
     def by(self, action: Callable[[], object]) -> Iterator[None]:
         """
-        Call `action` during the `with` block, or at its end if the block has fewer calls.
+        Call `action` during the `with` block, or after the block if the block has too few calls.
 
-        Finalizers and signal handlers run at calls, and other threads may run there.
+        The interpreter runs finalizers, signal handlers and other threads at calls, so `action` may
+        stand for any code that interrupts the operation.
         """
         seen = 0
 
         def profile(frame: FrameType, what: str, argument: Any) -> None:
             nonlocal seen
-            # The interpreter runs other code when a function begins and when a C function returns.
+            # The interpreter may run finalizers, signal handlers and other threads at these two
+            # events.
             if what not in ("call", "c_return"):
                 return
             if not frame.f_globals.get("__name__", "").startswith(self._modules):
@@ -49,7 +56,7 @@ class Interruption:
 
 def each_call(modules: tuple[str, ...] = ("django_tasks_local.",)) -> Iterator[Interruption]:
     """
-    Yield an interruption at the first call of an operation, at the second, and so on.
+    Yield an Interruption at the first point of an operation, then at the second, up to the last.
 
     Only calls of functions in modules whose names begin with one of `modules` count.
     """
@@ -58,6 +65,6 @@ def each_call(modules: tuple[str, ...] = ("django_tasks_local.",)) -> Iterator[I
         interruption = Interruption(at, modules)
         yield interruption
         if not interruption.was_reached:
-            assert at > 0, "The operation called nothing in these modules."
+            assert at > 0, "The operation called no function in these modules."
             return
         at += 1

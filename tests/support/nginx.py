@@ -1,4 +1,6 @@
-"""nginx in front of a server, with proxy buffering and gzip on, as packages configure it."""
+"""
+nginx as a proxy in front of a server, with buffering and gzip as Linux packages configure them.
+"""
 
 import os
 import shutil
@@ -49,14 +51,14 @@ http {{
 
 
 class Nginx:
-    """A proxy that forwards `/` and `/app/` to the port `upstream`."""
+    """An nginx process that forwards `/` and `/app/` to the local port `upstream`."""
 
     def __init__(self, directory: Path, upstream: int) -> None:
         self._directory = directory
         self.port, self.tls_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.tls_url = f"https://127.0.0.1:{self.tls_port}"
-        path = f"{os.environ['PATH']}:/usr/sbin"  # where Debian installs nginx
+        path = f"{os.environ['PATH']}:/usr/sbin"  # Debian installs nginx there.
         self._program = require(shutil.which("nginx", path=path), "nginx")
         self._process: subprocess.Popen[bytes] | None = None
         certificate = trustme.CA().issue_cert("127.0.0.1")
@@ -68,20 +70,22 @@ class Nginx:
             tls_port=self.tls_port,
             upstream=upstream,
             static=ROOT / "static",
-            # As root nginx would switch to a user that cannot read the directory.
+            # As root, nginx would switch to a user that cannot read `directory`.
             user="user root;" if os.geteuid() == 0 else "",
         )
         (directory / "nginx.conf").write_text(configuration)
 
     @property
     def answers(self) -> list[int]:
-        """The statuses of all completed requests for streams."""
+        """Return the HTTP statuses of all completed requests for event streams."""
         lines = (self._directory / "access.log").read_text().splitlines()
         return [int(line.partition(" ")[0]) for line in lines if "/tasks/events/" in line]
 
     @property
     def unavailable(self) -> bool:
-        """Whether nginx answers every request with 503."""
+        """
+        Return whether nginx answers every request with status 503; tests may set this property.
+        """
         return self._flag.exists()
 
     @unavailable.setter
@@ -98,7 +102,7 @@ class Nginx:
         wait_until(lambda: is_listening(self.port), "nginx does not start")
 
     def stop(self) -> None:
-        """Stop nginx, which cuts every connection."""
+        """Stop nginx and wait until it has ended; nginx closes every connection."""
         assert self._process is not None
         self._process.terminate()
         self._process.wait(LIMIT)
@@ -106,7 +110,9 @@ class Nginx:
 
 @contextmanager
 def nginx(directory: Path, upstream: int) -> Iterator[Nginx]:
-    """Run nginx with its files in `directory`."""
+    """
+    Run nginx with its files in `directory` as a proxy for the port `upstream`; stop it afterwards.
+    """
     directory.mkdir()
     proxy = Nginx(directory, upstream)
     proxy.start()

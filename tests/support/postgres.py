@@ -1,4 +1,4 @@
-"""A private PostgreSQL cluster in a temporary directory."""
+"""The fixture `postgres` runs a private PostgreSQL server in a temporary directory."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ import pytest
 from tests.project.tasks import LIMIT
 from tests.support.programs import require
 
-# Debian's package installs the server programs here, outside the PATH.
+# Debian's package installs PostgreSQL's server programs in this folder, outside of the PATH.
 PROGRAMS = Path("/usr/lib/postgresql")
 SETTINGS = "-c listen_addresses= -c fsync=off -c max_connections=200"
 
@@ -24,14 +24,16 @@ def _program(name: str) -> str:
 
 
 class Postgres:
-    """A running server, reachable only through its socket in the directory `host`."""
+    """
+    A running PostgreSQL server that accepts connections only at its socket in the directory `host`.
+    """
 
     user = "postgres"
 
     def __init__(self, directory: Path) -> None:
         self.host = str(directory)
         self._data = str(directory / "data")
-        # The server refuses to run as root, and in a container tests run as root.
+        # PostgreSQL refuses to run as root, but in a container the tests run as root.
         self._owner = self.user if os.geteuid() == 0 else None
         if self._owner is not None:
             shutil.chown(directory, self._owner)
@@ -39,15 +41,15 @@ class Postgres:
         self._control("start", f"--options=-k {self.host} {SETTINGS}", f"--log={directory}/log")
 
     def restart(self) -> None:
-        """Restart the server without a clean shutdown, as after a crash."""
+        """Restart PostgreSQL without a clean shutdown, as after a crash."""
         self._control("restart", "--mode=immediate", f"--log={self.host}/log")
 
     def stop(self) -> None:
-        """Stop the server."""
+        """Stop PostgreSQL without a clean shutdown, because its data is no longer needed."""
         self._control("stop", "--mode=immediate")
 
     def connect(self) -> psycopg.Connection:
-        """Return a connection made without Django."""
+        """Return a psycopg connection that Django does not manage."""
         return psycopg.connect(host=self.host, user=self.user, dbname="postgres", autocommit=True)
 
     def _control(self, *args: str) -> None:
@@ -59,7 +61,7 @@ class Postgres:
             cwd=self.host,
             user=self._owner,
             group=self._owner,
-            # The server inherits these, and would keep a pipe open.
+            # PostgreSQL inherits these streams; if they were pipes, it would keep them open.
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             timeout=2 * LIMIT,
@@ -69,7 +71,7 @@ class Postgres:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A PostgreSQL server, which tests may restart."""
+    """Return a PostgreSQL server for all tests of the session; a test may restart the server."""
     _program("initdb")
     with tempfile.TemporaryDirectory(prefix="postgres-") as directory:
         server = Postgres(Path(directory))

@@ -1,4 +1,4 @@
-"""Programs that some tests need."""
+"""require() skips or fails tests that need an absent program."""
 
 import os
 
@@ -6,7 +6,11 @@ import pytest
 
 
 def require(program: str | None, name: str) -> str:
-    """Skip the test if the program is absent; fail it in CI, which installs all programs."""
+    """
+    Skip the test if `program` is None; in CI, which installs all programs, fail the test.
+
+    Return `program` otherwise.
+    """
     if program is None:
         message = f"{name} is not installed"
         if os.environ.get("CI") == "true":

@@ -12,20 +12,23 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from tests.support.paths import ROOT
 
 STATIC = ROOT / "static"
-TIMEOUT = 20.0  # seconds
-SLOW = "<!-- slow -->"  # the server sends the rest of a page after `released` is set
+TIMEOUT = 20.0  # seconds that a wait may take at most
+SLOW = "<!-- slow -->"  # The server sends the rest of the page after the test sets `released`.
 
 type Payload = Mapping[str, Any]
 
 
 class Stream:
-    """A request for events, answered with 200 and kept open until either side closes it."""
+    """
+    A request for events that the server answers with 200 and keeps open until either side closes
+    it.
+    """
 
     def __init__(self, target: str, headers: Mapping[str, str], writer: asyncio.StreamWriter):
         self.target = target
         self.headers = headers
         self.tasks = _tasks(target)
-        self.closed = asyncio.Event()  # by either side
+        self.closed = asyncio.Event()  # set when the browser or end() closes the stream
         self._writer = writer
 
     async def send(self, *payloads: Payload) -> None:
@@ -47,18 +50,19 @@ class Stream:
 
 class ScriptedServer:
     """
-    Streams requested under `/events/` wait in a queue for `next_stream()`.
+    A web server that puts each request under `/events/` into a queue, as a Stream for
+    next_stream().
 
-    A status other than 200, from the queue `answers` or else from `status`, ends the request with
-    that status instead.
+    The next number in `answers`, or `status` if there is none, is the status of the response. A
+    status other than 200 ends the request without a Stream.
     """
 
     def __init__(self) -> None:
         self.url = ""
         self.pages: dict[str, str] = {}
         self.page_headers: dict[str, str] = {}
-        self.requests: list[str] = []  # targets of all requests for streams
-        self.open = 0  # streams
+        self.requests: list[str] = []  # targets of all requests for event streams
+        self.open = 0  # the number of open streams
         self.status = 200
         self.answers: deque[int] = deque()
         self.released = asyncio.Event()
@@ -96,7 +100,7 @@ class ScriptedServer:
             headers = {name.lower(): value for name, value in pairs}
             await self._answer(request.split()[1], headers, reader, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # browsers open connections in advance, and drop them
+            pass  # Browsers open connections in advance and close some without a request.
         finally:
             self._writers.discard(writer)
             writer.close()
@@ -146,7 +150,7 @@ class ScriptedServer:
         self.open += 1
         self._streams.put_nowait(stream)
         try:
-            await reader.read()  # returns when the browser, or end(), closes the connection
+            await reader.read()  # returns when the browser or end() closes the connection
         finally:
             self.open -= 1
             stream.closed.set()

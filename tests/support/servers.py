@@ -1,4 +1,4 @@
-"""Web servers in their own processes, or uvicorn in a thread of this process."""
+"""serve() runs a web server in a process of its own; ServerThread runs uvicorn in this process."""
 
 import contextlib
 import json
@@ -45,7 +45,7 @@ WSGI = ["gunicorn-sync", "gunicorn-gthread", "runserver"]
 
 @dataclass
 class Server:
-    """A running server: its first process, its port and its log."""
+    """A running web server: its first process, its port and the file of its log."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -63,7 +63,10 @@ class Server:
         return response.json()
 
     def stop(self, number: signal.Signals = signal.SIGTERM, *, group: bool = False) -> float:
-        """Send a signal, with `group` to the whole process group; return the seconds taken."""
+        """
+        Send a signal to the server, with `group` to its process group; return the seconds until it
+        ends.
+        """
         began = time.monotonic()
         if group:
             os.killpg(self.process.pid, number)
@@ -74,7 +77,7 @@ class Server:
 
 
 def free_port() -> int:
-    """Return a port on which no socket listens."""
+    """Return a TCP port of 127.0.0.1 on which no socket listens."""
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -82,13 +85,13 @@ def free_port() -> int:
 
 
 def environment() -> dict[str, str]:
-    """Return an environment without Django settings, in which the project is importable."""
+    """Return environment variables without Django's, with which Python can import the project."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith("DJANGO_")}
     return {**environ, "PYTHONPATH": str(ROOT)}
 
 
 def group_has_ended(pid: int) -> bool:
-    """Whether all processes of the group `pid` have ended."""
+    """Return whether all processes of the process group `pid` have ended."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
@@ -111,7 +114,8 @@ def serve(
     """
     Start a server of COMMANDS in its own session, and wait until it accepts connections.
 
-    `settings` override those of the tests' project; the log is written to `directory`.
+    `settings` override the settings of the tests' project. The server writes its log to
+    `directory`. On exit, SIGKILL ends the server's process group.
     """
     port = port or free_port()
     values = {
@@ -146,17 +150,20 @@ def serve(
 
 
 def is_listening(port: int) -> bool:
-    """Whether a socket listens on a port."""
+    """Return whether a socket listens on this TCP port of 127.0.0.1."""
     with closing(socket.socket()) as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 class ServerThread:
-    """uvicorn in a thread of this process, so that a test shares its hub and its tasks."""
+    """
+    Runs uvicorn in a thread of this process, so that the server and the test share hub and pools.
+    """
 
     def __init__(self) -> None:
-        # These require django.setup(). The views are imported here and not at the first request,
-        # because a test may have replaced TASKS by a backend that refuses their tasks.
+        # Both imports require django.setup(). The views are imported here and not at the first
+        # request, because a test may then have replaced TASKS with a backend that rejects the tasks
+        # of the views.
         import tests.project.urls  # noqa: F401
         from tests.project.asgi import application
 

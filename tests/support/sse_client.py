@@ -1,4 +1,4 @@
-"""A client of server-sent events that follows the WHATWG HTML standard."""
+"""A client for server-sent events that parses streams as the WHATWG HTML standard defines."""
 
 import json
 import time
@@ -14,7 +14,9 @@ from tests.project.tasks import LIMIT
 
 @dataclass
 class Message:
-    """One dispatched event, or a block without data: its comments and fields."""
+    """
+    One block of an event stream: an event, or a block without data (only comments and fields).
+    """
 
     event: str = "message"
     data: list[str] = field(default_factory=list)
@@ -28,7 +30,10 @@ class Message:
 
 
 def messages(lines: Iterator[str]) -> Iterator[Message]:
-    """Parse a stream: HTML, section 9.2.6, "Interpreting an event stream"."""
+    """
+    Parse the lines of a stream, as the HTML standard, section 9.2.6, "Interpreting an event
+    stream".
+    """
     message, last_event_id = Message(), ""
     for line in lines:
         if line == "":
@@ -53,7 +58,7 @@ def messages(lines: Iterator[str]) -> Iterator[Message]:
 
 @contextmanager
 def stream(url: str, **kwargs: Any) -> Iterator[Iterator[Message]]:
-    """Open a stream, and check its status and content type."""
+    """Open an event stream, check its status and content type, and return its messages."""
     with httpx.Client(timeout=LIMIT) as client, client.stream("GET", url, **kwargs) as response:
         assert response.status_code == 200, response.read()
         assert response.headers["Content-Type"] == "text/event-stream"
@@ -62,11 +67,11 @@ def stream(url: str, **kwargs: Any) -> Iterator[Iterator[Message]]:
 
 def event_source(url: str) -> Iterator[Message]:
     """
-    Reconnect as an EventSource does, until the server answers 204.
+    Yield the messages of a stream and reconnect, as a browser's EventSource does, until status 204.
 
     Yields each message with data, and the first block of each connection (with `retry`). Raises
-    httpx.HTTPStatusError for any other status.
-    Source: HTML, section 9.2.3, "Processing model".
+    httpx.HTTPStatusError if a status is not a success. Source: the HTML standard, section 9.2.3,
+    "Processing model".
     """
     retry, last_event_id = 1000, ""
     with httpx.Client(timeout=LIMIT) as client:
@@ -85,6 +90,6 @@ def event_source(url: str) -> Iterator[Message]:
 
 
 def read_all(url: str, **kwargs: Any) -> list[Message]:
-    """Read a stream to its end and return the messages with data."""
+    """Read a stream until the server ends it, and return the messages with data."""
     with stream(url, **kwargs) as received:
         return [message for message in received if message.data]

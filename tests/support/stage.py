@@ -1,4 +1,4 @@
-"""A reporter whose clock and ticker the test moves."""
+"""Stage is a task with a Reporter whose clock and ticker a test controls."""
 
 import threading
 from typing import Any
@@ -10,7 +10,9 @@ from django_tasks_local.ticker import Ticker, Ticking
 
 
 class FakeTicker(Ticker):
-    """A ticker without a thread; the test calls what is due."""
+    """
+    A ticker without a thread: it only collects entries, and the test calls those that are due.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,7 +23,7 @@ class FakeTicker(Ticker):
 
 
 class Stage(Reporting):
-    """A task with a reporter whose clock and ticker the test moves."""
+    """A task whose Reporter has a clock and a ticker that the test controls with tick()."""
 
     reporter: Reporter
     cancellation: Cancellation
@@ -55,12 +57,14 @@ class Stage(Reporting):
         return self.published[-1][1]
 
     def sample(self) -> tuple[Any, ...]:
-        """Move the clock by one publishing interval and return the values of the newest event."""
+        """
+        Move the clock by one publishing interval; return the values of the newest published sample.
+        """
         self.tick(self.now + self.reporter.interval)
         return self.last.current, self.last.total, self.last.message
 
     def tick(self, now: float) -> None:
-        """Move the clock and call what is due."""
+        """Set the clock to `now` and call the ticker's entries that are due."""
         self.now = now
         due, self.ticker.due = self.ticker.due, []
         for due_at, ticking in due:

@@ -1,4 +1,4 @@
-"""Waits for a condition or an event; none takes longer than LIMIT."""
+"""Functions that wait for a condition or an event, for at most LIMIT seconds."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,9 @@ LIMIT = tasks.LIMIT
 
 
 def wait_until(condition: Callable[[], object], failure: str) -> None:
-    """Poll a condition that has no event to wait for; fail after LIMIT."""
+    """
+    Poll a condition that no event announces; fail with the message `failure` after LIMIT seconds.
+    """
     deadline = time.monotonic() + LIMIT
     while not condition():
         assert time.monotonic() < deadline, failure
@@ -24,7 +26,9 @@ def wait_until(condition: Callable[[], object], failure: str) -> None:
 
 
 def wait_for_event(result_id: str, condition: Callable[[TaskEvent], object]) -> TaskEvent:
-    """Return the first matching event; fail if the task ends before, or after LIMIT."""
+    """
+    Return the task's first event that meets the condition; fail if the task ends or after LIMIT.
+    """
     deadline = time.monotonic() + LIMIT
     with hub.subscribe(result_id) as subscription:
         while events := subscription.take(timeout=deadline - time.monotonic()):
@@ -35,14 +39,17 @@ def wait_for_event(result_id: str, condition: Callable[[TaskEvent], object]) -> 
 
 
 def finished(result: AnyResult) -> AnyResult:
-    """Wait until the task has ended; return its refreshed result."""
+    """Wait until the task has ended; refresh its result and return it."""
     wait_for_event(result.id, lambda event: event.is_last)
     result.refresh()
     return result
 
 
 def running(result: AnyResult) -> AnyResult:
-    """Wait until the task has reported progress; return its refreshed result."""
+    """
+    Wait until the task has reported progress, which shows that it runs; refresh and return its
+    result.
+    """
     wait_for_event(result.id, lambda event: event.progress is not None)
     result.refresh()
     return result
