@@ -48,8 +48,9 @@ class TaskSignal:
         self._django_key = (id(log), _ANY_SENDER)
         # The module `foreign` connects this receiver to make events for tasks of other backends.
         self._our_key = (our_dispatch_uid, _ANY_SENDER)
-        # The two entries of `Signal.receivers` that has_receivers has compared with these keys
-        # last: while both are the same objects, their keys need no comparison.
+        # The first two entries of `Signal.receivers` at the last call of has_receivers, if they
+        # belong to `_django_key` and `_our_key`. While the Signal still has these two objects,
+        # has_receivers does not compare their keys again.
         self._known: tuple[Any, Any] = (None, None)
 
     @property

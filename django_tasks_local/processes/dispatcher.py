@@ -176,7 +176,8 @@ class Dispatcher:
 
     def _on_deadline(self, worker: WorkerProcess) -> None:
         """Act on a deadline of a worker, or take back tasks that wait for too long."""
-        # The worker may have sent a result in time, while a receiver occupied this thread.
+        # The worker may have sent a result before its deadline, while this thread called receivers
+        # of Django's task signals instead of reading the result.
         self._handle(worker, worker.connection.receive_rest())
         if worker not in self._crew or not worker.has_expired(time.monotonic()):
             return

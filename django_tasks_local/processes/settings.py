@@ -34,7 +34,7 @@ class WorkerSettings:
     settings_module: str | None
     # The pickled values of all settings that differ from the settings module.
     overrides: dict[str, bytes] = field(default_factory=dict)
-    # The names of settings that differ, but whose values cannot be pickled.
+    # The names of settings that differ from the settings module, and that cannot be pickled.
     unpickleable: list[str] = field(default_factory=list)
     # The NAME of each database, because a test runner changes the names inside of DATABASES.
     databases: dict[str, Any] = field(default_factory=dict)

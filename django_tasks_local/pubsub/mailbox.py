@@ -110,7 +110,8 @@ class Mailbox:
     def is_free(self) -> bool:
         """Return whether the calling thread may remove a subscription now, without a callback."""
         if self.loop is None:
-            return True  # The mailbox of a reading thread has only one subscription.
+            # A reading thread has the only subscription of its mailbox; no other thread uses it.
+            return True
         try:
             return asyncio.get_running_loop() is self.loop and not self._is_adding
         except RuntimeError:
