@@ -36,7 +36,7 @@ def step() -> None:
 
 def resident_mebibytes() -> float:
     """Return the resident set size of this process in MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 

@@ -47,7 +47,7 @@ def time_loop(items: Iterable[int]) -> float:
 
 def time_tqdm_to_devnull(steps: int) -> float:
     """Return the seconds of a loop over tqdm, which writes its bar to the null device."""
-    with Path(os.devnull).open("w") as devnull:
+    with Path(os.devnull).open("w", encoding="utf-8") as devnull:
         return time_loop(tqdm(range(steps), file=devnull))
 
 

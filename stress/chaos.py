@@ -465,7 +465,7 @@ class Chaos:
             unfinished = statistics.waiting + statistics.running
             if unfinished > options["MAX_PENDING"] + options["MAX_WORKERS"]:
                 self.violate(f"{unfinished} unfinished tasks in {alias}: MAX_PENDING is exceeded")
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
         return {
             "RSS in MiB": pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
             "files": len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - only the number is used

@@ -238,7 +238,7 @@ class Storm:
         """Run, print the summary, and return whether there is no violation."""
         storm_tasks.runs.clear()
         storm_tasks.children.clear()
-        Path(os.environ[storm_tasks.RUNS_FILE]).write_text("")
+        Path(os.environ[storm_tasks.RUNS_FILE]).write_text("", encoding="utf-8")
         began = time.monotonic()
         with (
             # Each run has new pools, so the results of earlier runs are released.

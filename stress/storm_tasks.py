@@ -51,7 +51,7 @@ def count_run() -> None:
 
 def counted_runs() -> Counter[str]:
     """Return the number of runs of each task, in threads and in processes."""
-    return Counter(runs) + Counter(Path(os.environ[RUNS_FILE]).read_text().split())
+    return Counter(runs) + Counter(Path(os.environ[RUNS_FILE]).read_text(encoding="utf-8").split())
 
 
 @task

@@ -34,7 +34,7 @@ SETTINGS = {
 def runs_by_process(book: Path) -> dict[int, Counter[str]]:
     """Read the file `book`; return for each pid how often this process has run each task id."""
     done: defaultdict[int, Counter[str]] = defaultdict(Counter)
-    for line in book.read_text().splitlines() if book.exists() else ():
+    for line in book.read_text(encoding="utf-8").splitlines() if book.exists() else ():
         result_id, pid = line.split()
         done[int(pid)][result_id] += 1
     return done

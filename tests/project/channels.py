@@ -43,7 +43,7 @@ class Store(StorageBase):
     def append_event(self, channel: str, event_type: str, data: str) -> Event:
         Path(settings.STORE_NOTES).with_suffix(".asked").touch()
         wait_for(settings.STORE_GATE)
-        with Path(settings.STORE_NOTES).open("a") as notes:
+        with Path(settings.STORE_NOTES).open("a", encoding="utf-8") as notes:
             notes.write(json.dumps([channel, json.loads(data)]) + "\n")
         return Event(channel, event_type, data, id=next(self.numbers))
 

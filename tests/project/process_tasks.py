@@ -31,7 +31,7 @@ LIMIT = 30.0  # seconds that a wait in a task may take at most
 
 def wait_at(fifo: str) -> str:
     """Block until the test writes to this FIFO; return the text that the test wrote."""
-    return Path(fifo).read_text()
+    return Path(fifo).read_text(encoding="utf-8")
 
 
 @task
@@ -180,7 +180,7 @@ def until_cancelled(marker: str, swallow: bool = False) -> str:
         for _ in range(int(LIMIT / 0.05)):
             time.sleep(0.05)
     except TaskCancelled:
-        Path(marker).write_text("cleaned up")
+        Path(marker).write_text("cleaned up", encoding="utf-8")
         if not swallow:
             raise
     return "swallowed"
@@ -194,7 +194,7 @@ async def async_until_cancelled(marker: str) -> None:
         for _ in range(int(LIMIT / 0.05)):  # short sleeps as in until_cancelled()
             await asyncio.sleep(0.05)
     finally:
-        Path(marker).write_text("cleaned up")  # noqa: ASYNC240 - nothing else runs in this loop
+        Path(marker).write_text("cleaned up", encoding="utf-8")  # noqa: ASYNC240 - nothing else runs in this loop
 
 
 def _status_of_terminated_child() -> int:

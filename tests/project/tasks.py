@@ -35,7 +35,7 @@ class Gate:
     """
 
     def __init__(self, path: str) -> None:
-        self._file = Path(path).open("w")  # noqa: SIM115 - closing it releases the lock
+        self._file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115 - closing it releases the lock
         fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def set(self) -> None:
@@ -59,7 +59,7 @@ def wait_for(gate: str) -> None:
 
     After the test, the fixture `no_leaks` opens all gates that are still closed.
     """
-    with Path(gate).open() as file:
+    with Path(gate).open(encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
 
 
@@ -210,7 +210,7 @@ def sign(book: str, gate: str | None = None) -> int:
     report_progress(2)
     if gate is not None:
         wait_for(gate)
-    with Path(book).open("a") as file:
+    with Path(book).open("a", encoding="utf-8") as file:
         file.write(f"{current_result_id.get()} {os.getpid()}\n")
     return os.getpid()
 

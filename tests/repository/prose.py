@@ -19,8 +19,8 @@ from pathlib import Path
 
 GROUPS = (
     "django_tasks_local",
+    "django_tasks_local_sse/static",
     "django_tasks_local_sse",
-    "static",
     "tests",
     "benchmarks",
     "stress",
@@ -125,17 +125,23 @@ READERS = {
 
 
 def count_prose(root: Path, paths: Iterable[Path]) -> dict[str, Count]:
-    """Count words and hits in the given files and folders, by the first part of their path."""
+    """Count words and hits in the given files and folders, by the group of each file."""
     counts: dict[str, Count] = {}
     for top in paths:
         for path in [top] if top.is_file() else sorted(top.rglob("*")):
             if path.suffix not in READERS or not path.is_file() or path.is_symlink():
                 continue
             relative = path.relative_to(root)
-            count = counts.setdefault(relative.parts[0], Count())
-            for line, text in READERS[path.suffix](path.read_text()):
+            count = counts.setdefault(_group(relative), Count())
+            for line, text in READERS[path.suffix](path.read_text(encoding="utf-8")):
                 count.add(f"{relative}:{line}", text)
     return counts
+
+
+def _group(path: Path) -> str:
+    """Return the first group that contains this path, or the first folder of the path."""
+    groups = (group for group in GROUPS if path.is_relative_to(group))
+    return next(groups, path.parts[0])
 
 
 def report(count: Count) -> str:

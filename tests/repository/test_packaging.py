@@ -82,6 +82,7 @@ def test_contents(dist: Path) -> None:
     assert not [name for name in names if "__pycache__" in name or "/test_" in name]
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
+    assert "static" not in names
     assert {
         "example.py",
         "README.md",
@@ -89,3 +90,33 @@ def test_contents(dist: Path) -> None:
         "tests/core/pubsub/test_hub.py",
         "pyproject.toml",
     } <= names
+
+
+@pytest.mark.timeout(180)
+def test_checkout_without_symbolic_links_builds_the_same_files(tmp_path: Path) -> None:
+    """On Windows, git may write a symbolic link as a file that contains the path of its target."""
+    git = require(shutil.which("git"), "git")
+    require("git" if (ROOT / ".git").exists() else None, "a git checkout of this project")
+    contents = []
+    for symlinks in ("true", "false"):
+        checkout, dist = tmp_path / f"checkout-{symlinks}", tmp_path / f"dist-{symlinks}"
+        run_command(
+            git, "clone", "--quiet", "--config", f"core.symlinks={symlinks}", ROOT, checkout
+        )
+        assert (checkout / "static").is_symlink() is (symlinks == "true")
+        run_command(uv(), "build", "--out-dir", dist, cwd=checkout)
+        contents.append(files_of(dist))
+    assert contents[0] == contents[1]
+
+
+def files_of(dist: Path) -> dict[str, bytes]:
+    """Return the content of each file in the wheel and in the sdist."""
+    [wheel] = dist.glob("*.whl")
+    [sdist] = dist.glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as archive:
+        files = {f"wheel:{name}": archive.read(name) for name in archive.namelist()}
+    with tarfile.open(sdist) as tar:
+        for member in tar.getmembers():
+            file = tar.extractfile(member)
+            files[f"sdist:{member.name}"] = b"" if file is None else file.read()
+    return files

@@ -10,7 +10,7 @@ from tests.support.paths import ROOT
 BUDGETS = {
     "django_tasks_local": 3,
     "django_tasks_local_sse": 1,
-    "static": 35,
+    "django_tasks_local_sse/static": 35,
     "tests": 2,
     "benchmarks": 1,
     "stress": 1,

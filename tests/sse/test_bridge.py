@@ -76,8 +76,11 @@ def test_channels_of_application_and_tasks(bridge_server: Server, gate: str, not
         tasks.gates[gate].set()
         own = read_all(bridge_server.url + task["events"], cookies=dict(ada.cookies))
     channel = f"task-{task['id']}"
-    wait_until(lambda: '"finished"' in notes.read_text(), "the channel does not receive the end")
-    sent = [json.loads(line) for line in notes.read_text().splitlines()]
+    wait_until(
+        lambda: '"finished"' in notes.read_text(encoding="utf-8"),
+        "the channel does not receive the end",
+    )
+    sent = [json.loads(line) for line in notes.read_text(encoding="utf-8").splitlines()]
     assert ["news", {"text": "hello"}] in sent
     payloads = [payload for name, payload in sent if name == channel]
     assert payloads[-1]["result"] == gate

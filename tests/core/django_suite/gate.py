@@ -11,5 +11,5 @@ def wait_at_gate(path: str) -> None:
     """
     Block until Gate.open() unlocks the file at `path`; a file lock also works between processes.
     """
-    with Path(path).open() as file:
+    with Path(path).open(encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

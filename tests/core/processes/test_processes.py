@@ -91,7 +91,7 @@ def pid_in(worker_id: str) -> int:
 
 def is_alive(pid: int) -> bool:
     try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
         return False
 
@@ -149,7 +149,7 @@ def test_status_is_running_only_in_a_worker(fifo: Path) -> None:
     assert third.started_at is None
     cancel(second.id)
     finished(second)
-    fifo.write_text("go")
+    fifo.write_text("go", encoding="utf-8")
     assert finished(first).return_value == pid_of(first)
 
 
@@ -186,7 +186,7 @@ def test_progress_is_throttled_and_the_last_value_arrives(fifo: Path) -> None:
     assert event.sequence < 100
     assert event.progress.percent == 100
     assert event.progress.rate
-    fifo.write_text("go")
+    fifo.write_text("go", encoding="utf-8")
     assert finished(result).status == SUCCESSFUL
 
 
@@ -364,7 +364,7 @@ def test_close_waits_for_running_task(fifo: Path) -> None:
         closing = threading.Thread(target=task_backends["default"].close)  # type: ignore[attr-defined]
         closing.start()
         wait_until(lambda: pool()._unfinished._waiters, "close() does not wait for the task")
-        fifo.write_text("go")
+        fifo.write_text("go", encoding="utf-8")
         assert finished(result).status == SUCCESSFUL
         closing.join(LIMIT)
         assert not is_alive(pid_of(result))
@@ -393,7 +393,7 @@ def two_in_one_worker(gate: Path) -> tuple[AnyResult, AnyResult]:
     """
     first = running(tasks.gated.enqueue(str(gate)))
     long, short = tasks.storm.enqueue(10_000_000), tasks.storm.enqueue(0)
-    gate.write_text("go")
+    gate.write_text("go", encoding="utf-8")
     assert finished(first).status == SUCCESSFUL
     return running(long), short
 
@@ -435,7 +435,7 @@ def test_a_short_task_does_not_wait_behind_a_long_one(
     with processes(MAX_WORKERS=2):
         other = running(tasks.gated.enqueue(str(fifo)))
         long, short = two_in_one_worker(gate)
-        fifo.write_text("go")
+        fifo.write_text("go", encoding="utf-8")
         assert finished(other).status == SUCCESSFUL
         assert finished(short).status == SUCCESSFUL
         assert requeued == [short.id], "the short task was not sent ahead"
@@ -484,7 +484,7 @@ def test_dead_worker_fails_its_own_task_only(fifo: Path, how: str, message: str)
     assert event.progress is not None
     assert event.progress.current == 50, "the last progress is lost"
     assert run_task(tasks.noop).status == SUCCESSFUL
-    fifo.write_text("go")
+    fifo.write_text("go", encoding="utf-8")
     assert finished(other).status == SUCCESSFUL
 
 
