@@ -18,8 +18,8 @@ def _whole_number(minimum: int) -> Callable[[Any], str | None]:
     return check
 
 
-# The largest value of an option in seconds, about three years. It is below threading.TIMEOUT_MAX on
-# Linux and macOS; Windows limits one wait to 49 days.
+# The largest value of an option in seconds, about three years. Waits use limit_wait(), because
+# Windows limits one wait to 49 days.
 MAX_SECONDS = 100_000_000
 
 

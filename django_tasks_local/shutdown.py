@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import signal_handlers
 from .forking import reset_in_child
 from .hub import hub
+from .waiting import limit_wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,7 +109,8 @@ def drain() -> None:
         is_first, _exit.draining = not _exit.draining, True
         pools = list(_exit.pools)
     if not is_first:
-        _exit.drained.wait()
+        while not _exit.drained.wait(limit_wait()):
+            pass
         return
     try:
         for pool in pools:
@@ -158,7 +159,7 @@ def _drain_and_raise(number: int) -> None:
         # Some servers, such as Daphne, exit at once when they receive the signal and discard the
         # bytes that they have not sent yet.
         time.sleep(FLUSH_SECONDS)
-        os.kill(os.getpid(), number)
+        signal_handlers.send_to_this_process(number)
 
 
 @reset_in_child

@@ -14,6 +14,7 @@ import _signal  # type: ignore[import-not-found]
 import asyncio
 import os
 import signal
+import sys
 import threading
 from contextlib import suppress
 from functools import partial
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
     type Handler = Callable[[int, FrameType | None], Any] | int | None
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
+if sys.platform == "win32":
+    SIGNALS.append(signal.SIGBREAK)  # Ctrl-Break, with which Django's runserver asks to be ended
 
 
 def _take_no_signal(number: int) -> bool:
@@ -104,6 +107,14 @@ def install(number: int, handler: Handler) -> None:
     _state.installed[number] = handler, signal.signal(number, handler)
 
 
+def send_to_this_process(number: int) -> None:
+    """Send a signal to this process, as another process would. Called from: any thread."""
+    if sys.platform == "win32":
+        signal.raise_signal(number)  # On Windows, os.kill() ends the process without any handler.
+    else:
+        os.kill(os.getpid(), number)
+
+
 class _Handler:
     """
     A signal handler that may pass the signal on to the handler that was installed before it.
@@ -124,7 +135,7 @@ class _Handler:
             self._previous(number, frame)
         else:
             signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            send_to_this_process(number)
 
 
 @reset_in_child
@@ -142,14 +153,14 @@ def _reset_in_child() -> None:
 _blocked: set[int] = set()
 
 
-def _block_signals() -> None:
-    """Block SIGNALS in the thread that is about to call fork()."""
-    _blocked.clear()
-    _blocked.update({*SIGNALS} - signal.pthread_sigmask(signal.SIG_BLOCK, ()))
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+if sys.platform != "win32" and hasattr(os, "register_at_fork"):
 
+    def _block_signals() -> None:
+        """Block SIGNALS in the thread that is about to call fork()."""
+        _blocked.clear()
+        _blocked.update({*SIGNALS} - signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
-if hasattr(os, "register_at_fork"):
     # This is a C function, because a signal handler could raise before the first line of a Python
     # function runs, and the signals would stay blocked. In the child it runs after the functions of
     # the module `forking`, which registers its hook earlier.

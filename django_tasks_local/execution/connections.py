@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import select
+import sys
 import threading
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ def _has_unread_data(driver_connection: Any) -> bool:
     # The drivers psycopg and mysqlclient have fileno(). With a driver that has none, and on
     # Windows, which has no poll(), only CONN_HEALTH_CHECKS finds a closed connection.
     fileno = getattr(driver_connection, "fileno", None)
-    if fileno is None or not hasattr(select, "poll"):
+    if fileno is None or sys.platform == "win32":
         return False
     poll = select.poll()
     try:

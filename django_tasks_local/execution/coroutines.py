@@ -11,7 +11,7 @@ from django.core.cache import close_caches
 
 from ..exceptions import TaskCancelled
 from . import connections
-from .daemon_threads import DaemonExecutor, DaemonThreadsEventLoop
+from .daemon_threads import DaemonExecutor, new_event_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -39,7 +39,7 @@ def run_coroutine(
     SyncToAsync.context_to_thread_executor[key] = executor
     context = copy_context()
     try:
-        with asyncio.Runner(loop_factory=DaemonThreadsEventLoop) as runner:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
             return runner.run(_watch(function, cancellation), context=context)
     finally:
         del SyncToAsync.context_to_thread_executor[key]

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor
-
-
-# asyncio.new_event_loop() makes a loop of this class, unless an event loop policy is set.
-if sys.platform == "win32":
-    _EventLoop = asyncio.ProactorEventLoop
-else:
-    _EventLoop = asyncio.SelectorEventLoop
 
 
 class _Call(NamedTuple):
@@ -135,8 +129,29 @@ class DaemonExecutor(ThreadPoolExecutor):
             return self._calls.get()
 
 
-class DaemonThreadsEventLoop(_EventLoop):
-    """Runs the functions of asyncio.to_thread() in a DaemonExecutor, as its default executor."""
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """
+    Return a new event loop that runs the functions of asyncio.to_thread() in daemon threads.
+
+    asyncio.new_event_loop() chooses the class of the loop, because it follows the event loop policy
+    of the project, such as WindowsSelectorEventLoopPolicy, which psycopg needs on Windows.
+    """
+    loop: Any = asyncio.new_event_loop()
+    kind: Any = type(loop)
+    # A loop whose class allows no change works too, but its threads delay the exit of the process.
+    with suppress(TypeError):
+        loop.__class__ = _with_daemon_threads(kind)
+    return cast("asyncio.AbstractEventLoop", loop)
+
+
+@cache
+def _with_daemon_threads(kind: type) -> type:
+    """Return a subclass of an event loop's class, with the methods of DaemonThreads."""
+    return type(f"DaemonThreads{kind.__name__}", (_DaemonThreads, kind), {})
+
+
+class _DaemonThreads(asyncio.AbstractEventLoop):
+    """Adds a DaemonExecutor to an event loop, as its default executor."""
 
     _executor: DaemonExecutor | None = None
     _has_default = False
@@ -164,7 +179,7 @@ class DaemonThreadsEventLoop(_EventLoop):
         if self._executor is not None:
             self._executor.shutdown(wait=False)
             await asyncio.wait([asyncio.wrap_future(self._executor.ended)], timeout=timeout)
-        await super().shutdown_default_executor(timeout)
+        await super().shutdown_default_executor(timeout)  # type: ignore[call-arg]
 
 
 def _do(call: _Call) -> None:

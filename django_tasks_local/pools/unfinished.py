@@ -6,6 +6,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from ..waiting import limit_wait
+
 if TYPE_CHECKING:
     from ..record import TaskRecord
 
@@ -51,7 +53,7 @@ class UnfinishedTasks[RecordT: TaskRecord]:
             self._waiters += 1
             try:
                 while self._records and (left := deadline - time.monotonic()) > 0:
-                    self._has_ended.wait(left)
+                    self._has_ended.wait(limit_wait(left))
             finally:
                 self._waiters -= 1
         return self.records()

@@ -32,13 +32,12 @@ from ..execution.connections import close_old_resources, drop_stale_connections
 from ..results import make_result
 from .lifeline import die_with_parent
 from .loading import load_task
+from .receiver import Receiver, ReceiverThread
 from .sender import Sender
 from .settings import set_up_django
 from .tickets import TicketReader
 from .wire import (
-    READ_SIZE,
     Broken,
-    FrameReader,
     Ready,
     Started,
     decode_task,
@@ -77,6 +76,7 @@ def main(
     lifeline: Connection,
     tickets: Connection | None,
     settings: WorkerSettings,
+    handles_sigterm: bool,
 ) -> None:
     """Set up Django, then run tasks until the parent ends this new worker process."""
     global _is_worker
@@ -97,7 +97,7 @@ def main(
     except BaseException:  # noqa: BLE001 - the parent logs any error
         sender.send(encode(Broken(format_exc())))
         return
-    WorkerMain(sock, sender, reader, settings).serve()
+    WorkerMain(sock, sender, reader, settings, handles_sigterm).serve()
 
 
 class RunningTask(Runnable):
@@ -160,7 +160,7 @@ class RunningTask(Runnable):
 
 
 class WorkerMain:
-    """Runs the main loop of a worker process, and handles SIGTERM."""
+    """Runs the main loop of a worker process, and handles SIGTERM or the frame CANCEL."""
 
     def __init__(
         self,
@@ -168,16 +168,20 @@ class WorkerMain:
         sender: Sender,
         tickets: TicketReader | None,
         settings: WorkerSettings,
+        handles_sigterm: bool,
     ) -> None:
-        self._sock = sock
         self._sender = sender
         self._tickets = tickets
         self._pid = os.getpid()
         self.id = f"{settings.name}@{self._pid}"
         self.progress_interval = settings.progress_interval
         self._thread = threading.get_ident()
-        self._reader = FrameReader()
-        # The bodies of frames that recv() has returned and whose tasks have not begun.
+        self._handles_sigterm = handles_sigterm
+        self._receiver = (
+            Receiver(sock) if handles_sigterm else ReceiverThread(sock, self._on_cancel)
+        )
+        self._cancel_received = False  # True after the frame CANCEL.
+        # The bodies of received frames whose tasks have not begun.
         self._bodies: deque[memoryview] = deque()
         self._unsent = b""  # the frame of a Result that was not sent yet
         self._running: RunningTask | None = None
@@ -188,7 +192,10 @@ class WorkerMain:
 
     def serve(self) -> None:
         """Run tasks until the parent closes its side of the socket or sends SIGTERM."""
-        signal_handlers.install(signal.SIGTERM, self._on_sigterm)
+        if self._handles_sigterm:
+            signal_handlers.install(signal.SIGTERM, self._on_sigterm)
+        else:
+            signal.signal(signal.SIGINT, self._on_sigint)
         self.send(encode(Ready()))
         while not self._terminated and (message := self._next_message()) is not None:
             # Run every task in a fresh context, so that it sees no variable of an earlier task.
@@ -218,10 +225,10 @@ class WorkerMain:
             if self._unsent:
                 self._send_result()
             waiting_since = time.monotonic()
-            data = self._sock.recv(READ_SIZE)
-            if not data:
+            bodies = self._receiver.receive()
+            if bodies is None:
                 return None
-            self._bodies.extend(self._reader.feed(data))
+            self._bodies.extend(bodies)
             if time.monotonic() - waiting_since > CONNECTION_IDLE:
                 close_old_resources()
 
@@ -281,6 +288,21 @@ class WorkerMain:
         self._terminated = True
         if not self._defers_sigterm:
             self._end_task()
+
+    def _on_cancel(self) -> None:
+        """Cancel the running task, as SIGTERM does. Called from: the receiver's thread."""
+        self._cancel_received = True
+        running = self._running
+        if running is not None:
+            # A signal does not wake every event loop that Windows has, but this request does.
+            running.get_cancellation().request()
+        # Of all signals, only SIGINT ends a time.sleep() of the main thread on Windows.
+        signal.raise_signal(signal.SIGINT)
+
+    def _on_sigint(self, number: int, stack: FrameType | None) -> None:
+        """Handle the SIGINT of _on_cancel() as a SIGTERM, and ignore that of Ctrl-C."""
+        if self._cancel_received:
+            self._on_sigterm(number, stack)
 
     def _end_task(self) -> None:
         if self._running is None:

@@ -17,6 +17,20 @@ if TYPE_CHECKING:
     from .wire import WorkerMessage
 
 
+def socketpair() -> tuple[socket.socket, socket.socket]:
+    """
+    Return two connected sockets that send each small message without delay.
+
+    On Windows they use TCP, which would hold a message back, for up to 0.2 seconds, until the
+    receiver has acknowledged the message before it.
+    """
+    pair = socket.socketpair()
+    for sock in pair:
+        if sock.family is socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return pair
+
+
 class WorkerConnection:
     """
     Holds the parent's ends of one worker's socket and pipes.

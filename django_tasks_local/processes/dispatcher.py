@@ -25,7 +25,6 @@ that message, the dispatcher requeues the task, so the death of an idle worker l
 from __future__ import annotations
 
 import selectors
-import sys
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -188,9 +187,7 @@ class Dispatcher:
     def _listen_to(self, worker: WorkerProcess, undo: ExitStack) -> None:
         self._loop.watch(worker.connection.sock, partial(self._on_socket, worker))
         undo.callback(self._loop.unwatch, worker.connection.sock)
-        if sys.platform != "win32":  # On Windows a selector accepts only sockets.
-            self._loop.watch(worker.process.sentinel, partial(self._on_sentinel, worker))
-            undo.callback(self._loop.unwatch, worker.process.sentinel)
+        self._loop.watch_end(worker.process.sentinel, partial(self._on_sentinel, worker))
 
     def _watch_writing(self, connection: WorkerConnection) -> None:
         """Watch for writing while bytes are unsent, to send them when the socket accepts more."""
@@ -279,16 +276,13 @@ class Dispatcher:
         self._loop.unwatch(worker.connection.sock)
         worker.note_end()
         self._assigner.remove_idle(worker)
-        if sys.platform == "win32":  # The loop cannot watch a sentinel here.
-            worker.wait_or_kill()
-            self._bury(worker)
 
     def _on_sentinel(self, worker: WorkerProcess, events: int) -> None:
         """Read the last messages of a dead worker, then record or requeue its tasks."""
         if worker in self._crew:
             worker.note_end()  # ENDING: the last Result must not make the worker idle.
             self._handle(worker, worker.connection.receive_rest())
-            self._loop.unwatch(worker.process.sentinel)
+            self._loop.unwatch_end(worker.process.sentinel)
             self._bury(worker)
 
     def _bury(self, dead: WorkerProcess) -> None:

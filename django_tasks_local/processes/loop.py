@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import logging
 import selectors
-import socket
 import threading
 import time
 from collections import deque
 from contextlib import ExitStack, suppress
 from contextvars import Context
 from functools import partial
+from multiprocessing import connection
 from typing import TYPE_CHECKING
 
 from ..execution.connections import (
@@ -24,8 +24,12 @@ from ..execution.connections import (
     close_thread_resources,
     drop_stale_connections,
 )
+from ..waiting import limit_wait
+from . import facilities
+from .connection import socketpair
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     type Watched = socket.socket | int
@@ -60,7 +64,7 @@ class Loop:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         with ExitStack() as undo:
             self._selector = undo.enter_context(selectors.DefaultSelector())
-            self._wake_recv, self._wake_send = map(undo.enter_context, socket.socketpair())
+            self._wake_recv, self._wake_send = map(undo.enter_context, socketpair())
             self._wake_recv.setblocking(False)
             self._wake_send.setblocking(False)
             self._selector.register(self._wake_recv, selectors.EVENT_READ, self._on_wake)
@@ -92,7 +96,8 @@ class Loop:
     def join(self) -> None:
         """Wait until the loop's thread has ended; return at once if this thread calls join()."""
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            while self._thread.is_alive():
+                self._thread.join(limit_wait())
 
     def close(self) -> None:
         """Close the selector and sockets. Called from: the loop's end, or a child of fork()."""
@@ -117,6 +122,27 @@ class Loop:
         with suppress(KeyError, ValueError):  # ValueError: the file is closed.
             self._selector.unregister(file)
 
+    def watch_end(self, sentinel: int, handler: Handler) -> None:
+        """
+        Call `handler` when the process with this sentinel has ended.
+
+        Where a selector accepts only sockets, a thread waits for the sentinel; the caller must not
+        close it before the call. Raises OSError or RuntimeError if the process cannot be watched.
+        """
+        if facilities.SELECTS_SENTINELS:
+            self.watch(sentinel, handler)
+        else:
+            name = self._thread.name + "-end"
+            threading.Thread(
+                target=self._wait_for_end, args=(sentinel, handler), name=name, daemon=True
+            ).start()
+
+    def unwatch_end(self, sentinel: int) -> None:
+        """Stop watching a sentinel after its handler was called."""
+        # On Windows the number of a sentinel may also be the number of a socket.
+        if facilities.SELECTS_SENTINELS:
+            self.unwatch(sentinel)
+
     def call(self, function: Callable[..., object], *args: object) -> None:
         """Call a function; log an exception instead of raising it, so that the thread continues."""
         try:
@@ -124,6 +150,10 @@ class Loop:
         except BaseException:
             # Continue after a bug of this package or SystemExit, to serve the other workers' tasks.
             logger.exception("An error in the dispatcher: the thread %r.", self._thread.name)
+
+    def _wait_for_end(self, sentinel: int, handler: Handler) -> None:
+        connection.wait([sentinel])
+        self.post(handler, selectors.EVENT_READ)
 
     def _run(self) -> None:
         timeout: float | None = None

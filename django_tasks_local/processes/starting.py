@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import socket
 import sys
 import time
 from contextlib import ExitStack
@@ -23,8 +22,8 @@ from itertools import count
 from multiprocessing import process as multiprocessing_process
 from typing import TYPE_CHECKING, Any
 
-from . import child
-from .connection import WorkerConnection
+from . import child, facilities
+from .connection import WorkerConnection, socketpair
 from .settings import worker_settings
 from .tickets import Tickets
 from .worker_process import WorkerProcess
@@ -130,13 +129,13 @@ def launch(name: str, context: Any, progress_interval: float) -> WorkerProcess:
     started nevertheless, it then ends.
     """
     with ExitStack() as undo, ExitStack() as passed:
-        sock, worker_sock = socket.socketpair()
+        sock, worker_sock = socketpair()
         undo.enter_context(sock)
         passed.enter_context(worker_sock)
         worker_lifeline, lifeline = context.Pipe(duplex=False)
         undo.enter_context(lifeline)
         passed.enter_context(worker_lifeline)
-        tickets = None if sys.platform == "win32" else Tickets(context)
+        tickets = Tickets(context) if facilities.HAS_TICKETS else None
         if tickets is not None:
             undo.callback(tickets.close)
         process = context.Process(
@@ -146,6 +145,7 @@ def launch(name: str, context: Any, progress_interval: float) -> WorkerProcess:
                 worker_lifeline,
                 None if tickets is None else tickets.pipe,
                 worker_settings(name, progress_interval),
+                facilities.HANDLES_SIGTERM,
             ),
             name=name,
             daemon=False,  # A daemonic process may start no processes, but a task may.

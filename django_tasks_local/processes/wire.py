@@ -8,6 +8,7 @@ Encode and decode the messages between a process pool and its worker processes.
                 <------- Started -------  owns the task
                 <------- Sample --------  reports progress, any number of times
                 <------- Result --------  sends the outcome
+                -------- CANCEL ------->  cancels its task; only where SIGTERM cannot be handled
 
 A frame is a header and a pickled tuple of plain values, so neither side must import a class of the
 application, such as an exception, to read a frame. Arguments and return values are pickled
@@ -69,6 +70,9 @@ class RemoteError(Exception):
 def frame(body: bytes) -> bytes:
     """Return the frame of a body: a header with its length, and the body."""
     return _pack_header(len(body)) + body
+
+
+CANCEL = frame(b"")  # asks a worker to cancel its task and to end
 
 
 class FrameReader:

@@ -24,7 +24,8 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from ..exceptions import TaskCancelled, TaskTimeout
-from .wire import frame_task
+from . import facilities
+from .wire import CANCEL, frame_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -265,12 +266,20 @@ class WorkerProcess:
     def terminate(
         self, reason: BaseException | None = None, task: ProcessTask | None = None
     ) -> None:
-        """Send SIGTERM, which cancels the running task; note that `task` fails with `reason`."""
+        """
+        Cancel the running task and end the worker; note that `task` fails with `reason`.
+
+        The worker gets SIGTERM. Where SIGTERM would end it at once, a worker with a task gets the
+        frame CANCEL instead.
+        """
         if not self.terminated and self._state is not State.DEAD:
             if reason is not None:
                 self.reason, self.stopped_task = reason, task
             self._move(State.ENDING, seconds=KILL_AFTER, terminated=True)
-            self.process.terminate()
+            if facilities.HANDLES_SIGTERM or not self.tasks:
+                self.process.terminate()
+            else:
+                self.connection.send(CANCEL)
 
     def note_end(self) -> None:
         """Give no further task to a worker that has died or closed its side of the socket."""
@@ -297,11 +306,6 @@ class WorkerProcess:
         else:
             error = TaskTimeout(f"The task took longer than {self._timeout} seconds.")
             self.terminate(error, self.first_task)
-
-    def wait_or_kill(self) -> None:
-        """Wait at most KILL_AFTER seconds for the process to end, then kill it."""
-        self.process.join(KILL_AFTER)
-        self.process.kill()
 
     def bury(self) -> str:
         """Close the connection of a dead worker; return a sentence with its exit code or signal."""

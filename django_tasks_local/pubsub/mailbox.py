@@ -7,6 +7,8 @@ import threading
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Protocol
 
+from ..waiting import limit_wait
+
 if TYPE_CHECKING:
     from collections.abc import Container, Sized
 
@@ -149,9 +151,9 @@ class Mailbox:
         )
 
     def wait(self, timeout: float | None) -> None:
-        """Wait until another thread calls wake(), but at most `timeout` seconds."""
+        """Wait until another thread calls wake(); limit_wait(timeout) is the longest wait."""
         try:
-            self._wake_up.get(timeout=timeout)
+            self._wake_up.get(timeout=limit_wait(timeout))
         except Empty:
             return
 

@@ -14,7 +14,7 @@ PACKAGES = ("django_tasks_local", "django_tasks_local_sse")
 # layers only, whether at its top, inside a function or for type checking. The name of a folder
 # stands for its `__init__`.
 FLOORS = (
-    ("conf", "events", "exceptions", "forking"),
+    ("conf", "events", "exceptions", "forking", "waiting"),
     ("aliases", "identifiers"),
     ("publishing", "pubsub.latest"),
     ("cancellation", "signal_handlers", "ticker", "progress.values", "progress.rate", "results"),
@@ -39,9 +39,9 @@ FLOORS = (
     ("pools.base",),
     ("pools", "pools.threads"),
     ("processes", "processes.lifeline", "processes.sender", "processes.task", "processes.settings"),
-    ("processes.loading", "processes.pace", "processes.tickets"),
+    ("processes.facilities", "processes.loading", "processes.pace", "processes.tickets"),
     ("processes.wire",),
-    ("processes.connection",),
+    ("processes.connection", "processes.receiver"),
     ("processes.child", "processes.worker_process"),
     ("processes.starting", "processes.assigning", "processes.loop"),
     ("processes.crew",),

@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
-from django_tasks_local.execution.daemon_threads import DaemonExecutor, DaemonThreadsEventLoop
+from django_tasks_local.execution.daemon_threads import DaemonExecutor, new_event_loop
 from tests.support.waiting import LIMIT
 
 
@@ -100,7 +100,7 @@ def test_threads_of_event_loop_end_with_it(monkeypatch: pytest.MonkeyPatch) -> N
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1, "chosen"))
         return (await asyncio.to_thread(threading.current_thread)).name
 
-    with asyncio.Runner(loop_factory=DaemonThreadsEventLoop) as runner:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         assert runner.run(choose()) == "chosen_0"
 
     async def main() -> list[threading.Thread]:
@@ -108,7 +108,7 @@ def test_threads_of_event_loop_end_with_it(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(threading.Thread, "start", None)
         return threads
 
-    with asyncio.Runner(loop_factory=DaemonThreadsEventLoop) as runner:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         threads = runner.run(main())
     assert all(thread.name == "django-tasks-sync" for thread in threads)
     for thread in threads:
