@@ -114,3 +114,28 @@ def test_threads_of_event_loop_end_with_it(monkeypatch: pytest.MonkeyPatch) -> N
     for thread in threads:
         thread.join(LIMIT)
         assert not thread.is_alive()
+
+
+@pytest.mark.filterwarnings("ignore:.*event_loop_policy:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*DefaultEventLoopPolicy:DeprecationWarning")
+def test_event_loop_policy_chooses_the_loop() -> None:
+    """A project on Windows sets a policy, because psycopg needs a loop with a selector."""
+
+    class ChosenLoop(asyncio.SelectorEventLoop):
+        pass
+
+    class Policy(asyncio.DefaultEventLoopPolicy):
+        def new_event_loop(self) -> asyncio.AbstractEventLoop:
+            return ChosenLoop()
+
+    async def main() -> tuple[bool, str]:
+        thread = await asyncio.to_thread(threading.current_thread)
+        return isinstance(asyncio.get_running_loop(), ChosenLoop), thread.name
+
+    before = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(Policy())
+    try:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            assert runner.run(main()) == (True, "django-tasks-sync")
+    finally:
+        asyncio.set_event_loop_policy(before)

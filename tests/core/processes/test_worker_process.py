@@ -8,8 +8,9 @@ import pytest
 
 from django_tasks_local.exceptions import TaskCancelled, TaskTimeout
 from django_tasks_local.execution import Outcome
-from django_tasks_local.processes import worker_process
+from django_tasks_local.processes import facilities, worker_process
 from django_tasks_local.processes.wire import (
+    CANCEL,
     FrameReader,
     Ready,
     Started,
@@ -167,6 +168,30 @@ def test_terminate_then_kill(worker: FakeWorker) -> None:
     assert worker.process.calls == ["terminate"], "the worker must receive SIGTERM once"
     worker.parent.act_on_deadline()
     assert worker.process.calls == ["terminate", "kill"]
+
+
+def test_frame_replaces_signal_that_cannot_be_handled(
+    worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows a worker with a task gets the frame CANCEL; it is killed if it does not end."""
+    monkeypatch.setattr(facilities, "HANDLES_SIGTERM", False)
+    busy(worker)
+    worker.sock.recv(1 << 16)
+    worker.parent.terminate()
+    assert worker.sock.recv(1 << 16) == CANCEL
+    assert worker.process.calls == []
+    assert worker.parent.deadline == worker.now + KILL_AFTER
+    worker.parent.act_on_deadline()
+    assert worker.process.calls == ["kill"]
+
+
+def test_worker_without_task_is_ended_at_once(
+    worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facilities, "HANDLES_SIGTERM", False)
+    worker.parent.become_ready()
+    worker.parent.terminate()
+    assert worker.process.calls == ["terminate"]
 
 
 def test_a_retired_worker_that_does_not_end_is_terminated(worker: FakeWorker) -> None:
