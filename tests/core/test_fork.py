@@ -18,8 +18,10 @@ from tests.project import tasks
 from tests.project.settings import INSTALLED_APPS
 from tests.support.paths import ROOT
 from tests.support.servers import environment, serve
+from tests.support.systems import needs_fork
 from tests.support.waiting import LIMIT, wait_until
 
+pytestmark = needs_fork
 THREADS = "django_tasks_local.ThreadPoolBackend"
 PROCESSES = "django_tasks_local.ProcessPoolBackend"
 SETTINGS = {

@@ -8,6 +8,7 @@ import pytest
 
 from django_tasks_local import forking
 from tests.support.paths import ROOT
+from tests.support.systems import needs_fork
 
 
 @pytest.fixture
@@ -48,6 +49,7 @@ def test_a_function_that_raises_stops_no_other(
     assert "failed in the child of a fork()" in caplog.text
 
 
+@needs_fork
 def test_it_runs_in_the_child_only() -> None:
     code = """
 import os
@@ -63,6 +65,7 @@ assert os.waitpid(pid, 0)[1] == 0
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT, timeout=60)
 
 
+@needs_fork
 def test_a_system_without_fork() -> None:
     """
     Without os.register_at_fork(), as on Windows, the modules import and reset_in_child() has no

@@ -30,7 +30,13 @@ LIMIT = 30.0  # seconds that a wait in a task may take at most
 
 
 def wait_at(fifo: str) -> str:
-    """Block until the test writes to this FIFO; return the text that the test wrote."""
+    """
+    Block until the test writes to this FIFO; return the text that the test wrote.
+
+    On Windows, which has no FIFOs, wait until the test has written the text to a file.
+    """
+    while not hasattr(os, "mkfifo") and not Path(fifo).exists():
+        time.sleep(0.005)
     return Path(fifo).read_text(encoding="utf-8")
 
 
@@ -149,9 +155,10 @@ def die(how: str) -> None:
     elif how == "crash":
         ctypes.string_at(0)
     elif how == "kernel":
-        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
+        # As the kernel does when memory runs out; on Windows, os.kill() ends any process.
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
     elif how == "terminated":
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         threading.Event().wait(LIMIT)
 
 

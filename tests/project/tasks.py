@@ -6,7 +6,6 @@ which blocks until the test opens the gate. Other waits in a task last at most L
 """
 
 import asyncio
-import fcntl
 import os
 import threading
 import time
@@ -24,26 +23,9 @@ from django.utils import timezone, translation
 
 from django_tasks_local import current_result_id, report_progress, track
 from django_tasks_local.exceptions import TaskCancelled
+from tests.project.gates import Gate, wait_for
 
 LIMIT = 30.0  # seconds that a wait in a task or in a test may take at most
-
-
-class Gate:
-    """
-    A file that a test locks: wait_for() blocks in tasks of any process until set() unlocks the
-    file.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115 - closing it releases the lock
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-
-    def set(self) -> None:
-        """
-        Open the gate permanently: unlock the file, so that no wait_for() blocks at this gate any
-        longer.
-        """
-        self._file.close()
 
 
 # The gates of the current test by path, and the notes that its tasks in threads write, by name.
@@ -51,16 +33,6 @@ gates: dict[str, Gate] = {}
 notes: defaultdict[str, list[Any]] = defaultdict(list)
 marker: ContextVar[str] = ContextVar("marker")
 children: set[asyncio.Task[None]] = set()  # prevents their garbage collection
-
-
-def wait_for(gate: str) -> None:
-    """
-    Block until the test opens the Gate with this path.
-
-    After the test, the fixture `no_leaks` opens all gates that are still closed.
-    """
-    with Path(gate).open(encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
 
 
 @task

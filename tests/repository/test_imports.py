@@ -138,6 +138,7 @@ def test_the_hub_knows_no_pool_and_no_task() -> None:
             "pubsub.mailbox",
             "pubsub.subscription",
             "pubsub.latest",
+            "waiting",
         )
     }
 

@@ -4,16 +4,22 @@ Fixtures that run Chromium through Playwright.
 `tests/conftest.py` imports the fixtures `browser` and `page` from this module.
 """
 
+from __future__ import annotations
+
 import re
 import shutil
-from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import pytest
-from playwright.async_api import Browser, ConsoleMessage, Error, Page, async_playwright, expect
 
 from tests.project.tasks import LIMIT
 from tests.support.programs import require
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from playwright.async_api import Browser, ConsoleMessage, Error, Page
 
 PROGRAMS = ("chromium", "google-chrome", "chromium-browser")
 
@@ -58,6 +64,9 @@ def _chromium() -> str:
 
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
+    # Imported here, so that the tests without a browser run without Playwright.
+    from playwright.async_api import async_playwright, expect
+
     executable = _chromium()
     expect.set_options(timeout=LIMIT * 1000)
     async with async_playwright() as playwright:

@@ -5,7 +5,6 @@ Both subclass the backend under test: FinishingBackend returns finished results 
 HeldBackend lists its tasks and starts none while a Gate is closed.
 """
 
-import fcntl
 import os
 import tempfile
 from contextlib import suppress
@@ -21,6 +20,7 @@ from django_tasks_local.hub import hub
 from django_tasks_local.testing import wait_until_idle
 from tests.core.django_suite.gate import wait_at_gate
 from tests.core.django_suite.settings import KIND
+from tests.project import gates
 
 Backend: Any = getattr(django_tasks_local, KIND)
 
@@ -62,8 +62,9 @@ class Gate:
     """A lock for which a task in the default backend's only worker waits until `open()`."""
 
     def __init__(self) -> None:
-        self._descriptor, self._path = tempfile.mkstemp()
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        descriptor, self._path = tempfile.mkstemp()
+        os.close(descriptor)
+        self._gate = gates.Gate(self._path)
         backend = default_backend()
         # HeldBackend.enqueue() would list this task, and Django's tests count the listed tasks.
         result = super(HeldBackend, backend).enqueue(wait_at_gate, (self._path,), {})
@@ -80,9 +81,9 @@ class Gate:
             # If the test replaced TASKS, the backend has discarded its pool and the pool's results.
             with suppress(TaskResultDoesNotExist):
                 backend.cancel(result.id)
-        os.close(self._descriptor)
+        self._gate.set()
         wait_until_idle("default")
-        Path(self._path).unlink()
+        Path(self._path).unlink(missing_ok=True)
 
 
 def default_backend() -> HeldBackend:

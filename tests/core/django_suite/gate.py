@@ -1,15 +1,11 @@
 """The task that keeps the only worker of a HeldBackend busy."""
 
-import fcntl
-from pathlib import Path
-
 from django.tasks import task
+
+from tests.project import gates
 
 
 @task
 def wait_at_gate(path: str) -> None:
-    """
-    Block until Gate.open() unlocks the file at `path`; a file lock also works between processes.
-    """
-    with Path(path).open(encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Block until Gate.open() opens the gate at `path`, which also works between processes."""
+    gates.wait_for(path)

@@ -1,7 +1,5 @@
 """Worker processes on a system without the facilities that Windows lacks."""
 
-import os
-import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ from django_tasks_local.processes.connection import socketpair
 from django_tasks_local.processes.receiver import ReceiverThread
 from django_tasks_local.processes.wire import CANCEL, frame
 from tests.project import process_tasks as tasks
+from tests.support.systems import kill
 from tests.support.waiting import LIMIT, finished, running, wait_until
 
 
@@ -76,7 +75,7 @@ def test_death_of_worker_is_noticed(when: str) -> None:
         finished(result)
     wait_until(workers, "no worker is started")
     [dead] = workers()
-    os.kill(dead.process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+    kill(dead.process.pid)
     wait_until(lambda: dead not in workers(), "the dispatcher does not notice the death")
     assert finished(result).status == TaskResultStatus.SUCCESSFUL
     assert finished(tasks.noop.enqueue()).status == TaskResultStatus.SUCCESSFUL

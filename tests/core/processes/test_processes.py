@@ -4,8 +4,8 @@ import logging
 import os
 import pickle
 import random
-import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -35,6 +35,13 @@ from django_tasks_local.processes.task import ProcessTask
 from django_tasks_local.processes.wire import RemoteError
 from django_tasks_local.processes.worker_process import WorkerProcess
 from tests.project import process_tasks as tasks
+from tests.support.systems import (
+    is_alive,
+    kill,
+    needs_open_files,
+    needs_stop_signal,
+    needs_tickets,
+)
 from tests.support.waiting import LIMIT, AnyResult, finished, running, wait_for_event, wait_until
 
 SUCCESSFUL, FAILED = TaskResultStatus.SUCCESSFUL, TaskResultStatus.FAILED
@@ -57,7 +64,8 @@ def two_workers() -> Iterator[None]:
 def fifo(tmp_path: Path) -> Path:
     """Return the path of a FIFO; a task that reads it blocks until the test writes to it."""
     path = tmp_path / "gate"
-    os.mkfifo(path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(path)
     return path
 
 
@@ -87,13 +95,6 @@ def pid_of(result: AnyResult) -> int:
 
 def pid_in(worker_id: str) -> int:
     return int(worker_id.rpartition("@")[2])
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def error_of(result: AnyResult) -> tuple[str, str]:
@@ -398,6 +399,7 @@ def two_in_one_worker(gate: Path) -> tuple[AnyResult, AnyResult]:
     return running(long), short
 
 
+@needs_tickets
 @pytest.mark.usefixtures("short_estimates")
 def test_a_task_that_was_sent_ahead_can_be_cancelled(
     fifo: Path, monkeypatch: pytest.MonkeyPatch
@@ -418,6 +420,7 @@ def test_a_task_that_was_sent_ahead_can_be_cancelled(
         assert error_of(finished(long))[0] == "cancelled"
 
 
+@needs_tickets
 @pytest.mark.usefixtures("short_estimates")
 def test_a_short_task_does_not_wait_behind_a_long_one(
     fifo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -431,7 +434,8 @@ def test_a_short_task_does_not_wait_behind_a_long_one(
 
     monkeypatch.setattr(Assigner, "requeue", note)
     gate = tmp_path / "second"
-    os.mkfifo(gate)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(gate)
     with processes(MAX_WORKERS=2):
         other = running(tasks.gated.enqueue(str(fifo)))
         long, short = two_in_one_worker(gate)
@@ -446,6 +450,7 @@ def test_a_short_task_does_not_wait_behind_a_long_one(
         finished(long)
 
 
+@needs_tickets
 @pytest.mark.usefixtures("short_estimates")
 def test_tasks_sent_ahead_to_a_killed_worker_are_not_lost(
     fifo: Path, monkeypatch: pytest.MonkeyPatch
@@ -454,7 +459,7 @@ def test_tasks_sent_ahead_to_a_killed_worker_are_not_lost(
     with processes(MAX_WORKERS=1):
         long, short = two_in_one_worker(fifo)
         assert pool().waiting_in_workers() == 1
-        os.kill(pid_of(long), signal.SIGKILL)
+        kill(pid_of(long))
         assert error_of(finished(long))[0] == "died"
         assert finished(short).status == SUCCESSFUL
         assert short.worker_ids != long.worker_ids
@@ -467,9 +472,9 @@ def test_tasks_sent_ahead_to_a_killed_worker_are_not_lost(
     ("how", "message"),
     [
         ("exit", "exit code 3"),
-        ("crash", "SIGSEGV"),
-        ("kernel", "SIGKILL"),
-        ("terminated", "SIGTERM"),
+        ("crash", "exit code" if sys.platform == "win32" else "SIGSEGV"),
+        ("kernel", "exit code" if sys.platform == "win32" else "SIGKILL"),
+        ("terminated", "exit code" if sys.platform == "win32" else "SIGTERM"),
     ],
 )
 def test_dead_worker_fails_its_own_task_only(fifo: Path, how: str, message: str) -> None:
@@ -490,8 +495,9 @@ def test_dead_worker_fails_its_own_task_only(fifo: Path, how: str, message: str)
 
 def test_kill_busy_worker(fifo: Path) -> None:
     result = running(tasks.gated.enqueue(str(fifo)))
-    os.kill(pid_of(result), signal.SIGKILL)
-    assert "SIGKILL" in error_of(finished(result))[1]
+    kill(pid_of(result))
+    how = "exit code" if sys.platform == "win32" else "SIGKILL"
+    assert how in error_of(finished(result))[1]
 
 
 def test_stop_task_of_dead_worker(fifo: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -502,7 +508,7 @@ def test_stop_task_of_dead_worker(fifo: Path, caplog: pytest.LogCaptureFixture) 
     record, dispatcher = pool().results.get(result.id), pool().dispatcher
     assert dispatcher is not None
     assert isinstance(record, ProcessTask)
-    os.kill(pid_of(result), signal.SIGKILL)
+    kill(pid_of(result))
     assert error_of(finished(result))[0] == "died"
     dispatcher.stop(record)
     assert run_task(tasks.noop).status == SUCCESSFUL
@@ -512,7 +518,7 @@ def test_stop_task_of_dead_worker(fifo: Path, caplog: pytest.LogCaptureFixture) 
 def test_killed_idle_workers_fail_no_task() -> None:
     for _ in range(3):
         pid = pid_of(run_task(tasks.noop))
-        os.kill(pid, signal.SIGKILL)
+        kill(pid)
         # No wait here, so that the dispatcher may assign a task before it notices the death.
         assert [run_task(tasks.noop).status for _ in range(5)] == [SUCCESSFUL] * 5
 
@@ -521,7 +527,7 @@ def test_kill_all_workers(tmp_path: Path) -> None:
     results = [running(tasks.until_cancelled.enqueue(str(tmp_path / "m"))) for _ in range(2)]
     waiting = [tasks.noop.enqueue() for _ in range(10)]
     for result in results:
-        os.kill(pid_of(result), signal.SIGKILL)
+        kill(pid_of(result))
     assert [error_of(finished(result))[0] for result in results] == ["died", "died"]
     assert {finished(result).status for result in waiting} == {SUCCESSFUL}
 
@@ -535,7 +541,7 @@ def test_worker_dies_during_long_result(monkeypatch: pytest.MonkeyPatch) -> None
         if connection.reader.incomplete > 1_000_000 and not killed:
             [worker] = [worker for worker in workers() if worker.connection is connection]
             killed.append(worker.worker_id)
-            os.kill(pid_in(worker.worker_id), signal.SIGKILL)
+            kill(pid_in(worker.worker_id))
         return messages
 
     monkeypatch.setattr(WorkerConnection, "receive", kill_halfway)
@@ -546,6 +552,7 @@ def test_worker_dies_during_long_result(monkeypatch: pytest.MonkeyPatch) -> None
     assert run_task(tasks.noop).status == SUCCESSFUL
 
 
+@needs_stop_signal
 def test_stopped_worker_delays_no_other() -> None:
     pids = [pid_of(result) for result in (run_task(tasks.noop), run_task(tasks.noop))]
     os.kill(pids[0], signal.SIGSTOP)
@@ -573,7 +580,7 @@ def test_worker_killed_during_progress_storm() -> None:
     for _ in range(3):
         victim = running(tasks.storm.enqueue(10_000_000))
         other = running(tasks.storm.enqueue(20_000))
-        os.kill(pid_of(victim), signal.SIGKILL)
+        kill(pid_of(victim))
         assert error_of(finished(victim))[0] == "died"
         assert finished(other).return_value == 20_000
 
@@ -627,7 +634,7 @@ def test_random_kills_under_load() -> None:
                 ready = [w for w in workers() if w.was_ready]
                 if ready:
                     with suppress(ProcessLookupError):  # The worker has already died.
-                        os.kill(pid_in(rng.choice(ready).worker_id), signal.SIGKILL)
+                        kill(pid_in(rng.choice(ready).worker_id))
                 finished(rng.choice(results))
             for result in results:
                 finished(result)
@@ -651,6 +658,7 @@ def error_of_path(result: AnyResult) -> str:
     return result.errors[0].exception_class_path
 
 
+@needs_open_files
 def test_no_files_threads_or_jobs_leak() -> None:
     with processes(MAX_WORKERS=2):
         for result in [tasks.noop.enqueue() for _ in range(100)]:
@@ -698,6 +706,8 @@ def test_worker_that_cannot_start(caplog: pytest.LogCaptureFixture) -> None:
 @contextmanager
 def no_descriptors(but: int = 0) -> Iterator[None]:
     """Let this process open at most `but` more files, as if it had too many streams."""
+    import resource  # Windows has no module of this name.
+
     limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = [os.dup(0) for _ in range(but + 1)]
     for descriptor in free:
@@ -719,6 +729,7 @@ def no_threads() -> Iterator[None]:
         yield
 
 
+@needs_open_files
 @pytest.mark.parametrize("shortage", [no_descriptors, no_threads])
 def test_enqueue_fails_without_dispatcher(shortage: Any) -> None:
     before = open_files()
@@ -735,11 +746,12 @@ def test_enqueue_fails_without_dispatcher(shortage: Any) -> None:
 def kill_only_worker() -> None:
     """Kill the only worker, and wait until the system has refused to start another one."""
     [lost] = workers()
-    os.kill(lost.process.pid, signal.SIGKILL)
+    kill(lost.process.pid)
     wait_until(lambda: not workers(), "the dispatcher does not notice the death")
     wait_until(lambda: starter().failures, "no start was tried")
 
 
+@needs_open_files
 def test_refused_start_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(starting, "START_ERRORS", 1_000_000)
     monkeypatch.setattr(starting, "START_PAUSE", 0.02)
@@ -764,6 +776,7 @@ def end_broken_time() -> None:
     wait_until(lambda: starter().retry_at == 0.0, "the dispatcher runs no commands")
 
 
+@needs_open_files
 @pytest.mark.parametrize("free", [0, 4])
 def test_refused_starts_are_given_up(
     free: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -827,7 +840,7 @@ def test_workers_with_another_database_are_replaced(
         assert pid_of(run_task(tasks.noop)) != before
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
 def test_tasks_compute_concurrently() -> None:
     """
     Two workers run tasks at overlapping times, and the parent process itself uses little CPU time.
@@ -837,9 +850,9 @@ def test_tasks_compute_concurrently() -> None:
     for result in [tasks.noop.enqueue() for _ in range(10)]:
         finished(result)
     wait_until(lambda: sum(w.was_ready for w in workers()) == 2, "two workers are not ready")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    before = os.times().user
     results = [tasks.burn.enqueue(500_000) for _ in range(4)]
     assert len({pid_of(finished(result)) for result in results}) == 2
     spans = [(result.started_at, result.finished_at) for result in results]
     assert any(a[0] < b[0] < a[1] for a in spans for b in spans), "no two tasks run concurrently"
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - before < 2
+    assert os.times().user - before < 2

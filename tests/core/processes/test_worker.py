@@ -12,9 +12,10 @@ import pytest
 
 from tests.support.paths import ROOT
 from tests.support.servers import MANAGE, Server, environment, group_has_ended, serve
+from tests.support.systems import needs_fork, needs_groups
 from tests.support.waiting import LIMIT, wait_until
 
-METHODS = ["forkserver", "spawn"]
+METHODS = ["spawn"] if sys.platform == "win32" else ["forkserver", "spawn"]
 WARNINGS_ARE_ERRORS = environment() | {"PYTHONWARNINGS": "error"}
 
 SETTINGS = {
@@ -113,7 +114,7 @@ def test_error_names_unpickleable_settings(tmp_path: Path) -> None:
     main += "import logging; logging.disable()\n"
     main += "print(hub.snapshot(wait(noop.enqueue()).id).error.message)\n"
     script = write(tmp_path, IMPORTS, "if __name__ == '__main__':\n", indented(main))
-    output = run_python(script, "forkserver")
+    output = run_python(script, METHODS[0])
     assert "cannot be sent to a worker process: ODD." in output
 
 
@@ -151,6 +152,7 @@ def ask(server: Server) -> dict[str, Any]:
 
 
 @pytest.mark.servers
+@needs_groups
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("name", SERVERS)
 def test_workers_of_servers(tmp_path: Path, name: str, end: signal.Signals) -> None:
@@ -166,6 +168,7 @@ def test_workers_of_servers(tmp_path: Path, name: str, end: signal.Signals) -> N
 # The end of worker processes
 
 
+@needs_groups
 @pytest.mark.parametrize("in_c", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_worker_ends_with_its_killed_parent(tmp_path: Path, method: str, in_c: bool) -> None:
@@ -187,6 +190,7 @@ def test_worker_ends_with_its_killed_parent(tmp_path: Path, method: str, in_c: b
     wait_until(lambda: group_has_ended(parent.pid), "the worker does not end")
 
 
+@needs_groups
 @pytest.mark.parametrize("method", METHODS)
 def test_exit_ends_all_processes(tmp_path: Path, method: str) -> None:
     main = "\nif __name__ == '__main__':\n    import logging; logging.disable()\n"
@@ -201,6 +205,7 @@ def test_exit_ends_all_processes(tmp_path: Path, method: str) -> None:
     wait_until(lambda: group_has_ended(process.pid), "a process of the group is left")
 
 
+@needs_fork
 def test_forked_child_starts_its_own_worker(tmp_path: Path) -> None:
     main = """
 if __name__ == "__main__":
@@ -218,7 +223,7 @@ if __name__ == "__main__":
     print("both")
 """
     script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, TASK, main)
-    assert run_python(script, "forkserver") == "both\n"
+    assert run_python(script, METHODS[0]) == "both\n"
 
 
 def test_child_of_multiprocessing_can_exit(tmp_path: Path) -> None:
@@ -240,4 +245,4 @@ if __name__ == "__main__":
     print(process.exitcode)
 """
     script = write(tmp_path, IMPORTS, CONFIGURE, HELPERS, TASK, main)
-    assert run_python(script, "forkserver") == "1\n0\n"
+    assert run_python(script, METHODS[0]) == "1\n0\n"
