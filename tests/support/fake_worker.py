@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from multiprocessing import Pipe
 from typing import Any
 
+from django_tasks_local.processes import facilities
 from django_tasks_local.processes.connection import WorkerConnection
 from django_tasks_local.processes.task import ProcessTask
 from django_tasks_local.processes.tickets import TicketReader, Tickets
@@ -39,9 +40,11 @@ class FakeWorker:
         self.sock.setblocking(False)
         self.lifeline, lifeline = Pipe(duplex=False)
         process: Any = self.process
-        self.tickets = Tickets(multiprocessing.get_context("spawn"))
-        self.reader = TicketReader(self.tickets.pipe.fileno())
-        connection = WorkerConnection(ours, lifeline, self.tickets)
+        tickets = None
+        if facilities.HAS_TICKETS:
+            tickets = self.tickets = Tickets(multiprocessing.get_context("spawn"))
+            self.reader = TicketReader(self.tickets.pipe.fileno())
+        connection = WorkerConnection(ours, lifeline, tickets)
         self.parent = WorkerProcess("fake@1", process, connection, clock=lambda: self.now)
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from django_tasks_local.processes.task import ProcessTask
 from django_tasks_local.processes.wire import FrameReader, decode_task, ticket_of
 from django_tasks_local.processes.worker_process import PATIENCE, State
 from tests.support.fake_worker import FakeWorker, new_task
+from tests.support.systems import needs_tickets
 
 SHORT = AHEAD_SECONDS / 4
 
@@ -112,6 +113,7 @@ def test_an_idle_worker_waits_for_a_task(stage: Stage, new_worker: Any) -> None:
     assert frames(worker) == [("a", 0)]
 
 
+@needs_tickets
 def test_short_tasks_are_sent_ahead_in_one_write(stage: Stage, new_worker: Any) -> None:
     worker = new_worker()
     stage.add(*"abcdef")
@@ -123,6 +125,7 @@ def test_short_tasks_are_sent_ahead_in_one_write(stage: Stage, new_worker: Any) 
     assert worker.parent.recall_at == worker.now + PATIENCE
 
 
+@needs_tickets
 def test_a_worker_has_a_limited_number_of_tasks(stage: Stage, new_worker: Any) -> None:
     stage.assigner.pace = type(stage.assigner.pace)()
     stage.assigner.pace.note(new_task(), 0.0)
@@ -151,6 +154,7 @@ def test_unknown_and_long_tasks_are_not_sent_ahead(new_worker: Any) -> None:
     assert ids(worker) == ["b"]
 
 
+@needs_tickets
 def test_a_large_task_is_not_sent_ahead(stage: Stage, new_worker: Any) -> None:
     worker = new_worker()
     stage.add("a")
@@ -163,6 +167,7 @@ def test_a_large_task_is_not_sent_ahead(stage: Stage, new_worker: Any) -> None:
     assert ids(worker) == ["large", "c"]
 
 
+@needs_tickets
 def test_a_worker_without_tickets_is_sent_one_task(stage: Stage, new_worker: Any) -> None:
     worker = new_worker()
     worker.parent.connection.tickets = None
@@ -172,6 +177,7 @@ def test_a_worker_without_tickets_is_sent_one_task(stage: Stage, new_worker: Any
     worker.parent.connection.tickets = worker.tickets
 
 
+@needs_tickets
 def test_no_more_tasks_than_a_worker_may_do(new_worker: Any) -> None:
     stage, worker = Stage(max_tasks=2), new_worker()
     stage.assigner.pace.note(new_task(), 0.0)
@@ -180,6 +186,7 @@ def test_no_more_tasks_than_a_worker_may_do(new_worker: Any) -> None:
     assert ids(worker) == ["a", "b"]
 
 
+@needs_tickets
 def test_a_cancelled_task_is_dropped(stage: Stage, new_worker: Any) -> None:
     worker = new_worker()
     tasks = stage.add("a", "b", "c")
@@ -205,6 +212,7 @@ def test_recalled_tasks_wait_again_in_their_order(stage: Stage, new_worker: Any)
     assert worker.parent.recall_at is None
 
 
+@needs_tickets
 def test_a_task_that_the_worker_has_begun_is_not_recalled(stage: Stage, new_worker: Any) -> None:
     worker = new_worker()
     stage.add(*"abcd")
@@ -215,6 +223,7 @@ def test_a_task_that_the_worker_has_begun_is_not_recalled(stage: Stage, new_work
     assert stage.waiting == ["c", "d"]
 
 
+@needs_tickets
 def test_recall_up_to_a_task(stage: Stage, new_worker: Any) -> None:
     worker = new_worker()
     tasks = stage.add(*"abcd")
@@ -224,6 +233,7 @@ def test_recall_up_to_a_task(stage: Stage, new_worker: Any) -> None:
     assert stage.waiting == ["b", "c"]
 
 
+@needs_tickets
 def test_a_worker_without_a_begun_task_becomes_idle(stage: Stage, new_worker: Any) -> None:
     worker = new_worker()
     stage.add("a", "b")
@@ -237,6 +247,7 @@ def test_a_worker_without_a_begun_task_becomes_idle(stage: Stage, new_worker: An
     assert not worker.reader.take(1), "the worker must skip the first of the two frames of task b"
 
 
+@needs_tickets
 def test_an_idle_worker_gets_what_was_sent_ahead_to_another_one(
     stage: Stage, new_worker: Any
 ) -> None:
@@ -249,6 +260,7 @@ def test_an_idle_worker_gets_what_was_sent_ahead_to_another_one(
     assert ids(idle) == ["b"]
 
 
+@needs_tickets
 def test_nothing_is_shared_if_no_worker_is_idle(stage: Stage, new_worker: Any) -> None:
     worker = new_worker()
     stage.add("a", "b")

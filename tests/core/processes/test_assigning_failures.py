@@ -10,6 +10,7 @@ from django_tasks_local.processes import pool as pool_module
 from django_tasks_local.processes.worker_process import State, WorkerProcess
 from tests.core.processes.test_assigning import Stage, end, frames, ids, new_worker, stage
 from tests.support.fake_worker import new_task
+from tests.support.systems import needs_tickets
 from tests.support.waiting import LIMIT
 
 __all__ = ["new_worker", "stage"]  # fixtures
@@ -77,6 +78,7 @@ def test_a_cancelled_task_that_is_put_back_fails(stage: Stage) -> None:
     assert stage.failed == ["a"]
 
 
+@needs_tickets
 def test_tasks_put_back_while_they_are_shared_are_assigned(stage: Stage, new_worker: Any) -> None:
     """
     share() gives the idle worker a later task if the busy worker has already begun the next one.
@@ -94,6 +96,7 @@ def test_tasks_put_back_while_they_are_shared_are_assigned(stage: Stage, new_wor
     assert frames(idle)[0] == ("c", 0)
 
 
+@needs_tickets
 def test_nothing_is_to_be_taken_back_from_a_worker_with_one_task(
     stage: Stage, new_worker: Any
 ) -> None:

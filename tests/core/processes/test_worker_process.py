@@ -22,6 +22,7 @@ from django_tasks_local.processes.wire import (
 )
 from django_tasks_local.processes.worker_process import KILL_AFTER, PATIENCE, RETIRE_TIME, State
 from tests.support.fake_worker import FakeWorker, new_task
+from tests.support.systems import needs_tickets
 
 STARTING, IDLE, BUSY, ENDING, DEAD = State
 LEGAL = {
@@ -49,8 +50,13 @@ WAYS = {
 
 
 @pytest.fixture
-def worker() -> Iterator[FakeWorker]:
-    """Return a FakeWorker in the state STARTING; close it after the test."""
+def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWorker]:
+    """
+    Return a FakeWorker in the state STARTING; close it after the test.
+
+    Its system lets processes handle SIGTERM, even if the test runs on Windows.
+    """
+    monkeypatch.setattr(facilities, "HANDLES_SIGTERM", True)
     fake = FakeWorker()
     yield fake
     fake.close()
@@ -212,6 +218,7 @@ def test_timeout(worker: FakeWorker) -> None:
     assert worker.process.calls == ["terminate"]
 
 
+@needs_tickets
 def test_no_timeout_if_the_next_task_has_begun(worker: FakeWorker) -> None:
     """
     The timeout of a task no longer applies when the worker has begun its next task.
@@ -230,6 +237,7 @@ def test_no_timeout_if_the_next_task_has_begun(worker: FakeWorker) -> None:
     assert worker.process.calls == []
 
 
+@needs_tickets
 def test_a_task_that_waits_behind_a_long_one_is_recalled(worker: FakeWorker) -> None:
     busy(worker)
     assert worker.parent.give_ahead([new_task("next")])
@@ -239,6 +247,7 @@ def test_a_task_that_waits_behind_a_long_one_is_recalled(worker: FakeWorker) -> 
     assert not worker.parent.has_expired(worker.now + PATIENCE)
 
 
+@needs_tickets
 def test_only_a_busy_worker_is_sent_tasks_ahead(worker: FakeWorker) -> None:
     assert not worker.parent.give_ahead([new_task()])
     worker.parent.become_ready()
@@ -284,7 +293,7 @@ def test_a_worker_that_was_terminated_did_not_fail_to_start(worker: FakeWorker) 
     ("exitcode", "text", "killed"),
     [
         (0, "ended with exit code 0", False),
-        (-9, "was killed by SIGKILL", False),
+        (-15, "was killed by SIGTERM", False),
         (-250, "ended with exit code -250", False),
         (None, "ended with exit code None", True),
         (worker_process.LOST_EXIT_CODE, "ended with exit code 255", True),
