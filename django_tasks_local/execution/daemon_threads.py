@@ -7,7 +7,7 @@ import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -133,19 +133,35 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     """
     Return a new event loop that runs the functions of asyncio.to_thread() in daemon threads.
 
-    asyncio.new_event_loop() chooses the class of the loop, because it follows the event loop policy
-    of the project, such as WindowsSelectorEventLoopPolicy, which psycopg needs on Windows.
+    The event loop policy of the project chooses the loop. For example, psycopg needs
+    WindowsSelectorEventLoopPolicy on Windows.
     """
+    # Since Python 3.14, each public function that returns the policy issues a DeprecationWarning.
+    return _loop_factory(getattr(asyncio.events, "_event_loop_policy", None))()
+
+
+@lru_cache(maxsize=1)
+def _loop_factory(policy: Any) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return a function that makes event loops as this policy does, but with daemon threads."""
+    if policy is not None and not type(policy).__module__.startswith("asyncio."):
+        return _new_loop_of_project
+    # A policy of asyncio only chooses a class. To replace the class of a loop that asyncio has made
+    # would cost 10 µs per task.
     loop: Any = asyncio.new_event_loop()
-    kind: Any = type(loop)
+    loop.close()
+    return _with_daemon_threads(loop.__class__)
+
+
+def _new_loop_of_project() -> asyncio.AbstractEventLoop:
+    loop: Any = asyncio.new_event_loop()
     # A loop whose class allows no change works too, but its threads delay the exit of the process.
     with suppress(TypeError):
-        loop.__class__ = _with_daemon_threads(kind)
+        loop.__class__ = _with_daemon_threads(loop.__class__)
     return cast("asyncio.AbstractEventLoop", loop)
 
 
 @cache
-def _with_daemon_threads(kind: type) -> type:
+def _with_daemon_threads(kind: Any) -> type[asyncio.AbstractEventLoop]:
     """Return a subclass of an event loop's class, with the methods of DaemonThreads."""
     return type(f"DaemonThreads{kind.__name__}", (_DaemonThreads, kind), {})
 

@@ -118,13 +118,16 @@ def test_threads_of_event_loop_end_with_it(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.filterwarnings("ignore:.*event_loop_policy:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*DefaultEventLoopPolicy:DeprecationWarning")
-def test_event_loop_policy_chooses_the_loop() -> None:
-    """A project on Windows sets a policy, because psycopg needs a loop with a selector."""
+@pytest.mark.parametrize("module", ["asyncio.unix_events", "a_project"])
+def test_event_loop_policy_chooses_the_loop(module: str) -> None:
+    """A project on Windows sets a policy of asyncio, because psycopg needs another loop there."""
 
     class ChosenLoop(asyncio.SelectorEventLoop):
         pass
 
     class Policy(asyncio.DefaultEventLoopPolicy):
+        __module__ = module
+
         def new_event_loop(self) -> asyncio.AbstractEventLoop:
             return ChosenLoop()
 
