@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import signal_handlers
 from .forking import reset_in_child
 from .hub import hub
+from .new_thread import new_thread
 from .waiting import limit_wait
 
 if TYPE_CHECKING:
@@ -147,9 +148,7 @@ def _start_drain(number: int) -> bool:
     """
     if _exit.draining:
         return False
-    threading.Thread(
-        target=_drain_and_raise, args=(number,), name="django-tasks-drain", daemon=True
-    ).start()
+    new_thread("django-tasks-drain", _drain_and_raise, number).start()
     return True
 
 

@@ -21,6 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from .forking import reset_in_child
+from .new_thread import new_thread
 
 logger = logging.getLogger(__name__)
 
@@ -91,9 +92,7 @@ class Ticker:
         try:
             if self._thread is not None:
                 return
-            self._thread = threading.Thread(
-                target=self._run, name="django-tasks-progress", daemon=True
-            )
+            self._thread = new_thread("django-tasks-progress", self._run)
             self._thread.start()
         except RuntimeError:
             # The system has no more threads for this process. The next add() tries again.

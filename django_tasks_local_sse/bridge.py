@@ -20,6 +20,7 @@ from django_eventstream import send_event
 from django_tasks_local.execution.connections import close_old_resources
 from django_tasks_local.forking import reset_in_child
 from django_tasks_local.hub import hub
+from django_tasks_local.new_thread import new_thread
 
 from . import encoding
 from .conf import sse_settings
@@ -73,7 +74,7 @@ def _start(**kwargs: Any) -> None:
         return
     try:
         if not state.started:
-            threading.Thread(target=_run, name="django-tasks-bridge", daemon=True).start()
+            new_thread("django-tasks-bridge", _run).start()
             state.started = True
     finally:
         state.starting.release()

@@ -11,6 +11,8 @@ from functools import cache, lru_cache
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from ..new_thread import new_thread
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor
@@ -89,7 +91,7 @@ class DaemonExecutor(ThreadPoolExecutor):
                 worker.join()
 
     def _start_worker(self) -> None:
-        worker = threading.Thread(target=self._work, name="django-tasks-sync", daemon=True)
+        worker = new_thread("django-tasks-sync", self._work)
         # Count the thread before start(): a finalizer that runs in start() may call submit().
         self._workers.append(worker)
         self._alive += 1

@@ -24,6 +24,7 @@ from ..execution.connections import (
     drop_stale_connections,
 )
 from ..identifiers import new_id
+from ..new_thread import new_thread
 from ..record import TaskRecord
 from .base import Pool
 
@@ -109,9 +110,7 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
             number = self._workers
             self._workers += 1
             self._is_worker_coming = True
-        thread = threading.Thread(
-            target=self._work, name=f"django-tasks-{self.alias}-{number}", daemon=True
-        )
+        thread = new_thread(f"django-tasks-{self.alias}-{number}", self._work)
         try:
             thread.start()
         except RuntimeError:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from ..new_thread import new_thread
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -21,9 +22,7 @@ def die_with_parent(lifeline: Connection) -> None:
     of the pipe, and while a task runs C code this thread may have to wait for the GIL.
     """
     if sys.platform != "linux":
-        threading.Thread(
-            target=_exit_at_end, args=(lifeline,), name="django-tasks-parent", daemon=True
-        ).start()
+        new_thread("django-tasks-parent", _exit_at_end, lifeline).start()
         return
     import fcntl
 

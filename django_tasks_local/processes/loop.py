@@ -24,6 +24,7 @@ from ..execution.connections import (
     close_thread_resources,
     drop_stale_connections,
 )
+from ..new_thread import new_thread
 from ..waiting import limit_wait
 from . import facilities
 from .connection import socketpair
@@ -61,7 +62,7 @@ class Loop:
         self._on_end = on_end
         self._commands: deque[Callable[[], object]] = deque()
         self._wake_pending = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = new_thread(name, self._run)
         with ExitStack() as undo:
             self._selector = undo.enter_context(selectors.DefaultSelector())
             self._wake_recv, self._wake_send = map(undo.enter_context, socketpair())
@@ -133,9 +134,7 @@ class Loop:
             self.watch(sentinel, handler)
         else:
             name = self._thread.name + "-end"
-            threading.Thread(
-                target=self._wait_for_end, args=(sentinel, handler), name=name, daemon=True
-            ).start()
+            new_thread(name, self._wait_for_end, sentinel, handler).start()
 
     def unwatch_end(self, sentinel: int) -> None:
         """Stop watching a sentinel after its handler was called."""

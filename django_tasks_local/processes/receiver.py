@@ -8,10 +8,10 @@ thread runs a task.
 
 from __future__ import annotations
 
-import threading
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from ..new_thread import new_thread
 from .wire import READ_SIZE, FrameReader
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class ReceiverThread(Receiver):
         super().__init__(sock)
         self._cancel = cancel
         self._received: SimpleQueue[list[memoryview] | None] = SimpleQueue()
-        threading.Thread(target=self._run, name="django-tasks-receiver", daemon=True).start()
+        new_thread("django-tasks-receiver", self._run).start()
 
     def receive(self) -> list[memoryview] | None:
         """Wait for frames of tasks; return their bodies, or None at the end of the socket."""

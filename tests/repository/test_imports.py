@@ -14,7 +14,7 @@ PACKAGES = ("django_tasks_local", "django_tasks_local_sse")
 # layers only, whether at its top, inside a function or for type checking. The name of a folder
 # stands for its `__init__`.
 FLOORS = (
-    ("conf", "events", "exceptions", "forking", "waiting"),
+    ("conf", "events", "exceptions", "forking", "new_thread", "waiting"),
     ("aliases", "identifiers"),
     ("publishing", "pubsub.latest"),
     ("cancellation", "signal_handlers", "ticker", "progress.values", "progress.rate", "results"),
