@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 MAX_SLEEP = 3600.0  # Seconds per wait; one wait on Windows cannot be longer than 49 days.
 
-type _Entry = tuple[float, int, Ticking]
+type _Entry = tuple[float, int, Ticking]  # due_at, a number in the order of add(), the object
 
 
 class Ticking(Protocol):
@@ -60,13 +60,15 @@ class Ticker:
         A child of fork() calls this, because the ticker's thread does not run in it.
         """
         # Entries that the thread has not taken yet. No lock is needed, as deque.append() is atomic.
-        self._added: deque[_Entry] = deque()
-        self._order = itertools.count()  # Entries due at the same time run in order of add().
+        self._added: deque[tuple[float, Ticking]] = deque()
+        # Entries due at the same time run in order of add(). Only the ticker's thread counts,
+        # because two threads could get the same number from itertools.count() without a GIL.
+        self._order = itertools.count()
         # An item wakes the thread. A finalizer may call SimpleQueue.put() while its thread is
         # inside put(). If an item is put before the thread sleeps, its get() returns at once.
         self._wakes: SimpleQueue[None] = SimpleQueue()
-        # The time at which the thread wakes without an item; inf while it is awake, or if nothing
-        # is due. Only the ticker's thread changes it.
+        # The time at which the thread wakes without an item; inf if nothing is due, and while the
+        # thread prepares to sleep. Only the ticker's thread changes it.
         self._sleeps_until = math.inf
         self._thread: threading.Thread | None = None
         # The thread in _start() holds this lock; no thread waits for it.
@@ -74,13 +76,13 @@ class Ticker:
 
     def add(self, ticking: Ticking, due_at: float) -> None:
         """Schedule tick() for `due_at`, a time.monotonic(). May be called from any thread."""
-        self._added.append((due_at, next(self._order), ticking))
+        self._added.append((due_at, ticking))
         if self._thread is None:
             self._start()
-        # While the ticker's thread is awake, `_sleeps_until` is inf, so this branch puts an item:
-        # the thread may have emptied `_added` before append() added the entry. The item ends the
-        # thread's next sleep at once, and the thread takes the entry. A sleeping thread gets an
-        # item only if the entry is due before the thread wakes anyway.
+        # Race: _sleep() may have emptied `_added` before append() added the entry. It had set
+        # `_sleeps_until` to inf before that, so this branch puts an item, which ends the sleep at
+        # once, and the thread takes the entry. A thread that sleeps until a known time gets an item
+        # only if the entry is due before that time.
         elif due_at < self._sleeps_until:
             self._wakes.put(None)
 
@@ -104,15 +106,16 @@ class Ticker:
     def _run(self) -> None:
         due: list[_Entry] = []
         while True:
-            # Set before the loop below: a thread that adds an entry after this loop reads inf and
-            # puts an item, so that _sleep() returns at once.
-            self._sleeps_until = math.inf
             while self._added:
-                heapq.heappush(due, self._added.popleft())
+                self._take(due)
             if due and due[0][0] <= time.monotonic():
                 self._tick(due)
             else:
-                self._sleep(due[0][0] if due else math.inf)
+                self._sleep(due)
+
+    def _take(self, due: list[_Entry]) -> None:
+        due_at, ticking = self._added.popleft()
+        heapq.heappush(due, (due_at, next(self._order), ticking))
 
     def _tick(self, due: list[_Entry]) -> None:
         ticking = heapq.heappop(due)[2]
@@ -125,8 +128,14 @@ class Ticker:
         if again_at is not None:
             heapq.heappush(due, (again_at, next(self._order), ticking))
 
-    def _sleep(self, until: float) -> None:
-        self._sleeps_until = until
+    def _sleep(self, due: list[_Entry]) -> None:
+        self._sleeps_until = math.inf
+        # popleft() and append() lock the deque, also without a GIL: a thread whose append() comes
+        # after the last popleft() reads the new `_sleeps_until`. len() would order nothing.
+        with suppress(IndexError):
+            while True:
+                self._take(due)
+        self._sleeps_until = until = due[0][0] if due else math.inf
         left = until - time.monotonic()
         with suppress(Empty):
             self._wakes.get(timeout=min(max(left, 0.0), MAX_SLEEP))

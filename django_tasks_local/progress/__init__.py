@@ -22,7 +22,8 @@ def report_progress(
     asyncio.to_thread() and sync_to_async() pass the task's context to the thread that they use.
     threading.Thread and ThreadPoolExecutor do not, so a call in one of their threads counts as
     outside of a task, unless the task passes its context itself with contextvars.copy_context():
-    `executor.submit(copy_context().run, function, argument)`. Without a GIL, threading.Thread does.
+    `executor.submit(copy_context().run, function, argument)`. From Python 3.14, a new thread
+    inherits the context on builds without a GIL.
 
     An omitted argument keeps its last value; None means unknown. `total` starts as 100, so
     `current` alone is a percentage. `data` must be JSON and replaces the data of the last report.

@@ -4,12 +4,14 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 
 import pytest
 
 from django_tasks_local import ticker as module
 from django_tasks_local.ticker import Ticker
+from tests.support.stale import SeeminglyEmptyDeque
 from tests.support.waiting import LIMIT
 
 
@@ -176,6 +178,24 @@ def test_add_while_its_own_thread_starts_the_ticker(
     assert len(started) == 1
 
 
+def test_an_entry_is_taken_although_its_deque_seems_empty(ticker: Ticker) -> None:
+    """The thread takes all entries before it sleeps, without a GIL too."""
+    ticker._added = SeeminglyEmptyDeque()
+    noted = Noted()
+    ticker.add(noted, 0.0)
+    noted.wait()
+
+
+def test_entries_that_several_threads_add_for_the_same_time(ticker: Ticker) -> None:
+    """Objects that are due at the same time are never compared, since they have no order."""
+    due_at = time.monotonic()
+    noted = [Noted() for _ in range(2000)]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda each: ticker.add(each, due_at), noted))
+    for each in noted:
+        each.wait()
+
+
 @pytest.mark.parametrize("point", ["after it took the entries", "before it sleeps"])
 def test_add_in_the_tickers_own_thread(
     ticker: Ticker, monkeypatch: pytest.MonkeyPatch, point: str
@@ -199,7 +219,8 @@ def test_add_in_the_tickers_own_thread(
             return super().get(block, timeout)
 
     def monotonic() -> float:
-        interrupt()
+        if ticker._sleeps_until < math.inf:  # _sleep() calls this, after it took all entries.
+            interrupt()
         return real()
 
     real = time.monotonic
