@@ -197,13 +197,18 @@ class Latest:
             self._unkept.pop(known, None)
         if topic.is_gone:
             self.remove(topic)  # Another thread has discarded the pool and released this topic.
-        elif self._awaited:
-            self.adopt_readers(topic)
+        # Unconditional, because the truth of a dictionary orders nothing without a GIL. pop() in
+        # adopt_readers() locks `_awaited`, as setdefault() in find_or_await() does.
+        self.adopt_readers(topic)
 
     def remove(self, topic: Topic) -> None:
         """Forget a topic; open subscriptions to it still receive its last event."""
         assert topic.backend is not None
         topics = self._of(topic.backend)
+        # Set before the removal: if a concurrent add() stores the topic after pop(), it finds the
+        # flag set and removes the topic itself. Put no call between these two lines, because
+        # publish() in a finalizer would repeat its lookup without end.
+        topic.is_gone = True
         removed = topics.pop(topic.id, topic)
         if removed is not topic:
             # `removed` is the topic of another task with this id, which replaced `topic`: put it
@@ -211,9 +216,6 @@ class Latest:
             topics.setdefault(topic.id, removed)
         if not topic.is_kept:
             self._unkept.pop(topic, None)
-        # Set after the removal, because publish() repeats its lookup as long as it finds a topic
-        # with this flag.
-        topic.is_gone = True
 
     def remove_if_idle(self, topic: Topic) -> None:
         """Forget a topic if it has neither an event nor a reader and no pool keeps it."""

@@ -24,7 +24,7 @@ class Subscriber(Protocol):
 
     references: tuple[tuple[str | None, str], ...]
     changed: dict[Topic, None]
-    missed: int
+    dropped_in_mailbox: int
 
     def reads(self, topic: Topic) -> bool:
         """Return whether this topic belongs to one of the subscription's `references`."""
@@ -54,7 +54,9 @@ class Mailbox:
 
     No method waits for a lock, because a finalizer may publish an event, and so need a mailbox,
     while its thread runs a method of the same mailbox. Instead each change of a dictionary is one
-    atomic operation, and only the thread of the loop adds and removes subscriptions.
+    atomic operation, and only the thread of the loop adds and removes subscriptions. A dictionary
+    that another thread may change is copied with list(), which is atomic without a GIL too;
+    tuple() is not.
     """
 
     def __init__(self, hub: Switchboard, loop: asyncio.AbstractEventLoop | None) -> None:
@@ -79,7 +81,7 @@ class Mailbox:
         self._changed[topic] = None
         if self.to_all and is_over_limit(self._changed, self._hub):
             self._trim()
-        # distribute() resets the flag before it empties `_changed`. So if the flag is set at this
+        # distribute() resets the flag before it copies `_changed`. So if the flag is set at this
         # point, the pending distribute() finds the topic. A closed loop never runs a pending
         # callback; then the caller calls wake(), which drops the loop's subscriptions.
         if self._is_wake_pending and not (self.loop and self.loop.is_closed()):
@@ -102,8 +104,8 @@ class Mailbox:
         if self._trimming.acquire(blocking=False):
             try:
                 dropped = drop_oldest_released(self._changed, keep=self.by_id)
-                for subscription in tuple(self.to_all):
-                    subscription.missed += dropped
+                for subscription in list(self.to_all):
+                    subscription.dropped_in_mailbox += dropped  # `_trimming` guards this sum.
             finally:
                 self._trimming.release()
 
@@ -146,9 +148,7 @@ class Mailbox:
 
     def reads(self, topic: Topic) -> bool:
         """Return whether a subscription of this mailbox names this topic's task by its id."""
-        return any(
-            subscription.reads(topic) for subscription in tuple(self.by_id.get(topic.id, ()))
-        )
+        return any(subscription.reads(topic) for subscription in list(self.by_id.get(topic.id, ())))
 
     def wait(self, timeout: float | None) -> None:
         """Wait until another thread calls wake(); limit_wait(timeout) is the longest wait."""
@@ -176,20 +176,19 @@ class Mailbox:
             for subscription in (*self.by_id.get(topic.id, ()), *self.to_all):
                 subscription.changed[topic] = None
                 woken[subscription] = None
-        for subscription in tuple(self.to_all):
+        for subscription in list(self.to_all):
             subscription.trim_unread()
         return dict.fromkeys(self.subscriptions) if self._hub.ended else woken
 
     def _take_changed(self) -> list[Topic]:
+        # The copy and mark() lock the dictionary, also without a GIL: a publisher that adds a topic
+        # after the copy reads that `_is_wake_pending` was reset. len() would order nothing.
+        changed = list(self._changed)
         # The topics are removed one by one: if a new dictionary replaced `_changed`, a publisher in
-        # another thread could still add a topic to the old one, and that topic would be lost.
-        changed = []
-        while self._changed:
-            try:
-                changed.append(self._changed.popitem()[0])
-            except KeyError:  # Another thread has removed the last topic in _trim().
-                break
-        changed.reverse()
+        # another thread could still add a topic to the old one, and that topic would be lost. A
+        # topic that is added again before its removal is in the copy, and its event is read later.
+        for topic in changed:
+            self._changed.pop(topic, None)
         return changed
 
 

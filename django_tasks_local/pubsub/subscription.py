@@ -50,7 +50,8 @@ class Subscription:
     def __init__(self, hub: Switchboard, references: tuple[tuple[str | None, str], ...]) -> None:
         # Each reference is a backend alias, or None for a task of any backend, and an id.
         self.references = references
-        self.missed = 0
+        self._dropped = 0  # by trim_unread(), in the thread that reads
+        self.dropped_in_mailbox = 0  # by Mailbox, in a thread that publishes
         # Topics that may have an unread event. Only the reading thread or loop uses this dict.
         self.changed: dict[Topic, None] = {}
         # Hub.attach() sets the topics of `references`, and the mailbox that delivers their events.
@@ -65,6 +66,12 @@ class Subscription:
         self._is_closed = False
         self._waiters: set[asyncio.Future[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def missed(self) -> int:
+        """Return the number of tasks whose unread events were dropped."""
+        # Two numbers, because two threads that add to the same one could lose an addition.
+        return self._dropped + self.dropped_in_mailbox
 
     @property
     def ended(self) -> bool:
@@ -174,16 +181,19 @@ class Subscription:
 
     def reads(self, topic: Topic) -> bool:
         """Return whether this topic belongs to one of `references`. Any thread may call this."""
-        if topic not in self._newest_topics:
+        newest = self._newest_topics
+        if topic not in newest:
             # `topics` may have a placeholder of an id without a task (Latest.find_or_await()). At
-            # the first event of the task its own topic replaces the placeholder.
-            self._newest_topics = {named.newest for named in self.topics}
-        return topic in self._newest_topics
+            # the first event of the task its own topic replaces the placeholder. This method
+            # returns an answer from its own set, because another thread may concurrently replace
+            # `_newest_topics` with an older one.
+            self._newest_topics = newest = {named.newest for named in self.topics}
+        return topic in newest
 
     def trim_unread(self) -> None:
         """Drop the oldest unread events of released tasks if UNREAD_LIMIT is exceeded."""
         if is_over_limit(self.changed, self._hub):
-            self.missed += drop_oldest_released(self.changed)
+            self._dropped += drop_oldest_released(self.changed)
 
     def close(self) -> None:
         """End this subscription and wake a waiting reader. A second call has no effect."""

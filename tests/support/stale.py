@@ -1,10 +1,10 @@
 """
 Containers whose length is read too early, as a processor may do without a GIL.
 
-Without a GIL, len() and the truth of a container order nothing: a thread that stores a flag and then
-reads a length may read the length of the moment before the store, and another thread that changes
-the container and then reads the flag may read the old flag. Operations that lock the container, such
-as popleft(), pop() and list(), return what it contains.
+Without a GIL, len() and the truth of a container order nothing: a thread that stores a flag and
+then reads a length may read the length of the moment before the store, and another thread that
+changes the container and then reads the flag may read the old flag. Operations that lock the
+container, such as popleft(), pop() and list(), return what it contains.
 """
 
 from collections import deque

@@ -8,10 +8,12 @@ import pytest
 
 from django_tasks_local.events import TaskEvent
 from django_tasks_local.hub import Hub
-from django_tasks_local.pubsub import HubStatistics, latest
+from django_tasks_local.pubsub import HubStatistics, latest, mailbox, subscription
 from django_tasks_local.pubsub.latest import Latest, Topic
+from django_tasks_local.pubsub.subscription import Subscription
 from tests.support.factories import event
 from tests.support.interruptions import each_call
+from tests.support.stale import SeeminglyEmptyDict
 
 MAX_LOOKUPS = 1000  # in one test, far more than a test needs
 REFERENCES = [pytest.param("1", id="id"), pytest.param(event("1", 1), id="event")]
@@ -90,6 +92,82 @@ def test_task_added_while_a_subscription_is_closed(reference: str | TaskEvent) -
                 subscription.close()
             assert hub.find("1", "default") is topic
         assert_empty(hub, tasks=1)
+
+
+def test_task_added_while_it_is_released() -> None:
+    """The hub keeps no task that a closed pool releases while enqueue() still adds it."""
+    for interruption in each_call():
+        hub = Hub()
+        topic = kept_topic()
+        with interruption.by(functools.partial(hub.add, topic)):
+            hub.release(topic)
+        assert hub.find("1") is None
+
+
+def test_first_event_reaches_a_subscription_to_an_unknown_id() -> None:
+    """add() finds the subscription, although without a GIL it may read an old length."""
+    hub = Hub()
+    hub._latest._awaited = SeeminglyEmptyDict()
+    with hub.subscribe("1") as subscription:
+        topic = kept_topic()
+        hub.add(topic)
+        hub.notify(topic)
+        assert [e.sequence for e in subscription.take(timeout=0)] == [2]
+
+
+def test_published_topics_are_delivered_although_the_mailbox_seems_empty() -> None:
+    """A mailbox delivers each marked topic, although it may read an old length without a GIL."""
+    hub = Hub()
+    with hub.subscribe("1") as subscription:
+        assert subscription.mailbox is not None
+        subscription.mailbox._changed = SeeminglyEmptyDict()
+        hub.publish(event("1", 1))
+        assert [e.sequence for e in subscription.take(timeout=0)] == [1]
+
+
+def test_another_thread_asks_for_the_topics_of_a_subscription_while_it_reads() -> None:
+    """The reading thread's answer is its own, also if another thread stores an older one."""
+    hub = Hub()
+    hub.publish(event("1", 1))
+    with hub.subscribe("1") as subscription:
+        [topic] = subscription.topics
+
+        class WithOlderAnswer(Subscription):
+            """A Subscription in which another thread has stored the older answer each time."""
+
+            _newest_topics = property(lambda self: set(), lambda self, value: None)  # type: ignore[assignment]
+
+        subscription.__class__ = WithOlderAnswer
+        assert subscription.reads(topic)
+
+
+def test_a_drop_in_the_mailbox_counts_while_the_reader_counts_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No dropped task is left out of `missed` if two threads drop tasks concurrently."""
+    monkeypatch.setattr(mailbox, "UNREAD_LIMIT", 10)
+    drop = mailbox.drop_oldest_released
+
+    def drop_while_a_publisher_drops(changed: dict[Topic, None]) -> int:
+        publish_and_release(range(100, 120))
+        return drop(changed)
+
+    def publish_and_release(numbers: range) -> None:
+        for number in numbers:
+            assert hub.publish(event(str(number), 1, "finished"), keep=True)
+            topic = hub.find(str(number))
+            assert topic is not None
+            hub.release(topic)
+
+    hub = Hub()
+    with hub.subscribe() as to_all:
+        publish_and_release(range(10))
+        assert to_all.mailbox is not None
+        to_all.mailbox.distribute()
+        publish_and_release(range(10, 20))
+        monkeypatch.setattr(subscription, "drop_oldest_released", drop_while_a_publisher_drops)
+        received = [*to_all.take(timeout=0), *to_all.take(timeout=0)]
+        assert len(received) + to_all.missed == 40
 
 
 def test_task_added_while_another_of_its_id_is_released() -> None:
