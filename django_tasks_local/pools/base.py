@@ -253,10 +253,13 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         """Close the pool with a timeout of 0 seconds, and remove all of its tasks from the hub."""
         self.close(timeout=0)
         self._discarded = True
+        # While a task is in _unfinished, another thread runs _finished() for it. That thread calls
+        # release() itself, because the pool is discarded. The copy is made before that of the
+        # results, and after `_discarded` is set: it locks the dict, so a thread that removes its
+        # task after the copy reads the new `_discarded`, also without a GIL.
+        unfinished = set[TaskRecord](self._unfinished.records())
         for record in self.results.records():
-            # While a task is in _unfinished, another thread runs _finished() for it. That thread
-            # calls release() itself, because the pool is discarded.
-            if record.id not in self._unfinished:
+            if record not in unfinished:
                 hub.release(record)
 
     def statistics(self) -> PoolStatistics:

@@ -87,8 +87,10 @@ class Positions:
             return self._scan_slice()
         except Exception:
             self._scan = None
-            self.has_moved = False  # If the flag stayed set, schedule() would start no new scan.
             with self._lock:
+                # Both are reset under the lock: if schedule() set `has_moved` and found
+                # `_is_scheduled` set, the flag would stay set, and no thread would start a scan.
+                self.has_moved = False
                 self._is_scheduled = False
             raise
 

@@ -63,6 +63,13 @@ class LockedTaskQueue[RecordT: TaskRecord](TaskQueue[RecordT]):
     CPython 3.13t crashed when one thread copied an OrderedDict while another thread changed it.
     With a GIL the lock would have no use and would cost time: if a thread loses the GIL while it
     holds the lock, all other threads wait for this thread.
+
+    The lock also orders what different threads read. A pool has flags that one thread reads after
+    it has changed the queue, and that another thread sets before it checks the queue: a worker is
+    coming, a worker is idle, the dispatcher wants tasks, positions have changed. With the lock, the
+    second thread finds the change, or the first thread reads the new flag. So `len()` takes the
+    lock too, and no thread may call it while it holds another lock: a finalizer in append() could
+    need that lock.
     """
 
     def __init__(self) -> None:
@@ -88,6 +95,11 @@ class LockedTaskQueue[RecordT: TaskRecord](TaskQueue[RecordT]):
     def discard(self, record: RecordT) -> None:
         with self._lock:
             super().discard(record)
+
+    @override
+    def __len__(self) -> int:
+        with self._lock:
+            return super().__len__()
 
     @override
     def __iter__(self) -> Iterator[RecordT]:

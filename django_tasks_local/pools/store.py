@@ -52,7 +52,8 @@ class ResultStore:
             return []
         evicted: list[TaskRecord] = []
         # A thread that does not get `_evicting` need not evict: the thread that has it checks the
-        # number of finished records again after it has released the lock.
+        # number of finished records again after it has released the lock. Without a GIL that check
+        # may read an old number; then the next finished record evicts one more.
         while len(finished) > self._max_results and self._evicting.acquire(blocking=False):
             try:
                 while len(finished) > self._max_results:

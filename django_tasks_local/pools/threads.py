@@ -78,6 +78,8 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
         self.queue.append(record)
         # The flag is read without the lock: a worker resets it before it takes a task from the
         # queue. If the flag is set at this point, after the append, that worker finds the task.
+        # Without a GIL, the lock of LockedTaskQueue orders the append, the flag and the worker's
+        # popleft() in the same way.
         if self._is_worker_coming:
             return
         try:
@@ -179,15 +181,15 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
 
     def _wait(self) -> bool:
         """Wait for a wake-up unless a task waits; return False if this worker must end."""
+        if self.queue:
+            return True
         with self._workers_lock:
-            if self.queue:
-                return True
             if self._stopping:
                 return False
             self._idle += 1
         if self.queue:
-            # Race: a finalizer in this thread may enqueue a task between the check of the queue
-            # and `_idle += 1`, when no worker counts as idle. Wake a worker for that task.
+            # Race: another thread, or a finalizer in this one, may enqueue a task between the check
+            # of the queue and `_idle += 1`, when no worker counts as idle. Wake a worker for it.
             self._call_worker()
         self._wake_ups.get()
         self._arrived()

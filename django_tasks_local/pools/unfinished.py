@@ -33,7 +33,7 @@ class UnfinishedTasks[RecordT: TaskRecord]:
         """Remove a task whose receivers of task_finished have returned."""
         del self._records[record.id]
         # Reading `_waiters` needs no lock: a thread that starts to wait after this point no longer
-        # finds the task in `_records`.
+        # finds the task in its copy of `_records`.
         if self._waiters:
             with self._has_ended:
                 self._has_ended.notify_all()
@@ -52,8 +52,12 @@ class UnfinishedTasks[RecordT: TaskRecord]:
         with self._has_ended:
             self._waiters += 1
             try:
-                while self._records and (left := deadline - time.monotonic()) > 0:
+                # The copy locks the dict, as remove() does, also without a GIL: either it lacks
+                # the removed task, or remove() reads the new `_waiters`. len() orders nothing.
+                is_empty = not self.records()
+                while not is_empty and (left := deadline - time.monotonic()) > 0:
                     self._has_ended.wait(limit_wait(left))
+                    is_empty = not self._records
             finally:
                 self._waiters -= 1
         return self.records()

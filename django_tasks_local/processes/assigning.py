@@ -64,7 +64,11 @@ class Assigner:
     def assign(self) -> None:
         """Give waiting tasks to idle workers. Called from: any thread."""
         while self._interrupted:
-            self._recover(*self._interrupted.popleft())
+            try:
+                interrupted = self._interrupted.popleft()
+            except IndexError:
+                break  # Another thread has taken the last entry concurrently.
+            self._recover(*interrupted)
         idle, queue = self._idle, self._queue
         # Race: while thread A holds the last idle worker, thread B may add a task and find no idle
         # worker (or the reverse). So after A has put its worker back, A checks both lists again.

@@ -62,6 +62,7 @@ class Loop:
         self._on_end = on_end
         self._commands: deque[Callable[[], object]] = deque()
         self._wake_pending = False
+        self._was_woken = False  # Only the loop's thread uses it.
         self._thread = new_thread(name, self._run)
         with ExitStack() as undo:
             self._selector = undo.enter_context(selectors.DefaultSelector())
@@ -80,19 +81,20 @@ class Loop:
     def post(self, command: Callable[..., object], *args: object) -> None:
         """Wake the loop's thread and let it call `command` with `args`."""
         self._commands.append(partial(command, *args))
-        self.wake()
-
-    def wake(self) -> None:
-        """Wake the loop's thread, so that it calls the commands and `on_turn` without delay."""
-        # Unlocked: the loop resets `_wake_pending` before it checks commands and queues, so it
-        # finds every entry that was added while the flag was True. Two concurrent wake-ups are
-        # harmless.
+        # Unlocked: the loop resets `_wake_pending` before it takes the commands, so it finds every
+        # command that was added while the flag was True. Without a GIL, append() and popleft() lock
+        # the deque, which orders them and the flag. Two concurrent wake-ups are harmless.
         if not self._wake_pending:
             with suppress(OSError):  # The loop has ended.
                 # Put no call between these two lines: if it raised KeyboardInterrupt, the flag
                 # would stay True without a byte in the socket, and nothing would wake the thread.
                 self._wake_pending = True
                 self._wake_send.send(b"\0")
+
+    def wake(self) -> None:
+        """Wake the loop's thread, so that it calls `on_turn` without delay."""
+        # Without a GIL, the command has `on_turn` see what this thread has changed before.
+        self.post(_do_nothing)
 
     def join(self) -> None:
         """Wait until the loop's thread has ended; return at once if this thread calls join()."""
@@ -172,14 +174,26 @@ class Loop:
         drop_stale_connections()
         for key, events in ready:
             self.call(key.data, events)
-        while self._commands:
-            self.call(self._commands.popleft())
+        if self._was_woken or self._commands:
+            self._was_woken = False
+            self._run_commands()
         due_at = self._on_turn()
         close_old_resources()
         if due_at is None:
             return None
         return min(max(0.0, due_at - time.monotonic()), MAX_SELECT_SECONDS)
 
+    def _run_commands(self) -> None:
+        # Take commands until popleft() raises, because the length of a deque orders nothing.
+        with suppress(IndexError):
+            while True:
+                self.call(self._commands.popleft())
+
     def _on_wake(self, events: int) -> None:
         self._wake_recv.recv(64)
         self._wake_pending = False
+        self._was_woken = True
+
+
+def _do_nothing() -> None:
+    """Serve as the command of wake()."""

@@ -92,10 +92,14 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
         if databases == self._databases:
             return
         with self._dispatcher_lock:
+            if databases == self._databases:
+                return  # Another thread has replaced the workers concurrently.
             refuse_databases_in_memory()
-            self._databases = databases
             if self._dispatcher is not None:
                 self._dispatcher.replace_workers()
+            # Set last: until then, other threads wait for the lock instead of giving their tasks to
+            # workers that still use the former databases.
+            self._databases = databases
 
     def _start_dispatcher(self) -> None:
         with self._dispatcher_lock:

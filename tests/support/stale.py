@@ -29,3 +29,10 @@ class SeeminglyFilledDict[K, V](dict[K, V]):
 
     def __len__(self) -> int:
         return super().__len__() or 1
+
+
+class SeeminglyFilledDeque[T](deque[T]):
+    """A deque whose length is read as 1 although its last entry was taken."""
+
+    def __len__(self) -> int:
+        return super().__len__() or 1

@@ -10,7 +10,7 @@ import pytest
 from django.tasks import task, task_backends
 
 from django_tasks_local import pools, report_progress
-from django_tasks_local.pools.queue import TaskQueue
+from django_tasks_local.pools.queue import TaskQueue, make_queue
 from django_tasks_local.pools.threads import ThreadPool
 from django_tasks_local.record import TaskRecord
 from tests.project import tasks
@@ -28,7 +28,8 @@ def test_finalizer_enqueues_while_the_worker_becomes_idle(monkeypatch: pytest.Mo
     """
     A task runs if a finalizer enqueues it after the worker's check of the queue, before it is idle.
     """
-    count = TaskQueue.__len__
+    queue_class = type(make_queue())
+    count = queue_class.__len__
     enqueued: list[Any] = []
 
     def count_then_enqueue(queue: TaskQueue[TaskRecord]) -> int:
@@ -39,7 +40,7 @@ def test_finalizer_enqueues_while_the_worker_becomes_idle(monkeypatch: pytest.Mo
             enqueued[0] = tasks.add.enqueue(1)
         return length
 
-    monkeypatch.setattr(TaskQueue, "__len__", count_then_enqueue)
+    monkeypatch.setattr(queue_class, "__len__", count_then_enqueue)
     tasks.noop.enqueue()
     wait_until(lambda: enqueued and enqueued[0], "the worker does not become idle")
     assert finished(enqueued[0]).return_value == 2
@@ -148,3 +149,28 @@ def test_pools_are_marked_before_they_are_forgotten(monkeypatch: pytest.MonkeyPa
     pools.discard_all()
     assert pool.is_replaced
     assert pools.all_pools() == []
+
+
+# Locks
+
+
+def test_no_lock_is_held_while_the_queue_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The pool counts its queue outside of its own lock.
+
+    Without a GIL, counting waits for the queue's lock, whose holder may run a finalizer that waits
+    for the lock of the pool.
+    """
+    pool = task_backends["default"]._pool  # type: ignore[attr-defined]
+    count = TaskQueue.__len__
+    held: list[bool] = []
+
+    def note_then_count(queue: TaskQueue[TaskRecord]) -> int:
+        held.append(pool._workers_lock._is_owned())
+        return count(queue)
+
+    monkeypatch.setattr(TaskQueue, "__len__", note_then_count)
+    for _ in range(3):
+        finished(tasks.noop.enqueue())
+    wait_until(lambda: pool._idle == 1, "the worker does not become idle")
+    assert set(held) == {False}

@@ -1,6 +1,7 @@
 """Positions scans the queue, publishes the positions of waiting tasks, and limits its CPU time."""
 
 import itertools
+import threading
 from collections import deque
 from collections.abc import Iterator
 
@@ -191,6 +192,33 @@ def test_a_scan_that_raises_is_followed_by_a_new_one(
 ) -> None:
     stage.queue.popleft()
     stage.positions.schedule()
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskRecord, "move_up", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            stage.tick()
+    stage.positions.schedule()
+    stage.tick()
+    assert stage.published()[1:] == [0, 1, 2]
+
+
+def test_a_change_while_a_failed_scan_resets_its_flags(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that changes the queue between two resets of flags does not stop all later scans."""
+
+    class Lock:
+        """The lock of the positions, which the failed scan gets after another thread had it."""
+
+        def __enter__(self) -> None:
+            monkeypatch.setattr(stage.positions, "_lock", threading.RLock())
+            stage.positions.schedule()
+
+        def __exit__(self, *args: object) -> None:
+            pass
+
+    stage.queue.popleft()
+    stage.positions.schedule()
+    monkeypatch.setattr(stage.positions, "_lock", Lock())
     with monkeypatch.context() as patch:
         patch.setattr(TaskRecord, "move_up", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):

@@ -1,9 +1,11 @@
 """The queue of a pool keeps its order, and any number of threads may use it concurrently."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -87,3 +89,24 @@ def test_each_task_leaves_once_in_any_interleaving(queue: Any) -> None:
         taken = [int(job.id) for taker in takers for job in taker.result()]
     assert len(taken) == len(set(taken))
     assert set(taken) >= {int(job.id) for job in kept}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(len, id="len"),
+        pytest.param(list, id="copy"),
+        pytest.param(lambda queue: queue.append(Waiting("a")), id="append"),
+        pytest.param(lambda queue: queue.appendleft(Waiting("a")), id="appendleft"),
+        pytest.param(lambda queue: queue.discard(Waiting("a")), id="discard"),
+        pytest.param(lambda queue: queue.append(Waiting("a")) or queue.popleft(), id="popleft"),
+    ],
+)
+def test_each_method_of_the_queue_without_a_gil_takes_its_lock(
+    call: Callable[[Any], object],
+) -> None:
+    """The lock orders the queue and the flags of the pool, so no method may do without it."""
+    queue: Any = LockedTaskQueue()
+    lock = queue._lock = MagicMock()
+    call(queue)
+    assert lock.__enter__.called

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
+from django_tasks_local.conf import ProcessOptions
 from django_tasks_local.exceptions import TaskLost
 from django_tasks_local.processes import pool as pool_module
+from django_tasks_local.processes.pool import ProcessPool
 from django_tasks_local.processes.worker_process import State, WorkerProcess
 from tests.core.processes.test_assigning import Stage, end, frames, ids, new_worker, stage
 from tests.support.fake_worker import new_task
+from tests.support.stale import SeeminglyFilledDeque
 from tests.support.systems import needs_tickets
 from tests.support.waiting import LIMIT
 
@@ -160,3 +163,34 @@ def test_a_worker_is_not_idle_while_another_thread_gives_it_a_task(
     recaller.join(LIMIT)
     assert worker.parent.state is State.BUSY
     assert ids(worker) == ["a"]
+
+
+def test_two_threads_recover_the_same_interrupted_call(stage: Stage, new_worker: Any) -> None:
+    """A thread that finds the last entry taken goes on and gives the waiting task to a worker."""
+    worker = new_worker()
+    stage.assigner.refill(worker.parent)
+    stage.assigner._interrupted = SeeminglyFilledDeque()
+    stage.add("a")
+    stage.assigner.assign()
+    assert ids(worker) == ["a"]
+
+
+def test_tasks_wait_while_workers_with_former_databases_are_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Until the workers are replaced, another thread does not take the new names as checked."""
+    checks: list[bool] = []
+    pool = ProcessPool(object, "default", ProcessOptions(max_workers=1))
+
+    class FakeDispatcher:
+        """A dispatcher whose workers are about to be replaced."""
+
+        def replace_workers(self) -> None:
+            checks.append(pool._databases == pool_module.database_names())
+
+    pool._dispatcher = FakeDispatcher()  # type: ignore[assignment]
+    monkeypatch.setattr(pool_module, "refuse_databases_in_memory", lambda: None)
+    monkeypatch.setattr(pool_module, "database_names", lambda: {"default": "new"})
+    pool._check_databases()
+    pool._check_databases()
+    assert checks == [False]
