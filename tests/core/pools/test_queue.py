@@ -9,7 +9,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from django_tasks_local.pools.queue import LockedTaskQueue, TaskQueue
+from django_tasks_local.pools.queue import LockedTaskQueue, TaskQueue, make_queue
 
 
 @dataclass
@@ -61,6 +61,8 @@ def test_a_task_put_back_while_another_thread_takes_it(queue: Any) -> None:
 
 
 def test_each_task_leaves_once_in_any_interleaving(queue: Any) -> None:
+    if type(queue) is TaskQueue and type(make_queue()) is LockedTaskQueue:
+        pytest.skip("this Python has no GIL, so no pool uses a TaskQueue")
     added = threading.Event()
     jobs = [Waiting(str(number)) for number in range(20_000)]
     kept = [job for number, job in enumerate(jobs) if number % 3]
