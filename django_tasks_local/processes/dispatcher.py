@@ -74,6 +74,7 @@ class Dispatcher:
                 on_turn=self._on_turn,
                 is_done=lambda: self._crew.closing and not self._crew,
                 on_end=finalizer.cancel,
+                on_suspension=self._postpone,
             )
             undo.callback(self._loop.close)
             self._assigner = Assigner(pool, self._loop.wake, self.stop)
@@ -141,6 +142,11 @@ class Dispatcher:
         if self._pool.queue and retry_at > now:
             due_at = retry_at if due_at is None else min(due_at, retry_at)
         return due_at
+
+    def _postpone(self, seconds: float) -> None:
+        """Postpone all deadlines, because for `seconds` no process could work towards them."""
+        for worker in self.workers():
+            worker.postpone(seconds)
 
     def _assign(self) -> None:
         """Give waiting tasks to idle workers, and start workers for the others."""

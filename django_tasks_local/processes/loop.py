@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_SELECT_SECONDS = 3600.0  # epoll accepts at most 24 days
+# If the thread wakes later than requested by more than this number of seconds, the process was
+# suspended: by SIGSTOP, a paused container or a laptop's sleep. A busy machine delays it for less.
+SUSPENSION_SECONDS = 5.0
 
 
 class Loop:
@@ -50,16 +53,21 @@ class Loop:
         on_turn: Callable[[], float | None],
         is_done: Callable[[], bool],
         on_end: Callable[[], object],
+        on_suspension: Callable[[float], object],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Open the selector and the sockets for wake(). Raises OSError.
 
         The thread calls `on_turn` at the end of each turn; it returns the time of the next turn, or
-        None. The thread ends when `is_done` returns True, and then calls `on_end`.
+        None. The thread ends when `is_done` returns True, and then calls `on_end`. Before the first
+        turn after a suspension of the process it calls `on_suspension` with its seconds.
         """
         self._on_turn = on_turn
         self._is_done = is_done
         self._on_end = on_end
+        self._on_suspension = on_suspension
+        self._clock = clock
         self._commands: deque[Callable[[], object]] = deque()
         self._wake_pending = False
         self._was_woken = False  # Only the loop's thread uses it.
@@ -160,9 +168,11 @@ class Loop:
         timeout: float | None = None
         try:
             while not self._is_done():
+                began = self._clock()
                 ready = self._selector.select(timeout)
+                late = 0.0 if timeout is None else self._clock() - began - timeout
                 # Use an empty context for each turn, because log handlers may set variables in it.
-                timeout = Context().run(self._turn, ready)
+                timeout = Context().run(self._turn, ready, late)
         except BaseException:
             logger.exception("The thread %r has ended because of an error.", self._thread.name)
         finally:
@@ -170,8 +180,10 @@ class Loop:
             self.close()
             close_thread_resources()
 
-    def _turn(self, ready: list[tuple[selectors.SelectorKey, int]]) -> float | None:
+    def _turn(self, ready: list[tuple[selectors.SelectorKey, int]], late: float) -> float | None:
         drop_stale_connections()
+        if late > SUSPENSION_SECONDS:
+            self.call(self._on_suspension, late)
         for key, events in ready:
             self.call(key.data, events)
         if self._was_woken or self._commands:
@@ -181,7 +193,7 @@ class Loop:
         close_old_resources()
         if due_at is None:
             return None
-        return min(max(0.0, due_at - time.monotonic()), MAX_SELECT_SECONDS)
+        return min(max(0.0, due_at - self._clock()), MAX_SELECT_SECONDS)
 
     def _run_commands(self) -> None:
         # Take commands until popleft() raises, because the length of a deque orders nothing.

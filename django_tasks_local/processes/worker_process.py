@@ -88,7 +88,7 @@ class WorkerProcess:
         self.is_outdated = False  # True if later tasks need other settings.
         self.start_error: str | None = None  # the traceback if the worker cannot set up Django
         self._timeout: float | None = None  # the seconds that the running task may take
-        # Only _move() sets `deadline` and `terminated`.
+        # Only _move() sets `terminated`; only _move() and postpone() set `deadline`.
         self.deadline: float | None = None  # when act_on_deadline() must run
         self.terminated = False
         # Only terminate() sets `reason` and `stopped_task`.
@@ -143,6 +143,14 @@ class WorkerProcess:
         if self.deadline is not None and self.deadline <= now:
             return True
         return self.recall_at is not None and self.recall_at <= now
+
+    def postpone(self, seconds: float) -> None:
+        """Move the deadline, and the time to take back waiting tasks, by this many seconds."""
+        with self.lock:
+            if self.deadline is not None:
+                self.deadline += seconds
+            if self.recall_at is not None:
+                self.recall_at += seconds
 
     def never_became_ready(self) -> bool:
         """Return whether the worker has never been ready, and terminate() was not called."""

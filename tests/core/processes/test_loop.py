@@ -20,7 +20,9 @@ def turns() -> threading.Semaphore:
 def loop(turns: threading.Semaphore) -> Iterator[Loop]:
     """A loop that runs, and ends with the test."""
     done = threading.Event()
-    made = Loop("test-loop", on_turn=turns.release, is_done=done.is_set, on_end=bool)
+    made = Loop(
+        "test-loop", on_turn=turns.release, is_done=done.is_set, on_end=bool, on_suspension=bool
+    )
     # Without a GIL the thread may read an old length of the commands.
     made._commands = SeeminglyEmptyDeque()
     made.start()
@@ -62,3 +64,32 @@ def test_a_command_that_raises_stops_no_later_one(
     loop.post(post_both)
     assert called.wait(LIMIT)
     assert "An error in the dispatcher" in caplog.text
+
+
+@pytest.mark.parametrize(("sleep", "reported"), [(3600.0, [3600.0]), (2.0, [])])
+def test_the_time_of_a_suspension_is_reported(sleep: float, reported: list[float]) -> None:
+    """
+    The loop reports that its process was suspended, but not that a busy machine woke it late.
+
+    A clock that jumps during the second select() stands for the suspension.
+    """
+    readings = iter([0.0, 0.0, 0.0, sleep, sleep])
+    turns, suspensions = [], []
+
+    def turn() -> float:
+        turns.append("turn")
+        return 0.0
+
+    loop = Loop(
+        "test-loop",
+        on_turn=turn,
+        is_done=lambda: len(turns) == 2,
+        on_end=bool,
+        on_suspension=suspensions.append,
+        clock=readings.__next__,
+    )
+    loop.wake()
+    loop.start()
+    loop.join()
+    assert suspensions == reported
+    assert not list(readings)

@@ -113,6 +113,14 @@ def test_a_move_replaces_the_deadline(worker: FakeWorker) -> None:
     assert worker.parent.deadline is None
 
 
+def test_a_suspension_postpones_the_deadline(worker: FakeWorker) -> None:
+    """A worker gets the time again in which its parent process was suspended."""
+    worker.parent.terminate(TaskCancelled(), None)
+    worker.parent.postpone(3600)
+    assert not worker.parent.has_expired(worker.now + 3600)
+    assert worker.parent.has_expired(worker.now + 3600 + KILL_AFTER)
+
+
 def test_the_life_of_a_worker(worker: FakeWorker) -> None:
     parent = worker.parent
     assert not parent.give([new_task()])
