@@ -31,7 +31,7 @@ def newest_event(task_result: AnyResult) -> TaskEvent:
     return stored if event is None or stored.version > event.version else event
 
 
-async def afind_newest_event(id: str, alias: str) -> TaskEvent | None:
+def find_newest_event(id: str, alias: str) -> TaskEvent | None:
     """
     Return the newest event of a task of the backend `alias`; None if hub and store have no state.
 
@@ -39,15 +39,30 @@ async def afind_newest_event(id: str, alias: str) -> TaskEvent | None:
     all of its events in this process.
     """
     event = hub.snapshot(id, alias)
-    if _publishes_every_event(alias) or (event is not None and event.is_last):
+    if _is_newest(event, alias):
         return event
     try:
         backend = task_backends[alias]
-        if not backend.supports_get_result:
-            return event
-        return newest_event(await backend.aget_result(id))
+        return newest_event(backend.get_result(id)) if backend.supports_get_result else event
     except (InvalidTaskBackend, TaskResultDoesNotExist):
         return event
+
+
+async def afind_newest_event(id: str, alias: str) -> TaskEvent | None:
+    """See find_newest_event()."""
+    event = hub.snapshot(id, alias)
+    if _is_newest(event, alias):
+        return event
+    try:
+        backend = task_backends[alias]
+        return newest_event(await backend.aget_result(id)) if backend.supports_get_result else event
+    except (InvalidTaskBackend, TaskResultDoesNotExist):
+        return event
+
+
+def _is_newest(event: TaskEvent | None, alias: str) -> bool:
+    """Return whether the store of the backend `alias` has no newer state than the hub's `event`."""
+    return _publishes_every_event(alias) or (event is not None and event.is_last)
 
 
 def _publishes_every_event(alias: str) -> bool:

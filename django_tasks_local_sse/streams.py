@@ -13,11 +13,11 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from asgiref.sync import async_to_sync
 from django.http import StreamingHttpResponse
 
+from django_tasks_local import signal_handlers
 from django_tasks_local.hub import hub
-from django_tasks_local.lookup import afind_newest_event
+from django_tasks_local.lookup import afind_newest_event, find_newest_event
 
 from .request_thread import release_request_thread
 
@@ -36,8 +36,19 @@ if TYPE_CHECKING:
 MAX_STREAM_SECONDS = 300.0
 
 
-async def find_events(refs: Iterable[TaskRef]) -> dict[RefKey, TaskEvent]:
+def find_events(refs: Iterable[TaskRef]) -> dict[RefKey, TaskEvent]:
     """Return the present state of the tasks that the client may see and that are known."""
+    found = {}
+    for ref in refs:
+        if ref.alias is not None:
+            event = find_newest_event(ref.id, ref.alias)
+            if event is not None:
+                found[ref.key] = event
+    return found
+
+
+async def afind_events(refs: Iterable[TaskRef]) -> dict[RefKey, TaskEvent]:
+    """See find_events()."""
     found = {}
     for ref in refs:
         if ref.alias is not None:
@@ -67,6 +78,8 @@ class EventStreamResponse(StreamingHttpResponse):
 
 async def stream_async(conversation: Conversation) -> AsyncIterator[bytes]:
     """Send the states of the tasks, then each change until the stream ends. Occupies no thread."""
+    # The view runs in a thread under ASGI; here, in the event loop, this is the main thread.
+    signal_handlers.install_signal_handlers()
     await release_request_thread()
     if not conversation.found:  # Without ids, subscribe() would mean every task.
         yield conversation.initial()
@@ -88,7 +101,7 @@ async def stream_async(conversation: Conversation) -> AsyncIterator[bytes]:
 
 async def _find_again(conversation: Conversation) -> dict[RefKey, TaskEvent]:
     """Ask the stores for the states of the open tasks: they may run in another process."""
-    found = await find_events(conversation.open_refs)
+    found = await afind_events(conversation.open_refs)
     await release_request_thread()
     return found
 
@@ -100,6 +113,7 @@ def stream_sync(conversation: Conversation, hold: float) -> Iterator[bytes]:
     Under WSGI a stream occupies a worker, so it ends early, and EventSource reconnects: polling
     with the same client and the same URL.
     """
+    signal_handlers.install_signal_handlers()
     if not conversation.found:
         yield conversation.initial()
         return
@@ -113,7 +127,7 @@ def stream_sync(conversation: Conversation, hold: float) -> Iterator[bytes]:
             elif subscription.ended:
                 return
             else:
-                found = async_to_sync(_find_again)(conversation)
+                found = find_events(conversation.open_refs)
                 yield conversation.recheck(found, subscription.take(timeout=0))
 
 

@@ -1,11 +1,16 @@
-"""The three views. `access` decides about permissions, `streams` has the content of a stream."""
+"""
+The three views. `access` decides about permissions, `streams` has the content of a stream.
+
+The views are sync functions, because an async view needs an event loop in the request's thread: a
+WSGI server would create one for each poll, and gevent and tornado refuse it, because a loop runs in
+that thread already. Under ASGI the stream itself is async and occupies no thread.
+"""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
 
-from asgiref.sync import sync_to_async
 from django.contrib.auth.decorators import login_not_required
 from django.core.handlers.asgi import ASGIRequest
 from django.db import connections, transaction
@@ -20,7 +25,6 @@ from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.http import require_POST, require_safe
 
 from django_tasks_local import cancel as cancel_task
-from django_tasks_local import signal_handlers
 
 from . import access, encoding
 from .conf import SSESettings, sse_settings
@@ -42,7 +46,7 @@ FORBIDDEN = (
 def _authorized_by_link[ViewT: Callable[..., Any]](view: ViewT) -> ViewT:
     """
     Exempt a view from LoginRequiredMiddleware, because the link authorizes it, and from
-    ATOMIC_REQUESTS, because Django raises an error for it in async views.
+    ATOMIC_REQUESTS, because reading states needs no transaction.
     """
     for alias in connections:
         view = transaction.non_atomic_requests(using=alias)(view)
@@ -51,7 +55,7 @@ def _authorized_by_link[ViewT: Callable[..., Any]](view: ViewT) -> ViewT:
 
 @_authorized_by_link
 @require_safe
-async def events(request: HttpRequest) -> HttpResponseBase:
+def events(request: HttpRequest) -> HttpResponseBase:
     """
     Stream the events of the tasks that the tokens `task=...` name, until all are finished.
 
@@ -61,12 +65,11 @@ async def events(request: HttpRequest) -> HttpResponseBase:
     if last_event_id == encoding.end_id(access.claimed_ids(request)):
         # The client has received the last event. EventSource does not reconnect after a 204.
         return _finish(HttpResponse(status=204), request)
-    refs = await sync_to_async(access.watched_tasks)(request)
+    refs = access.watched_tasks(request)
     if not any(ref.allowed for ref in refs):
         return _finish(HttpResponseForbidden(FORBIDDEN, content_type="text/plain"), request)
-    signal_handlers.install_signal_handlers()
     settings = sse_settings()
-    conversation = Conversation(refs, await find_events(refs), last_event_id, settings)
+    conversation = Conversation(refs, find_events(refs), last_event_id, settings)
     content: AsyncIterator[bytes] | Iterator[bytes]
     if isinstance(request, ASGIRequest):
         content = stream_async(conversation) if request.method == "GET" else _empty_content()
@@ -81,13 +84,13 @@ async def events(request: HttpRequest) -> HttpResponseBase:
 
 @_authorized_by_link
 @require_safe
-async def status(request: HttpRequest) -> HttpResponseBase:
+def status(request: HttpRequest) -> HttpResponseBase:
     """Return the payloads of the tasks that the tokens `task=...` name, as a JSON array."""
-    refs = await sync_to_async(access.watched_tasks)(request)
+    refs = access.watched_tasks(request)
     if not any(ref.allowed for ref in refs):
         return _finish(HttpResponseForbidden(FORBIDDEN, content_type="text/plain"), request)
     settings = sse_settings()
-    found = await find_events(refs)
+    found = find_events(refs)
     payloads = [
         encoding.payload(found[ref.key], settings)
         if ref.key in found

@@ -47,6 +47,23 @@ def test_stream_from_first_to_last_event(name: str, tmp_path: Path, gate: str) -
         assert "Traceback" not in server.log.read_text()
 
 
+@pytest.mark.parametrize("name", ["gunicorn-gevent", "tornado"])
+def test_polling_in_thread_of_event_loop(name: str, tmp_path: Path) -> None:
+    """`events/` and `status/` need no event loop: a loop runs already in the request's thread."""
+    with serve(name, tmp_path, settings=SETTINGS) as server:
+        # The task waits in time.sleep(), during which gevent runs other greenlets.
+        task = server.start_task("steps", 20, 0.02)
+        received = [m.payload for m in event_source(server.url + task["events"]) if m.data]
+        assert (received[-1]["kind"], received[-1]["status"]) == ("finished", "SUCCESSFUL")
+        # gevent has a running loop only while it serves another request concurrently.
+        url = server.url + task["events"].replace("events/", "status/")
+        with ThreadPoolExecutor(10) as threads:
+            responses = list(threads.map(lambda _: httpx.get(url, timeout=LIMIT), range(50)))
+        assert [response.status_code for response in responses] == [200] * 50
+        assert [payload["status"] for payload in responses[0].json()] == ["SUCCESSFUL"]
+        assert "Traceback" not in server.log.read_text()
+
+
 @pytest.mark.parametrize("name", ["gunicorn-sync", "gunicorn-gthread"])
 def test_twenty_streams_block_no_worker(name: str, tmp_path: Path, gate: str) -> None:
     """One sync worker serves pages while each of 20 bars has its own stream."""

@@ -384,5 +384,5 @@ async def test_head_response_is_async(result: AnyResult) -> None:
     """A HEAD response has async content, because Django's ASGI handler iterates over it."""
     # The test calls the view itself, because AsyncClient removes the content of HEAD responses.
     request = AsyncRequestFactory().head(events_url(request_from(), result))
-    response = await views.events(request)
+    response = views.events(request)
     assert [part async for part in response] == []

@@ -32,12 +32,14 @@ COMMANDS = {
     "granian": ["-m", "granian", "--interface=asgi", "--port={port}", "{asgi}"],
     "gunicorn-sync": ["-m", "gunicorn", "-b", "127.0.0.1:{port}", "{wsgi}"],
     "gunicorn-gthread": ["-m", "gunicorn", "-b", "127.0.0.1:{port}", "--threads=4", "{wsgi}"],
+    "gunicorn-gevent": ["-m", "gunicorn", "-b", "127.0.0.1:{port}", "-k", "gevent", "{wsgi}"],
     "gunicorn-uvicorn": [
         *("-m", "gunicorn", "-b", "127.0.0.1:{port}"),
         *("-k", "uvicorn_worker.UvicornWorker", "{asgi}"),
     ],
     "gunicorn-workers": ["-m", "gunicorn", "-b", "127.0.0.1:{port}", "-w2", "{wsgi}"],
     "gunicorn-preload": ["-m", "gunicorn", "-b", "127.0.0.1:{port}", "-w2", "--preload", "{wsgi}"],
+    "tornado": ["-m", "tests.project.tornado_server", "{port}"],
 }
 ASGI = ["uvicorn", "daphne", "granian", "gunicorn-uvicorn", "runserver-daphne"]
 WSGI = ["gunicorn-sync", "gunicorn-gthread", "runserver"]
