@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
@@ -58,11 +59,12 @@ class _Exit:
     def __init__(self) -> None:
         self.pools: set[Any] = set()
         self.hook_registered = False  # True if drain_at_exit() is registered with atexit.
+        self.finalizer_registered = False  # True if _register_finalizer() was called.
         self.exiting = False  # True if the main thread has called drain_at_exit().
         self.draining = False  # True if drain() has begun; register() then returns False.
         self.drained = threading.Event()  # Set when drain() has ended.
-        # Guards changes of `pools`, `hook_registered` and `draining`. It is reentrant, because a
-        # finalizer may enqueue a task, and so call register(), while its thread is in register().
+        # Guards changes of `pools`, `draining` and the flags of the hooks. It is reentrant, because
+        # a finalizer may enqueue a task, and so call register(), while its thread is in register().
         self.lock = threading.RLock()
 
 
@@ -84,8 +86,26 @@ def register(pool: Closable) -> bool:
         if not _exit.hook_registered:
             _exit.hook_registered = True
             atexit.register(drain_at_exit)
+        if not _exit.finalizer_registered:
+            _exit.finalizer_registered = True
+            _register_finalizer()
     signal_handlers.install_signal_handlers()
+    signal_handlers.warn_if_unhandled()
     return True
+
+
+def _register_finalizer() -> None:
+    """
+    Have multiprocessing call drain_at_exit(), if it has started this process.
+
+    Some servers serve in such processes. One that is started with fork() or by a fork server ends
+    with os._exit(), so that atexit does not run.
+    """
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        from multiprocessing.util import Finalize
+
+        Finalize(None, drain_at_exit, exitpriority=100)
 
 
 def unregister(pool: Closable) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     type Handler = Callable[[int, FrameType | None], Any] | int | None
 
+logger = logging.getLogger(__name__)
+
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 if sys.platform == "win32":
     SIGNALS.append(signal.SIGBREAK)  # Ctrl-Break, with which Django's runserver asks to be ended
@@ -43,6 +46,7 @@ class _State:
     def __init__(self) -> None:
         self.take_signal: Callable[[int], bool] = _take_no_signal
         self.may_install = True
+        self.warned = False  # True if warn_if_unhandled() has logged its WARNING.
         # The key is a signal number; the value is the handler that this module has installed, and
         # the handler that was installed before.
         self.installed: dict[int, tuple[Handler, Handler]] = {}
@@ -86,6 +90,22 @@ def install_signal_handlers() -> None:
                 install(number, _Handler(present))
 
 
+def warn_if_unhandled() -> None:
+    """Log one WARNING if SIGTERM would end this process without a drain."""
+    if (
+        not _state.may_install
+        or _state.warned
+        or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    ):
+        return
+    _state.warned = True
+    logger.warning(
+        "No handler for SIGTERM is installed, because the first task was enqueued outside of the "
+        "main thread. SIGTERM would end this process without a report of its lost tasks. Add "
+        "'django_tasks_local' to INSTALLED_APPS."
+    )
+
+
 def _is_left_alone(handler: Any) -> bool:
     """Return whether this module cannot, or need not, put a handler in front of this one."""
     # getsignal() returns None for a handler that C code has installed; Python cannot call it.
@@ -108,11 +128,19 @@ def install(number: int, handler: Handler) -> None:
 
 
 def send_to_this_process(number: int) -> None:
-    """Send a signal to this process, as another process would. Called from: any thread."""
+    """
+    Send a signal to the main thread of this process. Called from: any thread.
+
+    With os.kill() the kernel may run the handler in C in another thread. The main thread, in which
+    Python calls its own handlers, then sleeps on if it waits for a lock. On Windows, os.kill() would
+    end the process without any handler.
+    """
     if sys.platform == "win32":
-        signal.raise_signal(number)  # On Windows, os.kill() ends the process without any handler.
+        signal.raise_signal(number)
     else:
-        os.kill(os.getpid(), number)
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, number)
 
 
 class _Handler:

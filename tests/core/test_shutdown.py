@@ -54,6 +54,52 @@ def run_script(body: str, before: str = "") -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_warning_of_missing_handler() -> None:
+    """A pool that is created in a thread cannot install the handler for SIGTERM."""
+    body = """
+signal.signal(signal.SIGTERM, {handler})
+for alias in ("default", "other"):
+    enqueue = tasks.noop.using(backend=alias).enqueue
+    thread = threading.Thread(target=enqueue)
+    thread.start()
+    thread.join()
+"""
+    log = run_script(body.format(handler="signal.SIG_DFL")).stderr
+    assert log.count("Add 'django_tasks_local' to INSTALLED_APPS") == 1
+    assert run_script(body.format(handler="lambda *args: None")).stderr == ""
+
+
+def test_signal_is_sent_to_main_thread() -> None:
+    """Another thread never takes the signal, not even while the main thread blocks it."""
+    done = run_script("""
+signal.signal(signal.SIGTERM, lambda number, frame: say("handled"))
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+def send():
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    signal_handlers.send_to_this_process(signal.SIGTERM)
+thread = threading.Thread(target=send)
+thread.start()
+thread.join()
+say(signal.SIGTERM in signal.sigpending())
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+""")
+    assert (done.stdout, done.stderr) == ("True\nhandled\n", "")
+
+
+def test_app_installs_handlers() -> None:
+    """The optional app installs the handlers in the thread of django.setup()."""
+    code = """
+import signal, django
+from django.conf import settings
+settings.configure(INSTALLED_APPS=["django_tasks_local"])
+django.setup()
+print(type(signal.getsignal(signal.SIGTERM)).__module__)
+"""
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout == "django_tasks_local.signal_handlers\n"
+
+
 def test_handlers_of_others_stay_in_the_chain() -> None:
     """
     Installing the handlers again keeps a handler that wraps them: SIGTERM calls it exactly once.
