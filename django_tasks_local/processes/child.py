@@ -87,6 +87,7 @@ def main(
     signal_handlers.leave_signals_alone()
     # A program that a task starts must not inherit the socket: it would keep the socket open.
     sock.set_inheritable(False)
+    sock.setblocking(True)  # The project's main module may have called socket.setdefaulttimeout().
     reader = None
     if tickets is not None:
         os.set_inheritable(tickets.fileno(), False)

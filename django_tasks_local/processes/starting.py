@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import child, facilities
 from .connection import WorkerConnection, socketpair
+from .multiprocessing_limits import children_allowed, ensure_interpreter
 from .settings import worker_settings
 from .tickets import Tickets
 from .worker_process import WorkerProcess
@@ -114,7 +115,12 @@ class Starter:
 
 
 def make_launch(options: ProcessOptions) -> Callable[[str], WorkerProcess]:
-    """Return a function of a worker's name that starts this worker with the pool's options."""
+    """
+    Return a function of a worker's name that starts this worker with the pool's options.
+
+    Raises ImproperlyConfigured if no Python interpreter is found for the workers.
+    """
+    ensure_interpreter()
     context: Any = multiprocessing.get_context(options.start_method)
     if options.start_method == "forkserver":
         _preload_django()
@@ -132,6 +138,8 @@ def launch(name: str, context: Any, progress_interval: float) -> WorkerProcess:
         sock, worker_sock = socketpair()
         undo.enter_context(sock)
         passed.enter_context(worker_sock)
+        sock.setblocking(False)
+        worker_sock.setblocking(True)  # The project may have called socket.setdefaulttimeout().
         worker_lifeline, lifeline = context.Pipe(duplex=False)
         undo.enter_context(lifeline)
         passed.enter_context(worker_lifeline)
@@ -151,8 +159,8 @@ def launch(name: str, context: Any, progress_interval: float) -> WorkerProcess:
             daemon=False,  # A daemonic process may start no processes, but a task may.
         )
         _raise_if_descriptors_are_short()
-        process.start()
-        sock.setblocking(False)
+        with children_allowed():
+            process.start()
         undo.pop_all()
     return WorkerProcess(
         f"{name}@{process.pid}", process, WorkerConnection(sock, lifeline, tickets)

@@ -101,6 +101,16 @@ def test_script_that_configures_settings(tmp_path: Path, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_default_timeout_of_sockets(tmp_path: Path, method: str) -> None:
+    """A worker outlives pauses that are longer than the project's default timeout of sockets."""
+    timeout = "import socket\nsocket.setdefaulttimeout(0.001)\n"
+    main = "    pids = {wait(here.enqueue(number)).return_value[0] for number in range(20)}\n"
+    main = f"\nif __name__ == '__main__':\n{main}    print(len(pids))\n"
+    script = write(tmp_path, timeout, IMPORTS, CONFIGURE, HELPERS, TASK, main)
+    assert run_python(script, method) == "1\n"
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_script_that_configures_settings_in_its_guard(tmp_path: Path, method: str) -> None:
     main = CONFIGURE + HELPERS + "from tests.project.process_tasks import whoami\n"
     main += "print(wait(whoami.enqueue()).return_value)\n"
