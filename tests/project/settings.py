@@ -69,3 +69,5 @@ TASKS = {
 globals().update(json.loads(os.environ.get("TEST_SETTINGS", "{}")))
 if globals().get("WITH_DAPHNE"):  # Daphne's `runserver` replaces Django's.
     INSTALLED_APPS.insert(0, "daphne")
+if globals().get("WITH_APP"):  # The core is an optional app, too.
+    INSTALLED_APPS.insert(0, "django_tasks_local")

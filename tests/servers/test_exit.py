@@ -50,9 +50,21 @@ SERVERS = [
     "daphne",
     "granian",
     "gunicorn-sync",
+    "gunicorn-gthread",
     "gunicorn-uvicorn",
+    "hypercorn",
+    "waitress",
+    "granian-wsgi",
+    "uwsgi",
 ]
-POLLED = ["gunicorn-sync"]
+# These refuse connections from the signal on, so that a polling client does not see the end.
+REFUSING = ["granian-wsgi", "uwsgi"]
+# At Ctrl-C the worker receives SIGINT, and a second signal from its master at the same time.
+# granian's worker may sleep on: the kernel can deliver both to another thread than the main thread,
+# in which Python calls handlers. uWSGI's worker exits at the second signal, during the drain.
+ONLY_SIGTERM = ["granian-wsgi", "uwsgi"]
+POLLED = ["gunicorn-sync", "gunicorn-gthread", "waitress", "granian-wsgi", "uwsgi"]
+WORKERS = ["uvicorn-workers", "gunicorn-preload", "hypercorn-worker", "gunicorn-max-requests"]
 TASKS = {"default": "gated", "processes": "gated", "coroutines": "gated_async"}
 SIGNALS = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
 
@@ -204,7 +216,7 @@ def expected_on_streams(name: str, way: str, running: str, waiting: list[str]) -
         return [running, *waiting]
     # A polling client misses events sent after its last request; and at Ctrl-C gunicorn's sync
     # worker stops accepting requests immediately.
-    return waiting if way == "SIGTERM" else []
+    return waiting if way == "SIGTERM" and name not in REFUSING else []
 
 
 @pytest.mark.parametrize("name", SERVERS)
@@ -212,6 +224,8 @@ def test_exit_of_server(name: str, tmp_path: Path, gate: str) -> None:
     """When a server exits, its log and its streams report all unfinished tasks as lost."""
     # On SIGTERM Django's reloader kills the serving process, which cannot log its lost tasks.
     ways = ["Ctrl-C"] if name == "runserver-reload" else list(SIGNALS)
+    if name in ONLY_SIGTERM:
+        ways.remove("Ctrl-C")
     ends = run_in_time(stop_server, ways, name, tmp_path, gate)
     for way, (started, received, log, _) in ends.items():
         for tasks, name_of_task in zip(started, TASKS.values(), strict=True):
@@ -221,3 +235,20 @@ def test_exit_of_server(name: str, tmp_path: Path, gate: str) -> None:
             for result_id in expected_on_streams(name, way, running, waiting):
                 payload = received[result_id]
                 assert (payload["status"], payload["error"]["reason"]) == ("FAILED", "lost"), way
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_exit_of_workers(name: str, tmp_path: Path, gate: str) -> None:
+    """Each worker of a server reports its lost tasks, of both backends, while no stream is open."""
+    with serve(name, tmp_path, settings=SETTINGS) as server:
+        started = [
+            server.start_task(task, gate, backend=alias, count=3) for alias, task in TASKS.items()
+        ]
+        if name == "gunicorn-max-requests":  # The worker ends by itself.
+            last_id = started[-1]["ids"][0]  # It runs, and so it is the last to be reported.
+            wait_until(lambda: last_id in server.log.read_text(), "the worker does not end")
+        server.stop()
+        wait_until(lambda: group_has_ended(server.process.pid), "a process of the group is left")
+        log = server.log.read_text()
+    for tasks, task in zip(started, TASKS.values(), strict=True):
+        assert_logged_as_lost(dict.fromkeys(tasks["ids"], f"tests.project.tasks.{task}"), log)

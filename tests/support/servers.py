@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import httpx
 import uvicorn
 
 from tests.support.paths import ROOT
+from tests.support.programs import require
 from tests.support.waiting import LIMIT, wait_until
 
 MANAGE = ROOT / "tests" / "project" / "manage.py"
@@ -39,10 +41,24 @@ COMMANDS = {
     ],
     "gunicorn-workers": ["-m", "gunicorn", "-b", "127.0.0.1:{port}", "-w2", "{wsgi}"],
     "gunicorn-preload": ["-m", "gunicorn", "-b", "127.0.0.1:{port}", "-w2", "--preload", "{wsgi}"],
+    "granian-wsgi": ["-m", "granian", "--interface=wsgi", "--port={port}", "{wsgi}"],
+    "hypercorn-worker": ["-m", "hypercorn", "-b", "127.0.0.1:{port}", "{asgi}"],
+    "gunicorn-max-requests": [
+        *("-m", "gunicorn", "-b", "127.0.0.1:{port}", "--max-requests=3", "{wsgi}"),
+    ],
+    "hypercorn": ["-m", "hypercorn", "-w0", "-b", "127.0.0.1:{port}", "{asgi}"],
+    "waitress": ["-m", "waitress", "--listen=127.0.0.1:{port}", "{wsgi}"],
+    "uwsgi": [
+        *("{uwsgi}", "--http-socket=127.0.0.1:{port}", "--module={wsgi}", "--enable-threads"),
+        *("--master", "--die-on-term", "--need-app", "--disable-logging"),
+    ],
     "tornado": ["-m", "tests.project.tornado_server", "{port}"],
 }
-ASGI = ["uvicorn", "daphne", "granian", "gunicorn-uvicorn", "runserver-daphne"]
-WSGI = ["gunicorn-sync", "gunicorn-gthread", "runserver"]
+ASGI = ["uvicorn", "daphne", "granian", "hypercorn", "gunicorn-uvicorn", "runserver-daphne"]
+WSGI = ["gunicorn-sync", "gunicorn-gthread", "granian-wsgi", "waitress", "uwsgi", "runserver"]
+# Servers that call the application only in threads, where no signal handler can be installed.
+# waitress has no handler for SIGTERM itself; gunicorn's stops to accept requests before the drain.
+NEED_APP = ["waitress", "gunicorn-gthread"]
 
 
 @dataclass
@@ -76,6 +92,13 @@ class Server:
             self.process.send_signal(number)
         self.process.wait(LIMIT)
         return time.monotonic() - began
+
+
+def require_uwsgi() -> str:
+    """Return the path of uWSGI, which is in a group of its own because it has no wheels."""
+    folder = Path(sys.executable).parent
+    name = "uWSGI (needs a C compiler: uv sync --group uwsgi)"
+    return require(shutil.which("uwsgi", path=folder), name)
 
 
 def free_port() -> int:
@@ -122,6 +145,7 @@ def serve(
     port = port or free_port()
     values = {
         "port": port,
+        "uwsgi": require_uwsgi() if name == "uwsgi" else None,
         "manage": MANAGE,
         "asgi": "tests.project.asgi:application",
         "wsgi": "tests.project.wsgi:application",
@@ -129,10 +153,13 @@ def serve(
     settings = dict(settings or {})
     if name == "runserver-daphne":
         settings["WITH_DAPHNE"] = True
+    if name in NEED_APP:
+        settings["WITH_APP"] = True
+    command = [part.format_map(values) for part in COMMANDS[name]]
     log = directory / f"{name}-{port}.log"
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, *(part.format_map(values) for part in COMMANDS[name])],
+            command if name == "uwsgi" else [sys.executable, *command],
             env=environment() | {"TEST_SETTINGS": json.dumps(settings)} | dict(environ or {}),
             cwd=ROOT,
             stdout=file,
