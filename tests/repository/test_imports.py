@@ -39,7 +39,13 @@ FLOORS = (
     ("pools.base",),
     ("pools", "pools.threads"),
     ("processes", "processes.lifeline", "processes.sender", "processes.task", "processes.settings"),
-    ("processes.facilities", "processes.loading", "processes.pace", "processes.tickets"),
+    (
+        "processes.facilities",
+        "processes.loading",
+        "processes.multiprocessing_limits",
+        "processes.pace",
+        "processes.tickets",
+    ),
     ("processes.wire",),
     ("processes.connection", "processes.receiver"),
     ("processes.child", "processes.worker_process"),
@@ -48,7 +54,7 @@ FLOORS = (
     ("processes.dispatcher",),
     ("processes.pool",),
     ("backends",),
-    ("testing", ""),
+    ("apps", "testing", ""),
 )
 
 
