@@ -132,8 +132,8 @@ def send_to_this_process(number: int) -> None:
     Send a signal to the main thread of this process. Called from: any thread.
 
     With os.kill() the kernel may run the handler in C in another thread. The main thread, in which
-    Python calls its own handlers, then sleeps on if it waits for a lock. On Windows, os.kill() would
-    end the process without any handler.
+    Python calls its own handlers, then continues to sleep if it waits for a lock. On Windows,
+    os.kill() would end the process without calling any handler.
     """
     if sys.platform == "win32":
         signal.raise_signal(number)
