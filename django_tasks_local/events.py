@@ -44,39 +44,31 @@ class FailureReason(StrEnum):
     TIMEOUT = "timeout"
 
 
-class _PayloadNames:
-    """Lets code read fields by their names in the JSON payload: `event.progress["percent"]`."""
-
-    __slots__ = ()
-
-    def __getitem__(self, name: str) -> Any:
-        try:
-            return getattr(self, name)
-        except AttributeError:
-            raise KeyError(name) from None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress(_PayloadNames):
+class Progress:
     """
     The progress of a task, with its numbers, message and data.
 
-    `current` and `total` are the numbers that the task reported, None if unknown; `percent` is 0.0
-    to 100.0, or None. `rate` is the average number of steps a second, and `eta` the estimated
-    number of seconds left; both are None until the task has made steps in two samples.
+    `current` and `total` are the numbers that the task reported, None if unknown; `unit` names what
+    they count, "" if unknown; `percent` is 0.0 to 100.0, or None. `rate` is the average number of
+    steps a second, and `eta` the estimated number of seconds left; both are None until the task has
+    made steps in two samples. `levels` describes the open track() loops, the outermost first, as
+    dicts with "message", "current", "total" and "unit"; it is empty if fewer than two are open.
     """
 
     current: int | float | None = None
     total: int | float | None = 100
     percent: float | None = None
     message: str = ""
+    unit: str = ""
     data: dict[str, Any] = field(default_factory=dict)
+    levels: list[dict[str, Any]] = field(default_factory=list)
     rate: float | None = None
     eta: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskFailure(_PayloadNames):
+class TaskFailure:
     """The error of a failed task: `type` is the exception's dotted path, `message` its text."""
 
     reason: FailureReason
@@ -96,7 +88,7 @@ class TaskEvent:
     `sequence` is 1 in `enqueued` events, of which there is one for each change of the position, 2
     in `started` events, and grows with each later event of the run. `position` is the number of
     tasks of the same backend alias that wait before this one; it is None if the number is unknown,
-    and after the task has started.
+    and after the task has started. `retried_from` is the id of the task that this one repeats.
     """
 
     id: str
@@ -107,6 +99,7 @@ class TaskEvent:
     name: str
     backend: str
     position: int | None = None
+    retried_from: str | None = None
     progress: Progress | None = None
     enqueued_at: datetime | None = None
     started_at: datetime | None = None

@@ -417,7 +417,7 @@ def test_tasks_setting_changed(gate: str, caplog: pytest.LogCaptureFixture) -> N
         waiting = tasks.noop.enqueue()
         with hub.subscribe(waiting.id) as subscription, settings_with(MAX_WORKERS=2):
             events = [event for event in subscription if event.is_last]
-            assert events[0].error["reason"] == "lost"
+            assert events[0].error.reason == "lost"
             with pytest.raises(TaskResultDoesNotExist):
                 default_task_backend.get_result(busy.id)
             assert run_task(tasks.add, 1).return_value == 2

@@ -34,7 +34,16 @@ from django_tasks_local.processes.wire import (
 )
 from tests.project import tasks
 
-PROGRESS = Progress(current=3, total=10, percent=30.0, message="three", data={"a": [1]}, rate=2.0)
+PROGRESS = Progress(
+    current=3,
+    total=10,
+    percent=30.0,
+    message="three",
+    unit="pages",
+    data={"a": [1]},
+    levels=[{"message": "three", "current": 3, "total": 10, "unit": "pages"}] * 2,
+    rate=2.0,
+)
 
 
 class Unloadable:
