@@ -28,7 +28,7 @@ def noop() -> None:
 def storm(times: int) -> int:
     """Call report_progress() `times` times as fast as possible."""
     for number in range(times):
-        report_progress(number, times, "x" * (number % 50), number=number)
+        report_progress(number, times, "x" * (number % 50), data={"number": number})
     return times
 
 

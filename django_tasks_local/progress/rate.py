@@ -45,6 +45,8 @@ class Rate:
 
 def percent_of(current: Number | None, total: Number | None) -> float | None:
     """Return the percentage, 0.0 to 100.0, or None if `current` or `total` is unknown."""
+    if total == 0:
+        return 100.0  # There is nothing to do.
     if current is None or total is None:
         return None
     return min(max(100.0 * current / total, 0.0), 100.0)
@@ -52,6 +54,8 @@ def percent_of(current: Number | None, total: Number | None) -> float | None:
 
 def seconds_left(current: Number | None, total: Number | None, rate: float | None) -> float | None:
     """Return the estimated seconds to the end, or None if they cannot be computed."""
+    if total == 0:
+        return 0.0
     if current is None or total is None or not rate:
         return None
     seconds = max(total - current, 0) / rate

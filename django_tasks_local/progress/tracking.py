@@ -6,8 +6,9 @@ from typing import Any, Protocol, overload
 from django.core.exceptions import SynchronousOnlyOperation
 
 from ..aliases import Number
-from .reporter import LoopProgress, Reporter, current_reporting
-from .values import UNSET, Unset, check_message, check_number, check_total
+from .loops import LoopProgress
+from .reporter import Reporter, current_reporting
+from .values import UNSET, Unset, check_text, check_total
 
 
 class _SyncAndAsyncIterable[T](Iterable[T], AsyncIterable[T], Protocol):
@@ -39,44 +40,52 @@ def track[T](
     iterable: _SyncAndAsyncIterable[T],
     total: Number | Unset | None = ...,
     message: str | Unset | None = ...,
+    unit: str | Unset | None = ...,
 ) -> _SyncAndAsyncIterator[T]: ...
 @overload
 def track[T](
-    iterable: Iterable[T], total: Number | Unset | None = ..., message: str | Unset | None = ...
+    iterable: Iterable[T],
+    total: Number | Unset | None = ...,
+    message: str | Unset | None = ...,
+    unit: str | Unset | None = ...,
 ) -> Iterator[T]: ...
 @overload
 def track[T](
     iterable: AsyncIterable[T],
     total: Number | Unset | None = ...,
     message: str | Unset | None = ...,
+    unit: str | Unset | None = ...,
 ) -> AsyncIterator[T]: ...
 def track[T](
     iterable: Iterable[T] | AsyncIterable[T],
     total: Number | Unset | None = UNSET,
     message: str | Unset | None = UNSET,
+    unit: str | Unset | None = UNSET,
 ) -> Iterator[T] | AsyncIterator[T]:
     """
     Yield the items of `iterable` and report how many of them the loop has finished.
 
     The task calls track() in any thread that has its context, as report_progress(). For a
     QuerySet, write `for` or `async for`, as without track(). If `total` is omitted, track() reads
-    len(iterable) when the loop begins, or at the first item of an `async for`. None, an iterable
-    without length and an empty one mean an unknown total. A `report_progress(message=...)` between
-    two items keeps the count. After a loop inside another one has ended, the page shows the outer
-    loop's count, total and message again.
+    len(iterable) when the loop begins, or at the first item of an `async for`. None and an iterable
+    without length mean an unknown total; 0 means that there is nothing to do, which is 100 %.
+    `unit` names the items.
 
-    Raises TypeError or ValueError for a wrong `total` or `message`, as report_progress() does, and
+    If loops are nested, the bar shows the count, total and unit of the outermost one, and the
+    newest message. Each step of an inner loop moves the percentage of the outer one by a part of a
+    step. report_progress() between two items stores its values in the innermost loop.
+
+    Raises TypeError or ValueError for a wrong argument, as report_progress() does, and
     TaskCancelled after the current item when the task was cancelled.
     """
     if total is not UNSET:
-        # Accept the total 0 as unknown: it is the count() of an empty query, and no mistake.
-        total = check_total(check_number("total", total) or None)
-    if message is not UNSET:
-        message = check_message(message)
+        total = check_total(total)
+    message = None if message is UNSET else check_text("message", message)
+    unit = "" if unit is UNSET else check_text("unit", unit)
     run = current_reporting.get(None)
     reporter = None if run is None else run.get_reporter()
-    items: Iterator[T] = _track(reporter, iterable, total, message)
-    aitems: AsyncIterator[T] = _atrack(reporter, iterable, total, message)
+    items: Iterator[T] = _track(reporter, iterable, total, message, unit)
+    aitems: AsyncIterator[T] = _atrack(reporter, iterable, total, message, unit)
     if not isinstance(iterable, AsyncIterable):
         return items
     if not isinstance(iterable, Iterable):
@@ -90,17 +99,21 @@ def track[T](
 
 
 def _track(
-    reporter: Reporter | None, iterable: Any, total: Number | Unset | None, message: str | Unset
+    reporter: Reporter | None,
+    iterable: Any,
+    total: Number | Unset | None,
+    message: str | None,
+    unit: str,
 ) -> Iterator[Any]:
     items = iter(iterable)  # iter() fetches a QuerySet, so len() needs no query.
     if reporter is None:
         yield from items
         return
     count = 0
-    loop = LoopProgress(0, _length(iterable) if total is UNSET else total)
+    loop = LoopProgress(0, _length(iterable) if total is UNSET else total, message, unit)
     cancellation = reporter.cancellation
     try:
-        reporter.start_tracking(loop, message)
+        reporter.start_tracking(loop)
         for item in items:
             yield item
             count += 1
@@ -112,7 +125,11 @@ def _track(
 
 
 async def _atrack(
-    reporter: Reporter | None, iterable: Any, total: Number | Unset | None, message: str | Unset
+    reporter: Reporter | None,
+    iterable: Any,
+    total: Number | Unset | None,
+    message: str | None,
+    unit: str,
 ) -> AsyncIterator[Any]:
     items = aiter(iterable)
     if reporter is None:
@@ -120,10 +137,10 @@ async def _atrack(
             yield item
         return
     count = 0
-    loop = LoopProgress(0, None if total is UNSET else total)
+    loop = LoopProgress(0, None if total is UNSET else total, message, unit)
     cancellation = reporter.cancellation
     try:
-        reporter.start_tracking(loop, message)
+        reporter.start_tracking(loop)
         async for item in items:
             # Read the length after the first item: a QuerySet is fetched then, so that len()
             # needs no query.
@@ -134,13 +151,15 @@ async def _atrack(
             loop.current = count
             if cancellation.requested:
                 cancellation.raise_if_requested()
+        if not count and total is UNSET:
+            loop.total = _length(iterable)
     finally:
         reporter.stop_tracking(loop)
 
 
 def _length(iterable: Any) -> int | None:
     try:
-        return len(iterable) or None
+        return len(iterable)
     except (TypeError, OverflowError, SynchronousOnlyOperation):
         # The total is unknown: the iterable has no length, or one above sys.maxsize, or len()
         # would send a query in the event loop's thread, which Django forbids.

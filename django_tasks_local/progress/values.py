@@ -4,8 +4,10 @@ import json
 import math
 import numbers
 from enum import Enum
+from traceback import format_exception_only
 from typing import Any, Final, Literal
 
+from django.core.serializers.json import DjangoJSONEncoder
 from django.utils.functional import Promise
 
 from ..aliases import Number
@@ -14,6 +16,9 @@ from ..aliases import Number
 MAX_NUMBER = 1e100
 # MAX_NUMBER as an int, because Python compares an int faster with an int than with a float.
 MAX_INT = 10**100
+# Levels of nesting in `data`. Pickle and JSON encode it again on its way to a client, and raise
+# RecursionError for data that is nested some hundred levels deep.
+MAX_DEPTH = 100
 
 
 class _Unset(Enum):
@@ -47,33 +52,80 @@ def check_number(name: str, value: Any) -> Number | None:
 
 
 def check_total(value: Any) -> Number | None:
-    """Return `value` as check_number() does. Raises ValueError for 0 and negative numbers too."""
+    """Return `value` as check_number() does. Raises ValueError for negative numbers too."""
     total = check_number("total", value)
-    if total is not None and total <= 0:
-        raise ValueError(f"total must be above zero, or None for unknown, not {total!r}.")
+    if total is not None and total < 0:
+        raise ValueError(f"total must be 0 or more, or None for unknown, not {total!r}.")
     return total
 
 
-def check_message(message: Any) -> str:
-    """Return `message` as str, "" for None. Raises TypeError for a value that is not text."""
-    if message is None:
-        return ""
-    if isinstance(message, str):
-        return message
-    if isinstance(message, Promise):  # A lazy translation is rendered in the task's language.
-        return str(message)
-    raise TypeError(f"message must be a string or None, not {message!r:.100}.")
-
-
-def copy_json(data: dict[str, Any]) -> dict[str, Any]:
+def check_text(name: str, value: Any) -> str:
     """
-    Return a deep copy of `data`, so that the task may change its own objects after the report.
+    Return `value` as str, "" for None. Raises TypeError, naming `name`, if it is not text.
 
-    Raises TypeError or ValueError, naming the keys of `data`, if a value is not JSON.
+    An instance of a subclass of str becomes a plain str with the same characters: to unpickle the
+    subclass, the web process would import its module.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, Promise):  # A lazy translation is rendered in the task's language.
+        value = str(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    raise TypeError(f"{name} must be a string or None, not {value!r:.100}.")
+
+
+class _DataEncoder(DjangoJSONEncoder):
+    """Encodes Django's types, and the numbers of other libraries, such as numpy.int64."""
+
+    def default(self, o: Any) -> Any:
+        """Return a value of which JSON has the type. Raises TypeError if there is none."""
+        if isinstance(o, numbers.Integral):
+            return int(o)
+        if isinstance(o, numbers.Real):
+            return float(o)
+        return super().default(o)
+
+
+_encode_data = _DataEncoder(allow_nan=False).encode
+
+
+def copy_data(data: dict[Any, Any]) -> tuple[dict[str, Any], str | None]:
+    """
+    Return `data` as it is after a conversion to JSON, and a text on values that were dropped.
+
+    The copy has only plain types, and the task may change its own objects after the report. A
+    value that cannot be encoded, or is nested too deeply, is dropped, because the report of
+    progress must not fail the task's work. The text is None if all values were encoded.
     """
     try:
-        copy: dict[str, Any] = json.loads(json.dumps(data, allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"The data ({', '.join(data)}) must be JSON: {error}") from error
+        return _to_json_and_back(data), None
+    except Exception:  # noqa: BLE001 - methods of the values may raise anything
+        copy: dict[str, Any] = {}
+    dropped = []
+    # list(): another thread may change the dict concurrently.
+    for key, value in list(data.items()):
+        try:
+            copy |= _to_json_and_back({key: value})
+        except Exception as error:  # noqa: BLE001 - see above
+            name = str.__str__(key) if isinstance(key, str) else f"a key of {type(key)}"
+            dropped.append(f"{name:.100} ({format_exception_only(error)[-1].strip():.200})")
+    return copy, ", ".join(dropped)
+
+
+def _to_json_and_back(data: dict[Any, Any]) -> dict[str, Any]:
+    text = _encode_data(data)
+    copy: dict[str, Any] = json.loads(text)
+    # Data with few brackets cannot be nested deeply, and counting these is faster.
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deeper(copy, MAX_DEPTH):
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
     return copy
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Return whether lists and dicts are nested in `value` more than `levels` deep."""
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list):
+        return False
+    return levels == 0 or any(_is_deeper(inner, levels - 1) for inner in value)

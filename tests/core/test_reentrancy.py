@@ -8,6 +8,7 @@ therefore re-enter through a function that the code calls anyway: the clock, `pu
 
 import threading
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,9 +17,10 @@ from django_tasks_local import report_progress, shutdown
 from django_tasks_local.events import Progress
 from django_tasks_local.exceptions import TaskCancelled
 from django_tasks_local.execution.daemon_threads import DaemonExecutor
-from django_tasks_local.progress import reporter as module
+from django_tasks_local.progress import loops
+from django_tasks_local.progress import reporter as reporter_module
+from django_tasks_local.progress.loops import LoopProgress
 from django_tasks_local.progress.reporter import (
-    LoopProgress,
     Reporter,
     Reporting,
     current_reporting,
@@ -144,9 +146,15 @@ def test_a_report_during_a_report(
     assert task.ticker.due == []
 
 
-@pytest.mark.parametrize("function", ["percent_of", "seconds_left"])
+@pytest.mark.parametrize(
+    ("module", "function"), [(loops, "percent_of"), (reporter_module, "seconds_left")]
+)
 def test_a_report_while_a_sample_is_made(
-    task: Task, reporter: Reporter, function: str, monkeypatch: pytest.MonkeyPatch
+    task: Task,
+    reporter: Reporter,
+    module: ModuleType,
+    function: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     original = getattr(module, function)
 
@@ -162,7 +170,7 @@ def test_a_report_while_a_sample_is_made(
 
 
 def test_a_report_during_a_tick(task: Task, reporter: Reporter) -> None:
-    reporter.start_tracking(loop := LoopProgress(0, 10), "loop")
+    reporter.start_tracking(loop := LoopProgress(0, 10, "loop"))
     loop.current = 5
     task.arm("clock", lambda: reporter.report(message="from a finalizer"))
     assert finishes(task.tick)
@@ -174,14 +182,14 @@ def test_a_report_during_a_tick(task: Task, reporter: Reporter) -> None:
 
 
 def test_a_loop_that_begins_during_another_ones_begin(task: Task, reporter: Reporter) -> None:
-    outer, inner = LoopProgress(0, 10), LoopProgress(0, 5)
+    outer, inner = LoopProgress(0, 10, "outer"), LoopProgress(0, 5, "inner")
 
     def run_inner() -> None:
-        reporter.start_tracking(inner, "inner")
+        reporter.start_tracking(inner)
         reporter.stop_tracking(inner)
 
     task.arm("clock", run_inner)
-    assert finishes(lambda: reporter.start_tracking(outer, "outer"))
+    assert finishes(lambda: reporter.start_tracking(outer))
     outer.current = 3
     task.tick()
     assert task.newest == (3, "outer")
@@ -239,7 +247,7 @@ def current(task: Task) -> Iterator[None]:
     current_reporting.reset(token)
 
 
-def test_a_real_finalizer_that_reports(task: Task, current: None) -> None:
+def test_a_real_finalizer_that_reports(task: Task, reporter: Reporter, current: None) -> None:
     finalized = []
 
     def finalize() -> None:
@@ -248,7 +256,8 @@ def test_a_real_finalizer_that_reports(task: Task, current: None) -> None:
 
     message = Message("from the task")
     message.finalize = finalize
-    report_progress(1, message=message)
+    # report_progress() would store a plain copy of the message.
+    reporter.report(1, message=message)
     task.published.clear()
     del message
     task.now += 1.0

@@ -15,13 +15,27 @@ from hypothesis.stateful import (
 )
 
 from django_tasks_local.exceptions import TaskCancelled
-from django_tasks_local.progress.reporter import LoopProgress
-from django_tasks_local.progress.values import UNSET
+from django_tasks_local.progress.loops import LoopProgress
 from tests.support.stage import Stage
 from tests.support.state_machines import SHRINK_TIMEOUT, run_machine
 
 READY, RUNNING = TaskResultStatus.READY, TaskResultStatus.RUNNING
 FAILED, SUCCESSFUL = TaskResultStatus.FAILED, TaskResultStatus.SUCCESSFUL
+
+
+LEVEL = ("message", "current", "total", "unit")
+
+
+def model_of(
+    current: int | None, total: int | None, message: str | None, unit: str = ""
+) -> dict[str, Any]:
+    return {
+        "current": current,
+        "total": total,
+        "message": message,
+        "first message": message,
+        "unit": unit,
+    }
 
 
 class ThrottleMachine(RuleBasedStateMachine):
@@ -35,12 +49,12 @@ class ThrottleMachine(RuleBasedStateMachine):
         super().__init__()
         self.stage = Stage(interval=1.0)
         self.reporter = self.stage.reporter
-        self.values: dict[str, Any] = {"current": None, "total": 100, "message": "", "data": {}}
+        self.data: dict[str, Any] = {}
         self.reported = False
-        # The open loops: each with its first message and the values to publish while it is the
-        # innermost.
-        self.loops: list[tuple[LoopProgress, str, dict[str, Any]]] = []
-        self.outermost = self.values
+        # The model of each loop is a dict; that of an open loop is in `loops` with its real one.
+        self.outermost = self.innermost = model_of(None, 100, "")
+        self.loops: list[tuple[LoopProgress, dict[str, Any]]] = []
+        self.floor: tuple[int, Any, float] | None = None
         self.cancelled = self.delivered = False
         self.closed = False
         self.times: list[float] = []
@@ -50,8 +64,9 @@ class ThrottleMachine(RuleBasedStateMachine):
             {},
             optional={
                 "current": st.none() | st.integers(0, 9),
-                "total": st.none() | st.integers(1, 9),
+                "total": st.none() | st.integers(0, 9),
                 "message": st.sampled_from(["", "a", "b"]),
+                "unit": st.sampled_from(["", "pages"]),
                 "data": st.sampled_from([{}, {"key": 1}]),
             },
         )
@@ -60,52 +75,69 @@ class ThrottleMachine(RuleBasedStateMachine):
         if self.raises_cancellation(lambda: self.reporter.report(**changes)):
             return
         if not self.closed:
-            self.values |= changes
+            self.data = changes.pop("data", self.data)
+            self.innermost |= changes
             self.reported = True
         self.check_published()
 
     @precondition(lambda self: len(self.loops) < 3)
-    @rule(total=st.none() | st.integers(1, 9), message=st.sampled_from([UNSET, "tracking"]))
-    def start_tracking(self, total: int | None, message: Any) -> None:
-        loop = LoopProgress(0, total)
-        if self.raises_cancellation(lambda: self.reporter.start_tracking(loop, message)):
+    @rule(
+        total=st.none() | st.integers(0, 9),
+        message=st.sampled_from([None, "", "tracking"]),
+        unit=st.sampled_from(["", "rows"]),
+    )
+    def start_tracking(self, total: int | None, message: str | None, unit: str) -> None:
+        loop = LoopProgress(0, total, message, unit)
+        if self.raises_cancellation(lambda: self.reporter.start_tracking(loop)):
             return
         if not self.closed:
-            if message is UNSET:
-                message = self.values["message"]
-            self.values = self.values | {"current": 0, "total": total, "message": message}
+            if message is None and not self.loops:
+                message = self.outermost["message"]
+            self.innermost = model_of(0, total, message, unit)
             if not self.loops:
-                self.outermost = self.values
-            self.loops.append((loop, message, self.values))
+                self.outermost = self.innermost
+            self.loops.append((loop, self.innermost))
             self.reported = True
         self.check_published()
 
     @precondition(lambda self: self.loops and not self.closed)
     @rule(data=st.data(), count=st.integers(0, 9))
     def step(self, data: st.DataObject, count: int) -> None:
-        loop, _, values = data.draw(st.sampled_from(self.loops))
-        loop.current = values["current"] = count
+        loop, model = data.draw(st.sampled_from(self.loops))
+        loop.current = model["current"] = count
 
     @precondition(lambda self: self.loops)
     @rule(data=st.data())
     def stop_tracking(self, data: st.DataObject) -> None:
         ended = data.draw(st.sampled_from(self.loops))
-        loop, message, values = ended
-        self.reporter.stop_tracking(loop)
+        self.reporter.stop_tracking(ended[0])
         self.loops.remove(ended)
-        if self.values is values:
-            self.show_outer(message, self.loops[-1][2] if self.loops else self.outermost)
+        if self.innermost is ended[1]:
+            self.go_out_to(self.loops[-1][1] if self.loops else self.outermost)
 
-    def show_outer(self, message: str, outer: dict[str, Any]) -> None:
-        """
-        Make the outer loop's values current again, but keep a message and data that the task
-        reported.
-        """
-        kept = {"data": self.values["data"]}
-        if self.values["message"] is not message:
-            kept["message"] = self.values["message"]
-        self.values = outer
-        self.values |= kept
+    def go_out_to(self, outer: dict[str, Any]) -> None:
+        """Report values to the outer loop again; it keeps a message that the task reported."""
+        if self.innermost["message"] is not self.innermost["first message"]:
+            outer["message"] = self.innermost["message"]
+        self.innermost = outer
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Return the values of the outermost loop, the newest message, and all levels."""
+        levels = [
+            {**{name: model[name] for name in LEVEL}, "message": model["message"] or ""}
+            for _, model in self.loops
+        ]
+        shown = self.loops[0][1] if self.loops else self.outermost
+        messages = [self.outermost["message"], *(model["message"] for _, model in self.loops)]
+        return {
+            "current": shown["current"],
+            "total": shown["total"],
+            "unit": shown["unit"],
+            "message": [message for message in messages if message is not None][-1],
+            "levels": levels if len(levels) > 1 else [],
+            "data": self.data,
+        }
 
     @rule()
     def cancel(self) -> None:
@@ -133,7 +165,8 @@ class ThrottleMachine(RuleBasedStateMachine):
     def close(self) -> None:
         number, progress = self.reporter.close()
         if self.loops:
-            self.show_outer(self.loops[-1][1], self.outermost)
+            self.loops.clear()
+            self.go_out_to(self.outermost)
         assert number == len(self.stage.published)
         assert (progress is not None) == self.reported
         if progress is not None:
@@ -163,16 +196,28 @@ class ThrottleMachine(RuleBasedStateMachine):
             self.times.append(self.stage.now)
             assert number == len(self.times)
             assert self.values_of(progress) == self.values
-            assert progress.percent is None or 0 <= progress.percent <= 100
+            self.check_percent(progress)
             assert progress.rate is None or progress.rate > 0
             assert progress.eta is None or 0 <= progress.eta < math.inf
+
+    def check_percent(self, progress: Any) -> None:
+        """While a loop is open, the percentage falls only with another loop or total."""
+        if progress.percent is None:
+            return
+        assert 0 <= progress.percent <= 100
+        if self.loops:
+            loop, total = id(self.loops[0][1]), progress.total
+            if self.floor is not None and self.floor[:2] == (loop, total):
+                assert progress.percent >= self.floor[2]
+            self.floor = loop, total, progress.percent
 
     def assert_newest_published(self) -> None:
         assert self.values_of(self.stage.last) == self.values
 
     @staticmethod
     def values_of(progress: Any) -> dict[str, Any]:
-        return {name: getattr(progress, name) for name in ("current", "total", "message", "data")}
+        names = ("current", "total", "unit", "message", "levels", "data")
+        return {name: getattr(progress, name) for name in names}
 
     @invariant()
     def intervals_are_kept(self) -> None:

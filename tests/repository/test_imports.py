@@ -16,8 +16,8 @@ PACKAGES = ("django_tasks_local", "django_tasks_local_sse")
 FLOORS = (
     ("conf", "events", "exceptions", "forking", "new_thread", "waiting"),
     ("aliases", "identifiers"),
-    ("publishing", "pubsub.latest"),
-    ("cancellation", "signal_handlers", "ticker", "progress.values", "progress.rate", "results"),
+    ("publishing", "pubsub.latest", "progress.values", "progress.rate"),
+    ("cancellation", "signal_handlers", "ticker", "progress.loops", "results"),
     ("pubsub.mailbox", "progress.reporter"),
     (
         "pubsub.subscription",
