@@ -30,7 +30,17 @@ class LoopProgress:
     these two without the lock, because storing and reading an attribute is atomic.
     """
 
-    __slots__ = ("current", "first_message", "floor", "message", "parent", "rate", "total", "unit")
+    __slots__ = (
+        "current",
+        "first_message",
+        "floor",
+        "is_open",
+        "message",
+        "parent",
+        "rate",
+        "total",
+        "unit",
+    )
 
     def __init__(
         self,
@@ -43,7 +53,10 @@ class LoopProgress:
         self.total = total
         self.message = self.first_message = message  # None: the bar shows the outer loop's message.
         self.unit = unit
-        self.parent: LoopProgress | None = None  # the loop around this one
+        self.is_open = False
+        # The loop around this one. It may be a loop of another task, whose step has enqueued this
+        # task with the ImmediateBackend, which runs a task in the context of its caller.
+        self.parent: LoopProgress | None = None
         self.rate = Rate()
         # The highest percentage so far, with the total and the count to which it belongs.
         self.floor: tuple[Number | None, Number, float] | None = None
@@ -85,12 +98,12 @@ class Loops:
     def begin(self, loop: LoopProgress, now: float) -> None:
         """Open `loop` at time `now`, inside the loop in which the calling code runs."""
         parent = _current_loop.get()
-        # Skip loops that have ended: asyncio may close the generator of a loop that was left with
-        # `break` in another context, where `_current_loop` cannot be set back for this code. Skip
-        # loops of other tasks: the ImmediateBackend runs a task in the context of its caller.
-        while parent is not None and parent not in self._open:
+        # Skip loops that have ended. end() does not set `_current_loop` back, because asyncio may
+        # call it in another context, after a `break` in an `async for`.
+        while parent is not None and not parent.is_open:
             parent = parent.parent
         loop.parent = parent
+        loop.is_open = True
         loop.rate.start(now)
         if not self._open:
             if loop.message is None:
@@ -106,17 +119,18 @@ class Loops:
 
         A message that the task reported inside the innermost loop stays.
         """
-        if _current_loop.get() is loop:
-            _current_loop.set(loop.parent)
         if loop not in self._open:
             return
         self._open.remove(loop)
+        loop.is_open = False
         if self.innermost is loop:
             self._go_out_to(self._open[-1] if self._open else self._outermost)
 
     def end_all(self) -> None:
         """Close all loops, because the task has ended."""
         if self._open:
+            for loop in self._open:
+                loop.is_open = False
             self._open.clear()
             self._go_out_to(self._outermost)
 

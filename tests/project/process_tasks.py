@@ -10,11 +10,13 @@ import asyncio
 import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from django.conf import settings
@@ -89,6 +91,28 @@ def gated(fifo: str) -> int:
     report_progress(10, message="waiting for the test")
     wait_at(fifo)
     return os.getpid()
+
+
+@task
+def report_objects(fifo: str) -> str:
+    """Report values of classes that only this process can import, and deeply nested data."""
+    module = ModuleType("only_in_the_worker")
+    sys.modules[module.__name__] = module
+    kinds: dict[type, Any] = {}
+    for base in (str, float):
+        kinds[base] = type(base.__name__.title(), (base,), {"__module__": module.__name__})
+        setattr(module, kinds[base].__name__, kinds[base])
+    text, number = kinds[str]("text"), kinds[float](2.5)
+    deep: list[Any] = []
+    for _ in range(900):
+        deep = [deep]
+    data = {text: text, "number": number, "deep": deep}
+    for item in track("ab", message=text, unit=text):
+        for _ in track([item], total=number):
+            report_progress(number, message=text, unit=text, data=data)
+            wait_at(fifo)
+            return "reported"
+    return "not reached"
 
 
 @task

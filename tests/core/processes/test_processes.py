@@ -200,6 +200,24 @@ def test_tracked_loop() -> None:
     assert (event.progress.current, event.progress.message) == (200_000, "counting")
 
 
+def test_report_with_objects_kills_the_worker(fifo: Path) -> None:
+    """A worker's message has plain values; the parent can import none of the classes."""
+    result = tasks.report_objects.enqueue(str(fifo))
+    event = wait_for_event(result.id, lambda event: event.progress and event.progress.data)
+    progress = event.progress
+    assert progress is not None
+    assert (progress.current, progress.total, progress.percent) == (0, 2, 50.0)
+    assert (progress.message, progress.unit) == ("text", "text")
+    assert progress.data == {"text": "text", "number": 2.5}
+    assert progress.levels == [
+        {"message": "text", "current": 0, "total": 2, "unit": "text"},
+        {"message": "text", "current": 2.5, "total": 2.5, "unit": "text"},
+    ]
+    fifo.write_text("go")
+    assert finished(result).return_value == "reported"
+    assert "only_in_the_worker" not in sys.modules
+
+
 def test_events_are_ordered() -> None:
     kinds = []
     with hub.subscribe() as subscription:
