@@ -312,7 +312,7 @@ def test_error_of_cancelled_task(server: str, gate: str) -> None:
     ["two\nlines\r\nand\rmore", "data: x\n\nevent: finished", "<b>\u2028🙂\x00", "é" * 1_000_000],
 )
 def test_messages_arrive_unchanged(server: str, gate: str, message: str) -> None:
-    result = running(tasks.report.enqueue([1, 2, message], {"key": message[:50]}, gate))
+    result = running(tasks.report.enqueue([1, 2, message], {"data": {"key": message[:50]}}, gate))
     tasks.gates[gate].set()
     payload = read_all(stream_url(server, result))[-1].payload
     assert payload["progress"]["message"] == message
