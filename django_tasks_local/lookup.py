@@ -23,7 +23,7 @@ def newest_event(task_result: AnyResult) -> TaskEvent:
     process may only have its `enqueued` event.
     """
     event = hub.snapshot(task_result)
-    is_local = _publishes_every_event(task_result.backend)
+    is_local = publishes_every_event(task_result.backend)
     if event is not None and (is_local or event.is_last):
         return event
     run = int(task_result.started_at is not None) if is_local else None
@@ -62,10 +62,10 @@ async def afind_newest_event(id: str, alias: str) -> TaskEvent | None:
 
 def _is_newest(event: TaskEvent | None, alias: str) -> bool:
     """Return whether the store of the backend `alias` has no newer state than the hub's `event`."""
-    return _publishes_every_event(alias) or (event is not None and event.is_last)
+    return publishes_every_event(alias) or (event is not None and event.is_last)
 
 
-def _publishes_every_event(alias: str) -> bool:
+def publishes_every_event(alias: str) -> bool:
     """Return whether this backend publishes all events of its tasks in this process."""
     try:
         return getattr(task_backends[alias], "publishes_events", False)

@@ -10,7 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django_tasks_local import foreign  # noqa: F401
 
 from .checks import CHECKS
-from .conf import sse_settings
+from .conf import find_mistakes, sse_settings
 
 
 class TasksSSEConfig(AppConfig):
@@ -33,7 +33,9 @@ class TasksSSEConfig(AppConfig):
             )
         for check in CHECKS:
             checks.register(check)
-        if sse_settings().bridge:
+        # Invalid settings raise no error here, or `manage.py check` could not report all of them.
+        # The first stream, or the first page with a link, raises ImproperlyConfigured.
+        if not any(find_mistakes()) and sse_settings().bridge:
             # Imported only if needed, because `bridge` imports django-eventstream, which is slow.
             from . import bridge
 

@@ -5,7 +5,7 @@ Source: Django's topic guide "System check framework"."""
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.apps import apps
 from django.conf import settings
@@ -17,37 +17,14 @@ from django.tasks import task_backends
 
 from django_tasks_local.backends import LocalBackend
 
-from .conf import FIELDS, sse_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from .conf import find_mistakes, sse_settings
 
 SCRIPT = "django_tasks_local_sse/task-progress.js"
 
 
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
     """Report unknown keys and invalid values in TASKS_SSE."""
-    given = getattr(settings, "TASKS_SSE", {})
-    if not isinstance(given, dict):
-        return [
-            Error(f"TASKS_SSE must be a dict, not {given!r}.", id="django_tasks_local_sse.E001")
-        ]
-    return list(_find_mistakes(given))
-
-
-def _find_mistakes(given: dict[Any, Any]) -> Iterator[CheckMessage]:
-    for key, value in given.items():
-        if key not in FIELDS:
-            yield Error(
-                f"TASKS_SSE has the unknown key {key!r}.",
-                hint=f"Valid keys: {', '.join(sorted(FIELDS))}.",
-                id="django_tasks_local_sse.E001",
-            )
-        elif not FIELDS[key].metadata["check"](value):
-            yield Error(
-                f"TASKS_SSE[{key!r}] must be {FIELDS[key].metadata['wanted']}, not {value!r}.",
-                id="django_tasks_local_sse.E002",
-            )
+    return [Error(mistake.message, id=mistake.check_id) for mistake in find_mistakes()]
 
 
 def check_channel_manager(**kwargs: Any) -> list[CheckMessage]:
@@ -74,7 +51,9 @@ def check_bridge(**kwargs: Any) -> list[CheckMessage]:
     # need it.
     from .eventstream import anyone_may_read
 
-    if not sse_settings().bridge or check_channel_manager() or not anyone_may_read():
+    if check_settings() or not sse_settings().bridge:
+        return []
+    if check_channel_manager() or not anyone_may_read():
         return []
     return [
         Error(

@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import TYPE_CHECKING
 
 from django_tasks_local.events import NO_VERSION
+from django_tasks_local.lookup import publishes_every_event
 
 from . import encoding
+from .access import Denial
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from django_tasks_local.aliases import TaskKey
     from django_tasks_local.events import TaskEvent
 
-    from .access import RefKey, TaskRef
+    from .access import TaskRef
     from .conf import SSESettings
+
+    # The state of each task whose store could answer; None for a task that does not exist.
+    type FoundEvents = Mapping[TaskKey, TaskEvent | None]
 
 
 class Conversation:
-    """
-    The state of one stream: which version of each task was sent.
+    """The state of one stream: which version of each task was sent to the client."""
 
-    `found` are the states that the view has found; a task without one is reported as unknown.
-    """
-
-    def __init__(
-        self,
-        refs: Iterable[TaskRef],
-        found: dict[RefKey, TaskEvent],
-        last_event_id: str,
-        settings: SSESettings,
-    ) -> None:
+    def __init__(self, refs: Sequence[TaskRef], last_event_id: str, settings: SSESettings) -> None:
         self.settings = settings
-        self.found = found
-        self._refs = {ref.key: ref for ref in refs}
-        self._open = set(self._refs)  # The tasks that are neither finished nor unknown.
+        # The tasks whose states are sent: those that the client may see.
+        self.refs = {ref.key: ref for ref in refs if ref.allowed}
+        self._denials = {ref.key: ref.denial for ref in refs if ref.denial is not None}
+        self._tasks = len(self.refs) + len(self._denials)
+        self._open = set(self.refs)  # neither finished nor unknown
         self._last_event_id = last_event_id
-        self._versions = dict.fromkeys(self._refs, NO_VERSION)  # The versions that were sent last.
+        self._versions = dict.fromkeys(self.refs, NO_VERSION)  # of the last event sent
+        self._hashes: dict[TaskKey, int] = {}  # of the last state sent
+        self._sum = 0  # of _hashes
+        self._is_new = True  # no event was sent
+        self._renewal_times = {
+            key: renewal
+            for key, ref in self.refs.items()
+            if (renewal := ref.renewal_time(settings.token_max_age)) < math.inf
+        }
+        # The time, in seconds since the epoch, at which renewed_tokens() has the next token.
+        self.next_renewal = min(self._renewal_times.values(), default=math.inf)
 
     @property
     def ended(self) -> bool:
@@ -44,42 +54,89 @@ class Conversation:
         return not self._open
 
     @property
+    def is_reconnect(self) -> bool:
+        """Whether the client has received events of an earlier stream."""
+        return bool(self._last_event_id)
+
+    @property
     def open_refs(self) -> list[TaskRef]:
         """The tasks that are neither finished nor unknown."""
-        return [self._refs[key] for key in self._open]
+        return [self.refs[key] for key in self._open]
 
-    def initial(self, events: Iterable[TaskEvent] = ()) -> bytes:
-        """Return the state of every task: the one `found`, or the hub's if that is later."""
-        states = dict(self.found)
-        for event in events:
-            if event.version > states[event.key].version:
-                states[event.key] = event
-        message = f"retry: {self.settings.retry}\n\n".encode()
-        encoded = self._encode(states.values(), [key for key in self._refs if key not in states])
-        if self._open and self._last_event_id == encoding.state_digest(self._versions):
-            return message  # The client has received these states on an earlier connection.
-        return message + encoded
+    def greeting(self) -> bytes:
+        """Return the first line: a comment with the seconds between two keep-alive comments."""
+        return b": keepalive=%g\n" % self.settings.keepalive
 
-    def update(self, events: Iterable[TaskEvent], unknown: Iterable[RefKey] = ()) -> bytes:
-        """Return the changed states, or a comment that keeps the connection alive."""
+    def uncertain_refs(self, events: Iterable[TaskEvent]) -> list[TaskRef]:
+        """
+        Return the tasks whose state only a store knows; `events` are those of the hub.
+
+        They are tasks of other backends, which may run in another process.
+        """
+        ended = {event.key for event in events if event.is_last}
+        return [
+            ref
+            for key, ref in self.refs.items()
+            if key not in ended and not publishes_every_event(ref.alias)
+        ]
+
+    def initial(self, events: Iterable[TaskEvent], found: FoundEvents | None = None) -> bytes:
+        """
+        Return the states of all tasks but those of which only a store, not yet asked, knows them.
+
+        `events` are those of the hub, `found` the answers of stores. A task that has no state does
+        not exist. If the client has all states already, none is returned.
+        """
+        found = found or {}
+        states = {event.key: event for event in events}
+        skipped = {ref.key for ref in self.uncertain_refs(states.values())} - found.keys()
+        states.update((key, event) for key, event in found.items() if event is not None)
+        missing = self.refs.keys() - states.keys() - skipped
+        content = self._encode(
+            [event for event in states.values() if event.key not in skipped],
+            self._denials | dict.fromkeys(missing, Denial.UNKNOWN),
+        )
+        if self._open and not skipped and self._last_event_id == self._event_id():
+            self._is_new = True
+            content = b""
+        return content + self.renewed_tokens()
+
+    def update(self, events: Iterable[TaskEvent]) -> bytes:
+        """Return the changed states; the result is empty if the client has all of `events`."""
         later = [event for event in events if event.version > self._versions[event.key]]
-        if len(self._refs) == len(later) == 1:
+        if self._tasks == len(later) == 1 and not self._is_new:
             return self._encode_alone(later[0])
-        return self._encode(later, unknown) or encoding.KEEPALIVE
+        return self._encode(later, {})
 
-    def recheck(self, found: dict[RefKey, TaskEvent], events: Iterable[TaskEvent]) -> bytes:
+    def recheck(self, found: FoundEvents, events: Iterable[TaskEvent]) -> bytes:
         """
-        Return the update after a quiet period.
+        Return the update after the stores were asked.
 
-        `found` are the states that the stores returned, `events` those that the hub published
-        since. Tasks that are in neither are reported as unknown.
+        `events` are those that the hub has published since. Tasks that do not exist and have no
+        event are reported as unknown.
         """
-        states = dict(found)
+        states = {key: event for key, event in found.items() if event is not None}
         for event in events:
             if event.key not in states or event.version > states[event.key].version:
                 states[event.key] = event
-        unknown = [ref.key for ref in self.open_refs if ref.key not in states]
-        return self.update(states.values(), unknown)
+        unknown = self._open & found.keys() - states.keys()
+        later = [e for e in states.values() if e.version > self._versions[e.key]]
+        return self._encode(later, dict.fromkeys(unknown, Denial.UNKNOWN))
+
+    def renewed_tokens(self) -> bytes:
+        """Return a new token for each unfinished task whose token has used half of its time."""
+        if time.time() < self.next_renewal:
+            return b""
+        messages = []
+        for key, renewal in self._renewal_times.items():
+            if key in self._open and time.time() >= renewal:
+                messages.append(encoding.encode_token(key, self.refs[key].renewed_token()))
+                self._renewal_times[key] = time.time() + self.settings.token_max_age / 2
+        self.next_renewal = min(
+            (renewal for key, renewal in self._renewal_times.items() if key in self._open),
+            default=math.inf,
+        )
+        return b"".join(messages)
 
     def _encode_alone(self, event: TaskEvent) -> bytes:
         """Return the bytes of _encode() for the most frequent stream, that of one task: cached."""
@@ -88,21 +145,34 @@ class Conversation:
             self._open.clear()
         return encoding.encode_alone(event, self.settings)
 
-    def _encode(self, events: Iterable[TaskEvent], unknown: Iterable[RefKey]) -> bytes:
-        messages = [encoding.encode_unknown(id) for _, id in unknown]
-        self._open.difference_update(unknown)
+    def _encode(self, events: Iterable[TaskEvent], denials: Mapping[TaskKey, Denial]) -> bytes:
+        messages = []
+        for key, denial in denials.items():
+            messages.append(encoding.encode_denied(key, denial))
+            self._replace_hash(key, encoding.denied_hash(key, denial))
+            self._open.discard(key)
         for event in events:
             messages.append(encoding.encode(event, self.settings))
+            self._replace_hash(event.key, encoding.state_hash(event))
             self._versions[event.key] = event.version
             if event.is_last:
                 self._open.discard(event.key)
-        if messages:
-            # Only the last event carries the id, so that a client that loses the connection before
-            # it receives all of these events again.
-            messages[-1] = encoding.with_id(self._event_id(), messages[-1])
+        if not messages:
+            return b""
+        # Only the last event carries the id, so that a client that loses the connection before it
+        # receives all of these events again.
+        messages[-1] = encoding.with_id(self._event_id(), messages[-1])
+        if self._is_new:
+            # In the block of an event, because some clients take a block without data for an event.
+            messages.insert(0, b"retry: %d\n" % max(1, round(self.settings.retry * 1000)))
+            self._is_new = False
         return b"".join(messages)
+
+    def _replace_hash(self, key: TaskKey, hash: int) -> None:
+        self._sum += hash - self._hashes.get(key, 0)
+        self._hashes[key] = hash
 
     def _event_id(self) -> str:
         if self.ended:
-            return encoding.end_id({id for _, id in self._refs})
-        return encoding.state_digest(self._versions)
+            return encoding.end_id([*self.refs, *self._denials])
+        return encoding.state_id(self._sum)

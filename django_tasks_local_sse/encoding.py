@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
+from functools import lru_cache
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from django.conf import settings as django_settings
 from django.utils import timezone
+from django.utils.crypto import salted_hmac
 from django_eventstream.utils import sse_encode_event
 
+from .access import Denial
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from datetime import datetime
 
-    from django_tasks_local.events import Progress, TaskEvent, TaskFailure, Version
+    from django_tasks_local.aliases import TaskKey
+    from django_tasks_local.events import Progress, TaskEvent, TaskFailure
 
-    from .access import RefKey
     from .conf import SSESettings
 
 type Payload = dict[str, Any]
@@ -26,14 +31,26 @@ logger = logging.getLogger(__name__)
 
 _LINE_ENDS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
+KEEPALIVE = b":\n"  # A comment, without an empty line: some clients would take that for an event.
+
+# Two kinds of payloads have no event: the task does not exist or may not be seen, or the link is no
+# longer valid for this client.
 UNKNOWN = "unknown"
-KEEPALIVE = b":\n\n"  # A comment line: WHATWG HTML, section 9.2.7, "Authoring notes".
+REFUSED = "refused"
+REFUSALS = {
+    Denial.EXPIRED: "The link to this task is too old. Reload the page that contains it.",
+    Denial.OTHER_USER: "The link to this task was made for another user.",
+}
+# The name of the event that replaces a token which has used half of its time.
+TOKEN = "token"  # noqa: S105 - no secret
 
 
 def payload(event: TaskEvent, settings: SSESettings) -> Payload:
     """Return the content of an event that EXPOSE_RESULTS and EXPOSE_ERRORS let a client see."""
     return {
+        "backend": event.backend,
         "id": event.id,
+        "run": event.run,
         "sequence": event.sequence,
         "kind": event.kind,
         "status": event.status,
@@ -48,16 +65,24 @@ def payload(event: TaskEvent, settings: SSESettings) -> Payload:
     }
 
 
-def unknown_payload(result_id: str) -> Payload:
+def unknown_payload(key: TaskKey) -> Payload:
     """
     Return the payload for a task that does not exist or that the client may not see.
 
     The two are indistinguishable on purpose.
     """
+    return denied_payload(key, Denial.UNKNOWN)
+
+
+def denied_payload(key: TaskKey, denial: Denial) -> Payload:
+    """Return the payload for a task that is unknown, or whose link is refused."""
+    reason = REFUSALS.get(denial)
     return {
-        "id": result_id,
+        "backend": key[0],
+        "id": key[1],
+        "run": 0,
         "sequence": 0,
-        "kind": UNKNOWN,
+        "kind": UNKNOWN if reason is None else REFUSED,
         "status": None,
         "name": None,
         "position": None,
@@ -65,7 +90,7 @@ def unknown_payload(result_id: str) -> Payload:
         "enqueued_at": None,
         "started_at": None,
         "finished_at": None,
-        "error": None,
+        "error": reason and {"reason": denial, "type": None, "message": reason},
         "result": None,
     }
 
@@ -90,14 +115,25 @@ def encode_alone(event: TaskEvent, settings: SSESettings) -> bytes:
     variant = (settings.expose_results, settings.expose_errors, True)
     message = variants.get(variant)
     if message is None:
-        id = end_id([event.id]) if event.is_last else state_digest({event.key: event.version})
+        id = end_id([event.key]) if event.is_last else state_id(state_hash(event))
         message = variants[variant] = with_id(id, encode(event, settings))
     return message
 
 
-def encode_unknown(result_id: str) -> bytes:
-    """Return the server-sent event `unknown`, without an id."""
-    return _encode(UNKNOWN, unknown_payload(result_id))
+def encode_denied(key: TaskKey, denial: Denial) -> bytes:
+    """See encode()."""
+    content = denied_payload(key, denial)
+    return _encode(content["kind"], content)
+
+
+def encode_token(key: TaskKey, token: str) -> bytes:
+    """Return a server-sent event with a new token, which has no id: it changes no task."""
+    return _encode(TOKEN, token_payload(key, token))
+
+
+def token_payload(key: TaskKey, token: str) -> Payload:
+    """Return the content of an event that replaces the token of a task."""
+    return {"backend": key[0], "id": key[1], "token": token}
 
 
 def with_id(event_id: str, message: bytes) -> bytes:
@@ -105,19 +141,48 @@ def with_id(event_id: str, message: bytes) -> bytes:
     return b"id: " + event_id.encode("ascii") + b"\n" + message
 
 
-def state_digest(versions: Mapping[RefKey, Version]) -> str:
-    """Return a text that identifies the present state of a set of tasks."""
-    return _digest(f"{key}:{version}" for key, version in versions.items())
+# An entry lives as long as its event, as in _encoded.
+_hashes: WeakKeyDictionary[TaskEvent, int] = WeakKeyDictionary()
 
 
-def end_id(result_ids: Iterable[str]) -> str:
+def state_hash(event: TaskEvent) -> int:
+    """Return the hash of one state of a task; a stream's id is the sum of these hashes."""
+    hash = _hashes.get(event)
+    if hash is None:
+        hash = _hashes[event] = _hash(*event.key, event.version)
+    return hash
+
+
+def denied_hash(key: TaskKey, denial: Denial) -> int:
+    """See state_hash()."""
+    return _hash(*key, denial)
+
+
+def state_id(hashes: int) -> str:
+    """
+    Return the id of an event after which the hashes of the tasks' states have this sum.
+
+    With a sum, an event of one task costs one hash, however many tasks the stream has.
+    """
+    return f"{hashes % 2**128:032x}"
+
+
+def end_id(keys: Iterable[TaskKey]) -> str:
     """Return the id of the last event of a stream of these tasks."""
-    return f"end-{_digest(result_ids)}"
+    return f"end-{state_id(sum(_hash(*key) for key in keys))}"
 
 
-def _digest(parts: Iterable[str]) -> str:
-    text = "\n".join(sorted(parts))
-    return hashlib.blake2s(text.encode("utf-8", "replace"), digest_size=12).hexdigest()
+def _hash(*values: Any) -> int:
+    """Return a keyed hash of 128 bits: without the key no client can find two sums that agree."""
+    text = repr(values).encode("utf-8", "replace")
+    return int.from_bytes(
+        blake2b(text, digest_size=16, key=_hash_key(django_settings.SECRET_KEY)).digest()
+    )
+
+
+@lru_cache(maxsize=1)
+def _hash_key(secret: str | bytes) -> bytes:
+    return salted_hmac("django_tasks_local_sse.id", "", secret=secret, algorithm="sha256").digest()
 
 
 def to_json(content: Payload) -> str:

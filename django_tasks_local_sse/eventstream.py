@@ -3,15 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
+from django.conf import settings
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.utils.cache import patch_vary_headers
 from django_eventstream.channelmanager import DefaultChannelManager
-from django_eventstream.utils import (
-    add_default_headers,
-    get_channelmanager,
-    get_cors_from_settings,
-)
+from django_eventstream.utils import get_channelmanager, get_cors_from_settings
 
 
 def channel_name(result_id: str) -> str:
@@ -39,15 +36,26 @@ def anyone_may_read() -> bool:
 
 
 def set_headers(response: HttpResponseBase, request: HttpRequest) -> None:
-    """Set django-eventstream's headers: CORS by its settings, and none that allows buffering."""
-    add_default_headers(response, request=request)
-    origins = get_cors_from_settings()
-    if isinstance(origins, list):
-        # django-eventstream compares its list with the Referer, but under Django's default
-        # Referrer-Policy browsers do not send that header to another origin. The right header is
-        # Origin (Fetch standard, "CORS protocol").
-        patch_vary_headers(response, ["Origin"])
-        if (origin := request.headers.get("Origin", "")) in origins:
-            response["Access-Control-Allow-Origin"] = origin
+    """
+    Set the headers that forbid caching and buffering, and CORS headers by the settings.
+
+    The settings are those of django-eventstream. Its own function compares their origins with the
+    Referer, which under Django's default Referrer-Policy browsers do not send to another origin;
+    the right header is Origin (Fetch standard, "CORS protocol").
+    """
     # no-transform: a proxy that compresses a stream collects it first (RFC 9111, section 5.2.2.6).
-    response["Cache-Control"] = "no-cache, no-transform"
+    response["Cache-Control"] = "private, no-store, no-transform"
+    response["X-Accel-Buffering"] = "no"
+    origins = get_cors_from_settings()
+    if isinstance(origins, str):
+        allowed = origins
+    else:
+        patch_vary_headers(response, ["Origin"])
+        origin = request.headers.get("Origin", "")
+        allowed = origin if origin in origins else ""
+    if allowed:
+        response["Access-Control-Allow-Origin"] = allowed
+    if getattr(settings, "EVENTSTREAM_ALLOW_CREDENTIALS", False):
+        response["Access-Control-Allow-Credentials"] = "true"
+    if headers := getattr(settings, "EVENTSTREAM_ALLOW_HEADERS", ""):
+        response["Access-Control-Allow-Headers"] = headers

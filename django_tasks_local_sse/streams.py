@@ -8,6 +8,8 @@ history.
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import random
 import time
 from collections.abc import AsyncIterator
@@ -18,44 +20,70 @@ from django.http import StreamingHttpResponse
 from django_tasks_local import signal_handlers
 from django_tasks_local.hub import hub
 from django_tasks_local.lookup import afind_newest_event, find_newest_event
+from django_tasks_local.pubsub.subscription import Subscription
 
+from . import encoding
+from .rare_warnings import RareWarnings
 from .request_thread import release_request_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from django_tasks_local.aliases import TaskKey
     from django_tasks_local.events import TaskEvent
 
-    from .access import RefKey, TaskRef
+    from .access import TaskRef
+    from .conf import SSESettings
     from .conversation import Conversation
 
+    type FoundEvents = dict[TaskKey, TaskEvent | None]
 
 # Seconds after which the server ends a stream. The browser reconnects by itself, and its access is
 # checked again: the user may have logged out, the link may be too old, and the channel manager may
 # decide differently.
 MAX_STREAM_SECONDS = 300.0
 
+# The conversations of the streams that are open in this process.
+open_streams: set[Conversation] = set()
 
-def find_events(refs: Iterable[TaskRef]) -> dict[RefKey, TaskEvent]:
-    """Return the present state of the tasks that the client may see and that are known."""
-    found = {}
+_warnings = RareWarnings(logging.getLogger(__name__))
+
+
+def find_events(refs: Iterable[TaskRef]) -> FoundEvents:
+    """
+    Return the newest states of tasks that the client may see; None for one that does not exist.
+
+    A task is missing if its store raises an error: its state cannot be determined now.
+    """
+    found: FoundEvents = {}
     for ref in refs:
-        if ref.alias is not None:
-            event = find_newest_event(ref.id, ref.alias)
-            if event is not None:
-                found[ref.key] = event
+        try:
+            found[ref.key] = find_newest_event(ref.id, ref.alias)
+        except Exception as error:  # noqa: BLE001 - a backend may raise anything
+            _warn_of_store(ref, error)
     return found
 
 
-async def afind_events(refs: Iterable[TaskRef]) -> dict[RefKey, TaskEvent]:
+async def afind_events(refs: Iterable[TaskRef]) -> FoundEvents:
     """See find_events()."""
-    found = {}
+    found: FoundEvents = {}
     for ref in refs:
-        if ref.alias is not None:
-            event = await afind_newest_event(ref.id, ref.alias)
-            if event is not None:
-                found[ref.key] = event
+        try:
+            found[ref.key] = await afind_newest_event(ref.id, ref.alias)
+        except Exception as error:  # noqa: BLE001 - a backend may raise anything
+            _warn_of_store(ref, error)
     return found
+
+
+def _warn_of_store(ref: TaskRef, error: Exception) -> None:
+    _warnings.warn(
+        ref.alias,
+        "The state of task id=%s cannot be read from the task backend %r: %s: %s",
+        ref.id,
+        ref.alias,
+        type(error).__name__,
+        error,
+    )
 
 
 class EventStreamResponse(StreamingHttpResponse):
@@ -80,28 +108,46 @@ async def stream_async(conversation: Conversation) -> AsyncIterator[bytes]:
     """Send the states of the tasks, then each change until the stream ends. Occupies no thread."""
     # The view runs in a thread under ASGI; here, in the event loop, this is the main thread.
     signal_handlers.install_signal_handlers()
-    await release_request_thread()
-    if not conversation.found:  # Without ids, subscribe() would mean every task.
-        yield conversation.initial()
-        return
-    deadline = time.monotonic() + _max_seconds()
-    async with hub.subscribe(*conversation.found.values()) as subscription:
-        yield conversation.initial(await subscription.atake(timeout=0))
-        while not conversation.ended and (left := deadline - time.monotonic()) > 0:
-            events = await subscription.atake(timeout=min(left, conversation.settings.keepalive))
-            if events:
-                yield conversation.update(events)
-            elif subscription.ended:
-                return  # This process is about to exit; the client reconnects to the next one.
+    open_streams.add(conversation)
+    try:
+        await release_request_thread()
+        schedule = _Schedule(conversation.settings, _max_seconds())
+        async with Subscription(hub, tuple(conversation.refs)) as subscription:
+            events = await subscription.atake(timeout=0)
+            uncertain = conversation.uncertain_refs(events)
+            if uncertain and conversation.is_reconnect:
+                yield conversation.greeting()
+                yield conversation.initial(events, await _afind_again(uncertain))
             else:
-                found = await _find_again(conversation)
-                await asyncio.sleep(0)  # Deliveries that the hub has scheduled come first.
-                yield conversation.recheck(found, await subscription.atake(timeout=0))
+                yield conversation.greeting() + conversation.initial(events)
+                if uncertain:
+                    found = await _afind_again(uncertain)
+                    yield conversation.recheck(found, await subscription.atake(timeout=0))
+            while not conversation.ended and not schedule.is_over():
+                events = await subscription.atake(timeout=schedule.timeout(conversation))
+                if events:
+                    schedule.postpone_recheck()
+                    content = conversation.update(events)
+                elif subscription.ended:
+                    return  # This process is about to exit; the client reconnects to the next one.
+                elif schedule.recheck_is_due():
+                    found = await _afind_again(conversation.open_refs)
+                    await asyncio.sleep(0)  # Deliveries that the hub has scheduled come first.
+                    content = conversation.recheck(found, await subscription.atake(timeout=0))
+                    schedule.postpone_recheck()
+                else:
+                    content = b""
+                content += conversation.renewed_tokens()
+                if content or schedule.keepalive_is_due():
+                    yield content or encoding.KEEPALIVE
+                    schedule.postpone_keepalive()
+    finally:
+        open_streams.discard(conversation)
 
 
-async def _find_again(conversation: Conversation) -> dict[RefKey, TaskEvent]:
-    """Ask the stores for the states of the open tasks: they may run in another process."""
-    found = await afind_events(conversation.open_refs)
+async def _afind_again(refs: Iterable[TaskRef]) -> FoundEvents:
+    """Ask the stores for the states of tasks, which may run in another process."""
+    found = await afind_events(refs)
     await release_request_thread()
     return found
 
@@ -114,21 +160,76 @@ def stream_sync(conversation: Conversation, hold: float) -> Iterator[bytes]:
     with the same client and the same URL.
     """
     signal_handlers.install_signal_handlers()
-    if not conversation.found:
-        yield conversation.initial()
-        return
-    deadline = time.monotonic() + min(hold, _max_seconds())
-    with hub.subscribe(*conversation.found.values()) as subscription:
-        yield conversation.initial(subscription.take(timeout=0))
-        while not conversation.ended and (left := deadline - time.monotonic()) > 0:
-            events = subscription.take(timeout=min(left, conversation.settings.keepalive))
-            if events:
-                yield conversation.update(events)
-            elif subscription.ended:
-                return
+    open_streams.add(conversation)
+    try:
+        schedule = _Schedule(conversation.settings, min(hold, _max_seconds()))
+        with Subscription(hub, tuple(conversation.refs)) as subscription:
+            events = subscription.take(timeout=0)
+            uncertain = conversation.uncertain_refs(events)
+            if uncertain and conversation.is_reconnect:
+                yield conversation.greeting()
+                yield conversation.initial(events, find_events(uncertain))
             else:
-                found = find_events(conversation.open_refs)
-                yield conversation.recheck(found, subscription.take(timeout=0))
+                yield conversation.greeting() + conversation.initial(events)
+                if uncertain:
+                    found = find_events(uncertain)
+                    yield conversation.recheck(found, subscription.take(timeout=0))
+            while not conversation.ended and not schedule.is_over():
+                events = subscription.take(timeout=schedule.timeout(conversation))
+                if events:
+                    schedule.postpone_recheck()
+                    content = conversation.update(events)
+                elif subscription.ended:
+                    return
+                elif schedule.recheck_is_due():
+                    found = find_events(conversation.open_refs)
+                    content = conversation.recheck(found, subscription.take(timeout=0))
+                    schedule.postpone_recheck()
+                else:
+                    content = b""
+                content += conversation.renewed_tokens()
+                if content or schedule.keepalive_is_due():
+                    yield content or encoding.KEEPALIVE
+                    schedule.postpone_keepalive()
+    finally:
+        open_streams.discard(conversation)
+
+
+class _Schedule:
+    """The times at which a stream sends a comment, asks the stores again, and ends."""
+
+    def __init__(self, settings: SSESettings, max_seconds: float) -> None:
+        self._settings = settings
+        self._end = time.monotonic() + max_seconds
+        self.postpone_keepalive()
+        self.postpone_recheck()
+
+    def postpone_keepalive(self) -> None:
+        """Wait for KEEPALIVE from now on: something was sent."""
+        self._keepalive = time.monotonic() + self._settings.keepalive
+
+    def postpone_recheck(self) -> None:
+        """Wait for RECHECK_INTERVAL from now on: an event came, or the stores have answered."""
+        self._recheck = time.monotonic() + self._settings.recheck_interval
+
+    def timeout(self, conversation: Conversation) -> float:
+        """Return the seconds until the stream has something to do without an event."""
+        left = min(self._end, self._keepalive, self._recheck) - time.monotonic()
+        if conversation.next_renewal < math.inf:
+            left = min(left, conversation.next_renewal - time.time())
+        return max(0, left)
+
+    def is_over(self) -> bool:
+        """Whether the stream must end."""
+        return time.monotonic() >= self._end
+
+    def keepalive_is_due(self) -> bool:
+        """Whether nothing was sent for KEEPALIVE seconds."""
+        return time.monotonic() >= self._keepalive
+
+    def recheck_is_due(self) -> bool:
+        """Whether no event came for RECHECK_INTERVAL seconds."""
+        return time.monotonic() >= self._recheck
 
 
 def _max_seconds() -> float:

@@ -8,7 +8,10 @@ that thread already. Under ASGI the stream itself is async and occupies no threa
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth.decorators import login_not_required
@@ -17,12 +20,15 @@ from django.db import connections, transaction
 from django.http import (
     HttpRequest,
     HttpResponse,
+    HttpResponseBadRequest,
     HttpResponseForbidden,
+    HttpResponseRedirect,
     JsonResponse,
 )
 from django.tasks.exceptions import InvalidTaskBackend, TaskResultDoesNotExist
-from django.views.decorators.csrf import csrf_protect
-from django.views.decorators.http import require_POST, require_safe
+from django.utils.http import url_has_allowed_host_and_scheme
+from django.views.decorators.csrf import csrf_exempt, csrf_protect
+from django.views.decorators.http import require_http_methods, require_POST
 
 from django_tasks_local import cancel as cancel_task
 
@@ -30,101 +36,206 @@ from . import access, encoding
 from .conf import SSESettings, sse_settings
 from .conversation import Conversation
 from .eventstream import set_headers
-from .streams import EventStreamResponse, find_events, stream_async, stream_sync
+from .rare_warnings import RareWarnings
+from .streams import (
+    EventStreamResponse,
+    find_events,
+    open_streams,
+    stream_async,
+    stream_sync,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
     from django.http.response import HttpResponseBase
 
-FORBIDDEN = (
-    "No task that you may see: the link is missing, was changed, is too old, or was made for "
+    from .access import TaskRef
+    from .encoding import Payload
+    from .streams import FoundEvents
+
+CANNOT_CANCEL = (
+    "You may not cancel this task: the link is missing, was changed, is too old, or was made for "
     "another user. Reload the page that contains it."
 )
+RETRY_AFTER = "10"  # seconds
+MAX_FILES_SHARE = 0.8  # of the files that the process may open; the others are for its own work
+
+_warnings = RareWarnings(logging.getLogger(__name__))
 
 
 def _authorized_by_link[ViewT: Callable[..., Any]](view: ViewT) -> ViewT:
     """
-    Exempt a view from LoginRequiredMiddleware, because the link authorizes it, and from
-    ATOMIC_REQUESTS, because reading states needs no transaction.
+    Exempt a view from LoginRequiredMiddleware, because the link authorizes it, from CSRF checks,
+    and from ATOMIC_REQUESTS, because reading states needs no transaction.
     """
     for alias in connections:
         view = transaction.non_atomic_requests(using=alias)(view)
-    return login_not_required(view)
+    return csrf_exempt(login_not_required(view))
 
 
 @_authorized_by_link
-@require_safe
+@require_http_methods(["GET", "HEAD", "POST"])
 def events(request: HttpRequest) -> HttpResponseBase:
     """
-    Stream the events of the tasks that the tokens `task=...` name, until all are finished.
+    Stream the events of the tasks that the tokens name, until all are finished.
 
     Source: WHATWG HTML, section 9.2, "Server-sent events".
     """
-    last_event_id = request.headers.get("Last-Event-ID", "")
-    if last_event_id == encoding.end_id(access.claimed_ids(request)):
-        # The client has received the last event. EventSource does not reconnect after a 204.
-        return _finish(HttpResponse(status=204), request)
-    refs = access.watched_tasks(request)
+    last_event_id = _last_event_id(request)
+    try:
+        if last_event_id == encoding.end_id(access.claimed_keys(request)):
+            # The client has received the last event. EventSource does not reconnect after a 204.
+            return _finish(HttpResponse(status=204), request)
+        refs = access.watched_tasks(request)
+    except access.TooManyTasksError as error:
+        return _finish(HttpResponseBadRequest(error, content_type="text/plain"), request)
     if not any(ref.allowed for ref in refs):
-        return _finish(HttpResponseForbidden(FORBIDDEN, content_type="text/plain"), request)
+        return _finish(_refusal(refs), request)
     settings = sse_settings()
-    conversation = Conversation(refs, find_events(refs), last_event_id, settings)
+    if _has_too_many_streams(settings):
+        text = "This server has too many open streams."
+        return _finish(_unavailable(text), request)
+    conversation = Conversation(refs, last_event_id, settings)
     content: AsyncIterator[bytes] | Iterator[bytes]
     if isinstance(request, ASGIRequest):
-        content = stream_async(conversation) if request.method == "GET" else _empty_content()
+        content = _empty_content() if request.method == "HEAD" else stream_async(conversation)
     else:
         hold = _hold_seconds(request, settings)
-        content = stream_sync(conversation, hold) if request.method == "GET" else iter(())
-    # A middleware that compresses would buffer events. It compresses only if the request has this
-    # header.
-    request.META.pop("HTTP_ACCEPT_ENCODING", None)
-    return _finish(EventStreamResponse(content, content_type="text/event-stream"), request)
+        content = iter(()) if request.method == "HEAD" else stream_sync(conversation, hold)
+    response = EventStreamResponse(content, content_type="text/event-stream")
+    # A middleware that compresses would buffer events. It skips a response with this header.
+    response["Content-Encoding"] = "identity"
+    return _finish(response, request)
 
 
 @_authorized_by_link
-@require_safe
+@require_http_methods(["GET", "HEAD", "POST"])
 def status(request: HttpRequest) -> HttpResponseBase:
-    """Return the payloads of the tasks that the tokens `task=...` name, as a JSON array."""
-    refs = access.watched_tasks(request)
+    """
+    Return the states of the tasks that the tokens name, and new tokens for some of them.
+
+    A task whose store raises an error is omitted; the answer is 503 if no state is known.
+    """
+    try:
+        refs = access.watched_tasks(request)
+    except access.TooManyTasksError as error:
+        return _finish(HttpResponseBadRequest(error, content_type="text/plain"), request)
     if not any(ref.allowed for ref in refs):
-        return _finish(HttpResponseForbidden(FORBIDDEN, content_type="text/plain"), request)
+        return _finish(_refusal(refs), request)
     settings = sse_settings()
-    found = find_events(refs)
-    payloads = [
-        encoding.payload(found[ref.key], settings)
-        if ref.key in found
-        else encoding.unknown_payload(ref.id)
-        for ref in refs
-    ]
-    return _finish(JsonResponse(payloads, safe=False), request)
+    found = find_events(ref for ref in refs if ref.allowed)
+    content = _states(refs, found, settings)
+    if not content["tasks"]:
+        return _finish(_unavailable("The states cannot be determined now."), request)
+    return _finish(JsonResponse(content), request)
 
 
 @_authorized_by_link
 @require_POST
-@csrf_protect
 def cancel(request: HttpRequest) -> HttpResponse:
     """
-    Cancel the task that the token `task` names; it must have been made by cancel_token().
+    Cancel the task that the token `task` names, made by cancel_token() or task_links().
 
-    The answer is {"cancelled": true}, or false if the task has finished already; 403 for an invalid
-    token, 404 for an unknown task, 501 for a backend that cannot cancel.
+    The answer is {"cancelled": true}, or false if the task has finished already; for a form a
+    redirect to its field `next`, or one sentence. 403 for an invalid token, 404 for an unknown
+    task, 501 for a backend that cannot cancel, 503 if the process with the task does not answer.
     """
+    view = _cancel if access.has_bearer_token(request) else _cancel_with_csrf_token
+    response: HttpResponse = view(request)
+    response["Cache-Control"] = "private, no-store"
+    return response
+
+
+def _cancel(request: HttpRequest) -> HttpResponse:
     ref = access.cancelled_task(request)
-    if ref.alias is None:
-        return HttpResponseForbidden(FORBIDDEN, content_type="text/plain")
+    if not ref.allowed:
+        return HttpResponseForbidden(CANNOT_CANCEL, content_type="text/plain")
     try:
         cancelled = cancel_task(ref.id, backend=ref.alias)
     except (InvalidTaskBackend, TaskResultDoesNotExist):
         return HttpResponse("No such task.", status=404, content_type="text/plain")
     except NotImplementedError:
         return HttpResponse("It cannot be cancelled.", status=501, content_type="text/plain")
-    return JsonResponse({"cancelled": cancelled})
+    except TimeoutError:
+        return _unavailable("The process that has the task does not answer.")
+    next_url = request.POST.get("next", "")
+    if (
+        not next_url
+        and request.get_preferred_type(["application/json", "text/html"]) != "text/html"
+    ):
+        return JsonResponse({"cancelled": cancelled})
+    hosts = {request.get_host()}
+    if url_has_allowed_host_and_scheme(next_url, hosts, require_https=request.is_secure()):
+        # 303, so that the browser loads the page with GET (RFC 9110, section 15.4.4).
+        return HttpResponseRedirect(next_url, status=303)
+    text = "The task was cancelled." if cancelled else "The task had finished already."
+    return HttpResponse(text, content_type="text/plain")
+
+
+_cancel_with_csrf_token = csrf_protect(_cancel)
 
 
 def _finish(response: HttpResponseBase, request: HttpRequest) -> HttpResponseBase:
     set_headers(response, request)
     return response
+
+
+def _refusal(refs: Iterable[TaskRef]) -> HttpResponse:
+    """Return the answer to a request without a token that gives access."""
+    return JsonResponse(_states(refs, {}, sse_settings()), status=403)
+
+
+def _states(refs: Iterable[TaskRef], found: FoundEvents, settings: SSESettings) -> Payload:
+    payloads, tokens = [], []
+    for ref in refs:
+        event = found.get(ref.key)
+        if event is not None:
+            payloads.append(encoding.payload(event, settings))
+        elif ref.denial is not None or ref.key in found:
+            payloads.append(encoding.denied_payload(ref.key, ref.denial or access.Denial.UNKNOWN))
+        is_open = not event.is_last if event is not None else ref.key not in found
+        if is_open and time.time() >= ref.renewal_time(settings.token_max_age):
+            tokens.append(encoding.token_payload(ref.key, ref.renewed_token()))
+    return {"tasks": payloads, "tokens": tokens}
+
+
+def _unavailable(text: str) -> HttpResponse:
+    headers = {"Retry-After": RETRY_AFTER}
+    return HttpResponse(text, status=503, content_type="text/plain", headers=headers)
+
+
+def _last_event_id(request: HttpRequest) -> str:
+    """
+    Return the id of the last event that the client has received.
+
+    A script that replaces EventSource cannot set the header for another origin; the one of
+    django-eventstream sends a query parameter.
+    """
+    values = [*request.GET.getlist("lastEventId"), request.POST.get("lastEventId", "")]
+    return request.headers.get("Last-Event-ID") or next(filter(None, reversed(values)), "")
+
+
+def _has_too_many_streams(settings: SSESettings) -> bool:
+    limit = settings.max_streams or _default_max_streams()
+    if len(open_streams) < limit:
+        return False
+    _warnings.warn(
+        "streams",
+        "A stream is refused with 503, because %d streams are open in this process; "
+        "TASKS_SSE['MAX_STREAMS'] sets the limit.",
+        len(open_streams),
+    )
+    return True
+
+
+def _default_max_streams() -> float:
+    if sys.platform == "win32":
+        return math.inf  # Windows limits sockets by memory only.
+    import resource  # here, because Windows does not have this module
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if soft == resource.RLIM_INFINITY else soft * MAX_FILES_SHARE
 
 
 async def _empty_content() -> AsyncIterator[bytes]:

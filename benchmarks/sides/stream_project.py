@@ -70,7 +70,7 @@ def payload(event: TaskEvent) -> dict[str, Any]:
 def encode(event: TaskEvent) -> bytes:
     """Return the bytes of a server-sent event, with an id as long as the ids of this package."""
     message = encoding.encode(event, SSESettings())
-    return encoding.with_id("0" * 24, message)
+    return encoding.with_id("0" * 32, message)
 
 
 class Side(Protocol):

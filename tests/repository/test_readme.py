@@ -13,6 +13,7 @@ from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
 DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text()
+HTTP = (ROOT / "docs" / "http.md").read_text()
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -120,6 +121,17 @@ def main():
             body = b"".join(Client().get(url).streaming_content).decode()
     assert '"message":"Page 20"' in body
 
+    # The view of docs/http.md.
+    import json
+    from reports import api
+    with override_settings(EVENTSTREAM_CHANNELMANAGER_CLASS=default):
+        links = json.loads(api.start(RequestFactory().post("/")).content)
+        [payload] = Client().get(links["status_url"]).json()["tasks"]
+        assert (payload["id"], payload["name"]) == (links["id"], "build_report")
+        client = Client(enforce_csrf_checks=True)
+        response = client.post(links["cancel_url"], {"task": links["cancel_token"]})
+        assert "cancelled" in response.json()
+
     call_command("test", "reports", verbosity=0)
 
 
@@ -130,7 +142,7 @@ if __name__ == "__main__":  # worker processes import this file
 
 def test_code_blocks(tmp_path: Path) -> None:
     files: dict[str, str] = {"settings.py": REST_OF_SETTINGS}
-    for language, block in blocks(README) + blocks(DEPLOYMENT):
+    for language, block in blocks(README) + blocks(DEPLOYMENT) + blocks(HTTP):
         if language in {"python", "html"}:
             name = re.match(r"(?:# |<!-- )(\S+)", block)
             assert name is not None, f"the first line of a code block names no file: {block}"
@@ -171,6 +183,7 @@ def test_commands() -> None:
 def test_languages_of_blocks() -> None:
     assert {language for language, _ in blocks(README)} == {"bash", "html", "python"}
     assert {language for language, _ in blocks(DEPLOYMENT)} == {"nginx", "python"}
+    assert {language for language, _ in blocks(HTTP)} == {"json", "python"}
 
 
 def test_options_are_documented() -> None:
@@ -181,7 +194,8 @@ def test_options_are_documented() -> None:
 
 
 def test_checks_are_documented() -> None:
-    source = (ROOT / "django_tasks_local_sse" / "checks.py").read_text()
+    package = ROOT / "django_tasks_local_sse"
+    source = "".join((package / name).read_text() for name in ("checks.py", "conf.py"))
     ids = set(re.findall(r"django_tasks_local_sse\.[EW]\d+", source))
     assert ids == set(re.findall(r"^\| `(\S+\.[EW]\d+)`", DEPLOYMENT, re.MULTILINE))
 

@@ -38,7 +38,7 @@ def settings(**options: Any) -> dict[str, Any]:
     processes = {"BACKEND": "django_tasks_local.ProcessPoolBackend", "OPTIONS": options}
     return {
         "TASKS": {"default": threads, "processes": processes, "coroutines": threads},
-        "TASKS_SSE": {"RETRY": 100},
+        "TASKS_SSE": {"RETRY": 0.1},
     }
 
 

@@ -17,7 +17,7 @@ from tests.support.servers import Server, serve
 from tests.support.sse_client import event_source
 from tests.support.waiting import LIMIT, wait_until
 
-SETTINGS: dict[str, Any] = {"TASKS_SSE": {"RETRY": 20}}
+SETTINGS: dict[str, Any] = {"TASKS_SSE": {"RETRY": 0.02}}
 
 # Opens an EventSource for each URL, and calls `opened` once all have received `progress`. Resolves
 # with the kind of each last event.

@@ -1,5 +1,6 @@
 """Tests of the system checks of django_tasks_local_sse."""
 
+import re
 import sys
 from typing import Any
 
@@ -8,10 +9,14 @@ from django.apps import apps
 from django.conf import settings
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
-from django.test import override_settings
+from django.test import Client, override_settings
 
 from django_tasks_local_sse import bridge as bridge_module
+from django_tasks_local_sse.access import events_url
 from django_tasks_local_sse.conf import SSESettings, sse_settings
+from tests.project import tasks
+from tests.support.factories import anonymous_request
+from tests.support.waiting import finished
 
 
 def test_valid_settings_report_nothing() -> None:
@@ -24,8 +29,10 @@ def test_default_settings() -> None:
         expose_results=False,
         expose_errors=False,
         keepalive=15,
-        retry=1000,
+        retry=1,
+        recheck_interval=15,
         wsgi_hold=0,
+        max_streams=None,
     )
 
 
@@ -33,9 +40,11 @@ def test_default_settings() -> None:
     ("value", "message"),
     [
         ({"KEEP_ALIVE": 3}, "unknown key 'KEEP_ALIVE'"),
-        ({"RETRY": 0}, "['RETRY'] must be an integer above 0, not 0"),
-        ({"RETRY": 1.5}, "['RETRY'] must be an integer"),
-        ({"KEEPALIVE": "15"}, "['KEEPALIVE'] must be a number of seconds above 0, not '15'"),
+        ({"RETRY": 0}, "['RETRY'] must be a number of seconds above 0"),
+        ({"RECHECK_INTERVAL": -1}, "['RECHECK_INTERVAL'] must be a number of seconds above 0"),
+        ({"MAX_STREAMS": 0}, "['MAX_STREAMS'] must be None or a whole number, 1 or more, not 0"),
+        ({"MAX_STREAMS": 2.5}, "['MAX_STREAMS'] must be None or a whole number"),
+        ({"KEEPALIVE": "15"}, "['KEEPALIVE'] must be a number of seconds above 0 and at most"),
         ({"KEEPALIVE": 0}, "['KEEPALIVE'] must be"),
         ({"TOKEN_MAX_AGE": -1}, "['TOKEN_MAX_AGE'] must be"),
         ({"WSGI_HOLD": float("inf")}, "['WSGI_HOLD'] must be"),
@@ -50,8 +59,21 @@ def test_invalid_settings_are_reported(value: Any, message: str) -> None:
         [problem] = run_checks()
         assert message in problem.msg
         assert problem.id.startswith("django_tasks_local_sse.E")
-        # With invalid settings sse_settings() returns the defaults, which expose no task's result.
-        assert sse_settings() == SSESettings()
+        with pytest.raises(ImproperlyConfigured, match=re.escape(message)):
+            sse_settings()
+        # No error is raised at the start, so that `manage.py check` can report all mistakes.
+        apps.get_app_config("django_tasks_local_sse").ready()
+
+
+def test_invalid_token_max_age_falls_back_to_laxer_default() -> None:
+    """An invalid TOKEN_MAX_AGE stops streams instead of making links valid for a day."""
+    result = finished(tasks.noop.enqueue())
+    url = events_url(anonymous_request(), result)
+    with (
+        override_settings(TASKS_SSE={"TOKEN_MAX_AGE": "60"}),
+        pytest.raises(ImproperlyConfigured, match="TOKEN_MAX_AGE"),
+    ):
+        Client().get(url)
 
 
 @pytest.mark.parametrize("bridge", [False, True])

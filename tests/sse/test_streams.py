@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from typing import Any
+from urllib.parse import unquote, urlencode
 
 import httpx
 import pytest
@@ -35,6 +37,7 @@ from django_tasks_local_sse.conf import sse_settings
 from django_tasks_local_sse.conversation import Conversation
 from django_tasks_local_sse.request_thread import release_request_thread
 from tests.project import tasks
+from tests.support.backends import settings_with
 from tests.support.factories import anonymous_request
 from tests.support.sse_client import Message, messages, read_all, stream
 from tests.support.waiting import LIMIT, AnyResult, finished, running, wait_until
@@ -44,6 +47,12 @@ def stream_url(server: str, *results: AnyResult) -> str:
     return server + events_url(anonymous_request(), *results)
 
 
+def tokens(*results: AnyResult) -> list[str]:
+    """Return a bearer token for each task."""
+    links = [events_url(anonymous_request(), result) for result in results]
+    return [unquote(link.partition("task=")[2]) for link in links]
+
+
 def kinds(received: list[Message]) -> list[str]:
     return [message.event for message in received]
 
@@ -51,23 +60,24 @@ def kinds(received: list[Message]) -> list[str]:
 def test_stream_from_first_to_last_event(server: str, gate: str) -> None:
     result = running(tasks.gated.enqueue(gate))
     with stream(stream_url(server, result)) as received:
-        opening = next(received)
-        assert opening.retry == 1000
         first = next(received)
-        assert first.event == "progress"
+        assert (first.event, first.retry) == ("progress", 1000)
         tasks.gates[gate].set()
         rest = [message for message in received if message.data]
     assert kinds(rest) == ["finished"]
     payload = rest[-1].payload
     assert set(payload) == {
-        "id", "sequence", "kind", "status", "name", "position", "progress",
+        "backend", "id", "run", "sequence", "kind", "status", "name", "position", "progress",
         "enqueued_at", "started_at", "finished_at", "error", "result",
     }  # fmt: skip
-    assert (payload["id"], payload["kind"], payload["status"]) == (
-        result.id,
-        "finished",
-        "SUCCESSFUL",
-    )
+    identity = {key: payload[key] for key in ("backend", "id", "run", "kind", "status")}
+    assert identity == {
+        "backend": "default",
+        "id": result.id,
+        "run": 1,
+        "kind": "finished",
+        "status": "SUCCESSFUL",
+    }
     assert payload["name"] == "gated"
     assert payload["progress"] == {
         "current": 10, "total": 100, "percent": 10.0, "message": "waiting for the test",
@@ -116,7 +126,7 @@ def test_stream_of_four_tasks(server: str, gate: str) -> None:
 
 def test_stream_of_200_tasks(server: str) -> None:
     results = [tasks.noop.enqueue() for _ in range(200)]
-    received = read_all(stream_url(server, *results))
+    received = read_all(server + "/tasks/events/?" + urlencode({"task": tokens(*results)}, True))
     ended = {m.payload["id"] for m in received if m.event == "finished"}
     assert ended == {result.id for result in results}
 
@@ -128,12 +138,12 @@ def test_reconnecting_while_the_task_runs(server: str, gate: str) -> None:
     result = running(tasks.gated.enqueue(gate))
     url = stream_url(server, result)
     with stream(url) as received:
-        last_event_id = [next(received) for _ in range(2)][-1].last_event_id
-    assert last_event_id
+        last_event_id = next(received).last_event_id
+    assert re.fullmatch("[0-9a-f]{32}", last_event_id)
     with stream(url, headers={"Last-Event-ID": last_event_id}) as received:
-        assert next(received).retry == 1000
         tasks.gates[gate].set()
-        assert kinds([message for message in received if message.data]) == ["finished"]
+        [message] = received
+    assert (message.event, message.retry) == ("finished", 1000)
 
 
 def test_reconnecting_after_the_end(server: str) -> None:
@@ -172,9 +182,11 @@ def test_last_event_id_of_a_megabyte(server: str) -> None:
     assert b"event: finished" in b"".join(response.streaming_content)
 
 
-def test_stream_of_500_tasks(server: str) -> None:
-    results = [tasks.noop.enqueue() for _ in range(500)]
-    received = read_all(stream_url(server, *results))
+def test_stream_of_2000_tasks(server: str) -> None:
+    with settings_with(MAX_RESULTS=2000):
+        results = [tasks.noop.enqueue() for _ in range(2000)]
+        data = {"tasks": " ".join(tokens(*results))}
+        received = read_all(server + "/tasks/events/", data=data)
     ended = [message.payload["id"] for message in received if message.event == "finished"]
     assert sorted(ended) == sorted(result.id for result in results)
 
@@ -186,7 +198,7 @@ def test_clock_set_back(server: str, gate: str, monkeypatch: pytest.MonkeyPatch)
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() - 7200)
     with stream(url) as received:
-        assert [next(received) for _ in range(2)][-1].event == "progress"
+        assert next(received).event == "progress"
         with monkeypatch.context() as patch:
             earlier = timezone.now() - timedelta(hours=2)
             patch.setattr(timezone, "now", lambda: earlier)
@@ -205,17 +217,17 @@ def test_evicted_task_is_unknown(server: str, gate: str) -> None:
     with override_settings(TASKS={"default": {"BACKEND": "django_tasks_local.ThreadPoolBackend"}}):
         [message] = read_all(stream_url(server, busy))
     assert message.event == "unknown"
-    assert message.payload == encoding.unknown_payload(busy.id)
+    assert message.payload == encoding.unknown_payload(("default", busy.id))
     assert message.last_event_id.startswith("end-")
 
 
 def test_task_released_during_stream(server: str, gate: str) -> None:
     result = running(tasks.gated.enqueue(gate))
     with (
-        override_settings(TASKS_SSE={"KEEPALIVE": 0.05}),
+        override_settings(TASKS_SSE={"RECHECK_INTERVAL": 0.05}),
         stream(stream_url(server, result)) as received,
     ):
-        assert [next(received) for _ in range(2)][-1].event == "progress"
+        assert next(received).event == "progress"
         hub.release(hub.find(result.id))
         received_rest = [message for message in received if message.data]
     assert kinds(received_rest) == ["unknown"]
@@ -225,10 +237,11 @@ def test_task_evicted_during_recheck() -> None:
     """recheck() sends `finished` of a task that the hub released after its last event."""
     known, done, missing = (hub.snapshot(finished(tasks.noop.enqueue()).id) for _ in range(3))
     started = {event.key: as_enqueued(event) for event in (known, done, missing)}
-    refs = [TaskRef(event.id, "default") for event in (known, done, missing)]
-    conversation = Conversation(refs, started, "", sse_settings())
-    conversation.initial()
-    content = conversation.recheck({known.key: started[known.key]}, [done]).decode()
+    refs = [TaskRef("default", event.id) for event in (known, done, missing)]
+    conversation = Conversation(refs, "", sse_settings())
+    conversation.initial(started.values())
+    found = {known.key: started[known.key], done.key: None, missing.key: None}
+    content = conversation.recheck(found, [done]).decode()
     sent = {m.payload["id"]: m.event for m in messages(iter(content.splitlines())) if m.data}
     assert sent == {done.id: "finished", missing.id: "unknown"}
 
@@ -252,7 +265,8 @@ class StoringBackend(BaseTaskBackend):
 def test_task_of_another_process(server: str) -> None:
     path = f"{__name__}.{StoringBackend.__qualname__}"
     with override_settings(
-        TASKS={"default": {"BACKEND": path}}, TASKS_SSE={"KEEPALIVE": 0.02, "EXPOSE_RESULTS": True}
+        TASKS={"default": {"BACKEND": path}},
+        TASKS_SSE={"RECHECK_INTERVAL": 0.02, "EXPOSE_RESULTS": True},
     ):
         with override_settings(
             TASKS={"default": {"BACKEND": "django_tasks_local.ThreadPoolBackend"}}
@@ -346,11 +360,16 @@ def test_keepalive_comments(server: str, gate: str) -> None:
     result = running(tasks.gated.enqueue(gate))
     with (
         override_settings(TASKS_SSE={"KEEPALIVE": 0.02}),
-        stream(stream_url(server, result)) as received,
+        httpx.stream("GET", stream_url(server, result), timeout=LIMIT) as response,
     ):
-        assert sum(next(received).comments for _ in range(5)) >= 3
+        lines = response.iter_lines()
+        assert next(lines) == ": keepalive=0.02"
+        first = next(messages(lines))
+        assert (first.event, first.comments) == ("progress", 0)
+        assert [next(lines) for _ in range(3)] == [":"] * 3
         tasks.gates[gate].set()
-        assert [m.event for m in received if m.data] == ["finished"]
+        [last] = messages(lines)
+        assert last.event == "finished"
 
 
 def test_response_headers(server: str, gate: str) -> None:
@@ -360,11 +379,11 @@ def test_response_headers(server: str, gate: str) -> None:
         override_settings(EVENTSTREAM_ALLOW_ORIGIN="https://other.example"),
         httpx.stream("GET", stream_url(server, result), headers=headers, timeout=LIMIT) as response,
     ):
-        assert response.headers["Cache-Control"] == "no-cache, no-transform"
+        assert response.headers["Cache-Control"] == "private, no-store, no-transform"
         assert response.headers["X-Accel-Buffering"] == "no"
         assert response.headers["Access-Control-Allow-Origin"] == "https://other.example"
         # GZipMiddleware is active, and compression would delay events in its buffer.
-        assert "Content-Encoding" not in response.headers
+        assert response.headers["Content-Encoding"] == "identity"
         lines = response.iter_lines()
         assert next(message for message in messages(lines) if message.data).event == "progress"
         tasks.gates[gate].set()
@@ -522,11 +541,10 @@ def test_wsgi_stream_ends_after_states(gate: str) -> None:
     client, url = Client(), events_url(anonymous_request(), result)
     content = b"".join(client.get(url).streaming_content).decode()
     received = list(messages(iter(content.splitlines())))
-    assert received[0].retry == 1000
-    assert [message.event for message in received if message.data] == ["progress"]
+    assert [(message.event, message.retry) for message in received] == [("progress", 1000)]
     headers = {"Last-Event-ID": received[-1].last_event_id}
     content = b"".join(client.get(url, headers=headers).streaming_content).decode()
-    assert content == "retry: 1000\n\n"
+    assert content == ": keepalive=15\n"
     tasks.gates[gate].set()
     finished(result)
     content = b"".join(client.get(url, headers=headers).streaming_content).decode()
@@ -553,7 +571,7 @@ def test_position_on_streams(server: str, gate: str) -> None:
             return [message for message in messages(iter(content.splitlines())) if message.data]
 
         with stream(server + url) as received:
-            first = [next(received) for _ in range(2)][-1]
+            first = next(received)
             assert (first.payload["kind"], first.payload["position"]) == ("enqueued", 1)
             [polled] = poll("")
             assert poll(polled.last_event_id) == []
@@ -565,7 +583,7 @@ def test_position_on_streams(server: str, gate: str) -> None:
             assert polled.last_event_id == moved.last_event_id != first.last_event_id
             assert poll(polled.last_event_id) == []
             status = httpx.get(server + url.replace("events", "status"), timeout=LIMIT).json()
-            assert status[0]["position"] == 0
+            assert status["tasks"][0]["position"] == 0
             tasks.gates[gate].set()
             assert [m.payload["position"] for m in received if m.data][-1] is None
 
@@ -675,10 +693,9 @@ def test_state_of_store_is_newer_than_that_of_hub() -> None:
     hub.release(hub.find(done.id))
     ready = as_enqueued(event)
     hub.publish(ready)
-    conversation = Conversation(
-        [TaskRef(done.id, "default")], {event.key: event}, "", sse_settings()
-    )
-    assert b"event: finished" in conversation.initial([ready])
+    conversation = Conversation([TaskRef("default", done.id)], "", sse_settings())
+    assert b"event: enqueued" in conversation.initial([ready])
+    assert b"event: finished" in conversation.recheck({event.key: event}, [ready])
     assert conversation.ended
     hub.release(hub.find(done.id))
 
@@ -689,7 +706,7 @@ def as_enqueued(event: TaskEvent) -> TaskEvent:
 
 def test_wsgi_stream_with_hold_checks_the_store(gate: str) -> None:
     result = running(tasks.gated.enqueue(gate))
-    with override_settings(TASKS_SSE={"WSGI_HOLD": LIMIT, "KEEPALIVE": 0.01}):
+    with override_settings(TASKS_SSE={"WSGI_HOLD": LIMIT, "RECHECK_INTERVAL": 0.01}):
         content = iter(Client().get(events_url(anonymous_request(), result)).streaming_content)
         assert b"event: progress" in next(content)
         hub.release(hub.find(result.id))

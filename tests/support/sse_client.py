@@ -16,6 +16,8 @@ from tests.project.tasks import LIMIT
 class Message:
     """
     One block of an event stream: an event, or a block without data (only comments and fields).
+
+    Comments that are not followed by a field belong to the next event.
     """
 
     event: str = "message"
@@ -58,8 +60,9 @@ def messages(lines: Iterator[str]) -> Iterator[Message]:
 
 @contextmanager
 def stream(url: str, **kwargs: Any) -> Iterator[Iterator[Message]]:
-    """Open an event stream, check its status and content type, and return its messages."""
-    with httpx.Client(timeout=LIMIT) as client, client.stream("GET", url, **kwargs) as response:
+    """Open a stream, with POST if there is `data`, and check its status and content type."""
+    method = "POST" if "data" in kwargs else "GET"
+    with httpx.Client(timeout=LIMIT) as client, client.stream(method, url, **kwargs) as response:
         assert response.status_code == 200, response.read()
         assert response.headers["Content-Type"] == "text/event-stream"
         yield messages(response.iter_lines())
@@ -69,9 +72,9 @@ def event_source(url: str) -> Iterator[Message]:
     """
     Yield the messages of a stream and reconnect, as a browser's EventSource does, until status 204.
 
-    Yields each message with data, and the first block of each connection (with `retry`). Raises
-    httpx.HTTPStatusError if a status is not a success. Source: the HTML standard, section 9.2.3,
-    "Processing model".
+    The first message of each connection has `retry`. Raises httpx.HTTPStatusError for any other
+    status.
+    Source: HTML, section 9.2.3, "Processing model".
     """
     retry, last_event_id = 1000, ""
     with httpx.Client(timeout=LIMIT) as client:
@@ -84,8 +87,8 @@ def event_source(url: str) -> Iterator[Message]:
                 for message in messages(response.iter_lines()):
                     retry = message.retry or retry
                     last_event_id = message.last_event_id or last_event_id
-                    if message.data or message.retry:
-                        yield message
+                    assert message.data, "clients take a block without data for an event"
+                    yield message
             time.sleep(retry / 1000)
 
 

@@ -17,7 +17,7 @@ const GRACE = 3000; // ms without a connection before it is worth telling the us
 const RETRY_MIN = 1000; // ms
 const RETRY_MAX = 30000; // ms
 
-const KINDS = ["enqueued", "started", "progress", "finished", "unknown"];
+const KINDS = ["enqueued", "started", "progress", "finished", "unknown", "refused"];
 
 const WORDS = {
   waiting: "Waiting",
@@ -223,7 +223,8 @@ function viewOf({ kind, status, name, position, progress, error }) {
     const text = [error?.type?.split(".").pop(), error?.message].filter(Boolean).join(": ");
     if (text && view.state === "failed") view.message = text;
   } else {
-    view.state = { enqueued: "waiting", unknown: "unknown" }[kind] ?? "running";
+    view.state = { enqueued: "waiting", unknown: "unknown", refused: "unknown" }[kind] ?? "running";
+    if (kind === "refused") view.message = error?.message ?? "";
     view.detail = WORDS[view.state];
     if (view.state === "running") {
       // Rounded down: "100 %" is for what is really complete.
@@ -297,7 +298,7 @@ export class TaskProgressElement extends HTMLElement {
   #take(payload) {
     const { kind, sequence } = payload;
     const place = payload.position ?? Infinity;
-    const unknown = kind === "unknown";
+    const unknown = kind === "unknown" || kind === "refused";
     const finished = kind === "finished";
     if (this.#finished || (unknown && this.settled)) return false;
     const later =
