@@ -1,8 +1,12 @@
 """Tests of streams that Chromium reads with a plain `new EventSource(url)`, without the widget."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
+import django_eventstream
+import httpx
+import httpx_sse
 import pytest
 from django.test import override_settings
 from playwright.async_api import Page
@@ -12,7 +16,7 @@ from django_tasks_local_sse.access import events_url
 from tests.project import tasks
 from tests.support.browser import RECEIVE_EVENTS, allow_errors
 from tests.support.factories import anonymous_request
-from tests.support.waiting import LIMIT, AnyResult
+from tests.support.waiting import LIMIT, AnyResult, running
 
 
 async def listen(page: Page, server: str, *results: AnyResult) -> tuple[list[Any], list[int]]:
@@ -81,3 +85,62 @@ async def test_event_source_from_another_origin(page: Page, server: str, allowed
     with override_settings(EVENTSTREAM_ALLOW_ORIGIN=setting[allowed]):
         answer = await asyncio.wait_for(page.evaluate(OTHER_ORIGIN, url), LIMIT)
     assert answer == ("refused" if allowed == "none" else "finished")
+
+
+# Other clients
+
+
+async def test_reconnecting_event_source_receives_finished_again(page: Page, server: str) -> None:
+    """
+    django-eventstream's client reconnects after a 204, and sends the last id as a parameter.
+
+    It makes a new EventSource each time, which does not have the id for the header.
+    """
+    result = await tasks.noop.aenqueue()
+    statuses: list[int] = []
+    enough = asyncio.Event()
+
+    def note(status: int) -> None:
+        statuses.append(status)
+        if len(statuses) >= 5:
+            enough.set()
+
+    page.on("response", lambda r: note(r.status) if "/events/" in r.url else None)
+    await page.goto(server + "/")
+    folder = Path(django_eventstream.__file__).parent / "static" / "django_eventstream"
+    await page.add_script_tag(path=folder / "reconnecting-eventsource.js")
+    await page.evaluate(
+        """(url) => {
+          window.finished = 0;
+          const source = new ReconnectingEventSource(url, {max_retry_time: 50});
+          source.addEventListener("finished", () => window.finished++);
+        }""",
+        events_url(anonymous_request(), result),
+    )
+    await asyncio.wait_for(enough.wait(), LIMIT)
+    assert await page.evaluate("window.finished") == 1
+    assert (statuses[0], set(statuses[1:])) == (200, {204})
+
+
+def test_httpx_sse_receives_empty_events(server: str, gate: str) -> None:
+    """Each event of this client has data: neither `retry:` nor a comment makes an empty one."""
+    result = running(tasks.gated.enqueue(gate))
+    url = server + events_url(anonymous_request(), result)
+    lines: list[str] = []
+    with (
+        override_settings(TASKS_SSE={"KEEPALIVE": 0.01}),
+        httpx.stream("GET", url, timeout=LIMIT) as response,
+    ):
+        for line in response.iter_lines():
+            lines.append(line)
+            if lines[-3:] == [":"] * 3:
+                tasks.gates[gate].set()
+    content = "".join(line + "\n" for line in lines)
+    headers = {"Content-Type": "text/event-stream"}
+    replay = httpx.MockTransport(lambda _: httpx.Response(200, headers=headers, text=content))
+    with (
+        httpx.Client(transport=replay) as client,
+        httpx_sse.connect_sse(client, "GET", url) as source,
+    ):
+        received = [(event.event, event.retry, event.data != "") for event in source.iter_sse()]
+    assert received == [("progress", 1000, True), ("finished", None, True)]

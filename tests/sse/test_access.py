@@ -3,13 +3,12 @@
 import re
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlencode
 
 import httpx
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth import get_user_model
-from django.contrib.auth.models import AnonymousUser
 from django.core import signing
 from django.core.exceptions import SynchronousOnlyOperation
 from django.http import HttpResponse
@@ -34,24 +33,15 @@ from django_tasks_local_sse.access import (
 )
 from django_tasks_local_sse.tokens import Purpose, claimed_key, read_token, user_digests
 from tests.project import tasks
+from tests.support.links import request_from, tokens_in, with_tokens
 from tests.support.sse_client import messages
 from tests.support.waiting import LIMIT, AnyResult, finished, running
 
 type User = Any
 
 
-def request_from(user: User = None) -> Any:
-    request = RequestFactory().get("/")
-    request.user = user or AnonymousUser()
-    return request
-
-
-def tokens_in(url: str) -> list[str]:
-    return parse_qs(urlsplit(url).query)["task"]
-
-
 def events_path(*tokens: str) -> str:
-    return "/tasks/events/?" + urlencode([("task", token) for token in tokens])
+    return with_tokens("events", *tokens)
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from typing import Any
-from urllib.parse import unquote, urlencode
 
 import httpx
 import pytest
@@ -39,18 +38,13 @@ from django_tasks_local_sse.request_thread import release_request_thread
 from tests.project import tasks
 from tests.support.backends import settings_with
 from tests.support.factories import anonymous_request
+from tests.support.links import watch_token, with_tokens
 from tests.support.sse_client import Message, messages, read_all, stream
 from tests.support.waiting import LIMIT, AnyResult, finished, running, wait_until
 
 
 def stream_url(server: str, *results: AnyResult) -> str:
     return server + events_url(anonymous_request(), *results)
-
-
-def tokens(*results: AnyResult) -> list[str]:
-    """Return a bearer token for each task."""
-    links = [events_url(anonymous_request(), result) for result in results]
-    return [unquote(link.partition("task=")[2]) for link in links]
 
 
 def kinds(received: list[Message]) -> list[str]:
@@ -126,7 +120,7 @@ def test_stream_of_four_tasks(server: str, gate: str) -> None:
 
 def test_stream_of_200_tasks(server: str) -> None:
     results = [tasks.noop.enqueue() for _ in range(200)]
-    received = read_all(server + "/tasks/events/?" + urlencode({"task": tokens(*results)}, True))
+    received = read_all(server + with_tokens("events", *map(watch_token, results)))
     ended = {m.payload["id"] for m in received if m.event == "finished"}
     assert ended == {result.id for result in results}
 
@@ -185,7 +179,7 @@ def test_last_event_id_of_a_megabyte(server: str) -> None:
 def test_stream_of_2000_tasks(server: str) -> None:
     with settings_with(MAX_RESULTS=2000):
         results = [tasks.noop.enqueue() for _ in range(2000)]
-        data = {"tasks": " ".join(tokens(*results))}
+        data = {"tasks": " ".join(map(watch_token, results))}
         received = read_all(server + "/tasks/events/", data=data)
     ended = [message.payload["id"] for message in received if message.event == "finished"]
     assert sorted(ended) == sorted(result.id for result in results)
