@@ -21,31 +21,38 @@ if TYPE_CHECKING:
     from .access import TaskRef
     from .conf import SSESettings
 
-    # The state of each task whose store could answer; None for a task that does not exist.
-    type FoundEvents = Mapping[TaskKey, TaskEvent | None]
+    # The newest state of each task; None for a task that does not exist. A task whose store raised
+    # an error, and of which the hub has no state, is missing.
+    type FoundEvents = dict[TaskKey, TaskEvent | None]
 
 
 class Conversation:
-    """The state of one stream: which version of each task was sent to the client."""
+    """
+    One stream as its client sees it: which state of each task was sent, and what must follow.
+
+    A task is open while the stream may still send a state of it: it is neither finished nor
+    unknown.
+    """
 
     def __init__(self, refs: Sequence[TaskRef], last_event_id: str, settings: SSESettings) -> None:
         self.settings = settings
-        # The tasks whose states are sent: those that the client may see.
+        # The client may see these tasks.
         self.refs = {ref.key: ref for ref in refs if ref.allowed}
         self._denials = {ref.key: ref.denial for ref in refs if ref.denial is not None}
         self._tasks = len(self.refs) + len(self._denials)
-        self._open = set(self.refs)  # neither finished nor unknown
+        self._open = set(self.refs)
         self._last_event_id = last_event_id
-        self._versions = dict.fromkeys(self.refs, NO_VERSION)  # of the last event sent
-        self._hashes: dict[TaskKey, int] = {}  # of the last state sent
-        self._sum = 0  # of _hashes
-        self._is_new = True  # no event was sent
+        self._versions = dict.fromkeys(self.refs, NO_VERSION)  # The versions that were sent last.
+        self._hashes: dict[TaskKey, int] = {}  # The hashes of the states that were sent last.
+        self._sum = 0  # The sum of `_hashes`, from which the id of an event is made.
+        self._is_new = True  # The next event is the first one of this stream.
+        # The time, in seconds since the epoch, at which each token needs a successor.
         self._renewal_times = {
             key: renewal
             for key, ref in self.refs.items()
             if (renewal := ref.renewal_time(settings.token_max_age)) < math.inf
         }
-        # The time, in seconds since the epoch, at which renewed_tokens() has the next token.
+        # The first of these times; renewed_tokens() returns nothing before it.
         self.next_renewal = min(self._renewal_times.values(), default=math.inf)
 
     @property
@@ -60,7 +67,7 @@ class Conversation:
 
     @property
     def open_refs(self) -> list[TaskRef]:
-        """The tasks that are neither finished nor unknown."""
+        """The tasks of which the stream may still send a state."""
         return [self.refs[key] for key in self._open]
 
     def greeting(self) -> bytes:
@@ -82,10 +89,10 @@ class Conversation:
 
     def initial(self, events: Iterable[TaskEvent], found: FoundEvents | None = None) -> bytes:
         """
-        Return the states of all tasks but those of which only a store, not yet asked, knows them.
+        Return the states of all tasks, or none if the client has received the same states before.
 
-        `events` are those of the hub, `found` the answers of stores. A task that has no state does
-        not exist. If the client has all states already, none is returned.
+        `events` are the states in the hub, `found` those in the stores. A task without a state is
+        unknown. uncertain_refs() that are missing in `found` are left out, until recheck().
         """
         found = found or {}
         states = {event.key: event for event in events}
@@ -102,7 +109,7 @@ class Conversation:
         return content + self.renewed_tokens()
 
     def update(self, events: Iterable[TaskEvent]) -> bytes:
-        """Return the changed states; the result is empty if the client has all of `events`."""
+        """Return the states that are later than those that were sent; b"" if there is none."""
         later = [event for event in events if event.version > self._versions[event.key]]
         if self._tasks == len(later) == 1 and not self._is_new:
             return self._encode_alone(later[0])
@@ -110,10 +117,10 @@ class Conversation:
 
     def recheck(self, found: FoundEvents, events: Iterable[TaskEvent]) -> bytes:
         """
-        Return the update after the stores were asked.
+        Return the later states after the stores were asked; b"" if there is none.
 
-        `events` are those that the hub has published since. Tasks that do not exist and have no
-        event are reported as unknown.
+        `found` are the states in the stores, `events` those that the hub has published since. An
+        open task that has no state in either is reported as unknown.
         """
         states = {key: event for key, event in found.items() if event is not None}
         for event in events:
@@ -159,11 +166,11 @@ class Conversation:
                 self._open.discard(event.key)
         if not messages:
             return b""
-        # Only the last event carries the id, so that a client that loses the connection before it
-        # receives all of these events again.
+        # Only the last event has an id. A client that loses the connection before this event sends
+        # an older id when it reconnects, and so receives all of these events again.
         messages[-1] = encoding.with_id(self._event_id(), messages[-1])
         if self._is_new:
-            # In the block of an event, because some clients take a block without data for an event.
+            # `retry:` has no block of its own: some clients take a block without data for an event.
             messages.insert(0, b"retry: %d\n" % max(1, round(self.settings.retry * 1000)))
             self._is_new = False
         return b"".join(messages)

@@ -29,53 +29,48 @@ from .request_thread import release_request_thread
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from django_tasks_local.aliases import TaskKey
-    from django_tasks_local.events import TaskEvent
-
     from .access import TaskRef
     from .conf import SSESettings
-    from .conversation import Conversation
-
-    type FoundEvents = dict[TaskKey, TaskEvent | None]
+    from .conversation import Conversation, FoundEvents
 
 # Seconds after which the server ends a stream. The browser reconnects by itself, and its access is
 # checked again: the user may have logged out, the link may be too old, and the channel manager may
 # decide differently.
 MAX_STREAM_SECONDS = 300.0
 
-# The conversations of the streams that are open in this process.
+# The streams that this process is sending. Adding and removing are atomic, so no lock is needed.
 open_streams: set[Conversation] = set()
 
 _warnings = RareWarnings(logging.getLogger(__name__))
 
 
 def find_events(refs: Iterable[TaskRef]) -> FoundEvents:
-    """
-    Return the newest states of tasks that the client may see; None for one that does not exist.
-
-    A task is missing if its store raises an error: its state cannot be determined now.
-    """
+    """Return the newest states of tasks that the client may see."""
     found: FoundEvents = {}
     for ref in refs:
         try:
             found[ref.key] = find_newest_event(ref.id, ref.alias)
         except Exception as error:  # noqa: BLE001 - a backend may raise anything
-            _warn_of_store(ref, error)
+            _use_hub_only(found, ref, error)
     return found
 
 
 async def afind_events(refs: Iterable[TaskRef]) -> FoundEvents:
-    """See find_events()."""
+    """Return the same as find_events(), without blocking the event loop."""
     found: FoundEvents = {}
     for ref in refs:
         try:
             found[ref.key] = await afind_newest_event(ref.id, ref.alias)
         except Exception as error:  # noqa: BLE001 - a backend may raise anything
-            _warn_of_store(ref, error)
+            _use_hub_only(found, ref, error)
     return found
 
 
-def _warn_of_store(ref: TaskRef, error: Exception) -> None:
+def _use_hub_only(found: FoundEvents, ref: TaskRef, error: Exception) -> None:
+    """Log the error of a store; if the hub has a state of the task, add it to `found`."""
+    event = hub.snapshot(ref.id, ref.alias)
+    if event is not None:
+        found[ref.key] = event
     _warnings.warn(
         ref.alias,
         "The state of task id=%s cannot be read from the task backend %r: %s: %s",
@@ -205,15 +200,15 @@ class _Schedule:
         self.postpone_recheck()
 
     def postpone_keepalive(self) -> None:
-        """Wait for KEEPALIVE from now on: something was sent."""
+        """Restart the time until the next comment, because the stream has sent something."""
         self._keepalive = time.monotonic() + self._settings.keepalive
 
     def postpone_recheck(self) -> None:
-        """Wait for RECHECK_INTERVAL from now on: an event came, or the stores have answered."""
+        """Restart the time until the stores are asked, because a state is known to be new."""
         self._recheck = time.monotonic() + self._settings.recheck_interval
 
     def timeout(self, conversation: Conversation) -> float:
-        """Return the seconds until the stream has something to do without an event."""
+        """Return the seconds that the stream may wait for an event."""
         left = min(self._end, self._keepalive, self._recheck) - time.monotonic()
         if conversation.next_renewal < math.inf:
             left = min(left, conversation.next_renewal - time.time())

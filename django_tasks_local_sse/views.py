@@ -51,15 +51,17 @@ if TYPE_CHECKING:
     from django.http.response import HttpResponseBase
 
     from .access import TaskRef
+    from .conversation import FoundEvents
     from .encoding import Payload
-    from .streams import FoundEvents
 
 CANNOT_CANCEL = (
     "You may not cancel this task: the link is missing, was changed, is too old, or was made for "
     "another user. Reload the page that contains it."
 )
 RETRY_AFTER = "10"  # seconds
-MAX_FILES_SHARE = 0.8  # of the files that the process may open; the others are for its own work
+# Streams may use this share of the files that the process may open. It needs the others for
+# ordinary requests, databases and its own files.
+MAX_FILES_SHARE = 0.8
 
 _warnings = RareWarnings(logging.getLogger(__name__))
 
@@ -159,12 +161,10 @@ def _cancel(request: HttpRequest) -> HttpResponse:
         return HttpResponse("It cannot be cancelled.", status=501, content_type="text/plain")
     except TimeoutError:
         return _unavailable("The process that has the task does not answer.")
-    next_url = request.POST.get("next", "")
-    if (
-        not next_url
-        and request.get_preferred_type(["application/json", "text/html"]) != "text/html"
-    ):
+    accepted = request.get_preferred_type(["application/json", "text/html"])
+    if accepted != "text/html" and "next" not in request.POST:
         return JsonResponse({"cancelled": cancelled})
+    next_url = request.POST.get("next", "")
     hosts = {request.get_host()}
     if url_has_allowed_host_and_scheme(next_url, hosts, require_https=request.is_secure()):
         # 303, so that the browser loads the page with GET (RFC 9110, section 15.4.4).
@@ -232,7 +232,7 @@ def _has_too_many_streams(settings: SSESettings) -> bool:
 def _default_max_streams() -> float:
     if sys.platform == "win32":
         return math.inf  # Windows limits sockets by memory only.
-    import resource  # here, because Windows does not have this module
+    import resource  # Not imported at the top, because Windows does not have this module.
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return math.inf if soft == resource.RLIM_INFINITY else soft * MAX_FILES_SHARE

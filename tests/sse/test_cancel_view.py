@@ -158,6 +158,14 @@ def test_https_form_is_not_redirected_to_http(
     assert response.status_code == 200
 
 
+def test_field_next_makes_a_form_of_any_request(
+    result: AnyResult, cancelled: list[tuple[str, str]]
+) -> None:
+    token = cancel_token(request_from(), result)
+    assert post(token, next="").content == b"The task was cancelled."
+    assert post(token, next="/reports/").status_code == 303
+
+
 @pytest.mark.parametrize("accept", ["*/*", "application/json", "application/json, text/plain, */*"])
 def test_script_gets_json(accept: str, result: AnyResult, cancelled: list[tuple[str, str]]) -> None:
     response = post(cancel_token(request_from(), result), Client(headers={"Accept": accept}))

@@ -1,5 +1,6 @@
 """`events/` and `status/` over HTTP: methods, limits, refusals, headers, and their payloads."""
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -255,6 +256,12 @@ def test_status_while_a_store_raises(stored: Any, caplog: pytest.LogCaptureFixtu
         assert [payload["id"] for payload in response.json()["tasks"]] == [other.id]
         response = Client().get(with_tokens("status", texts[0]))
     assert (response.status_code, response["Retry-After"]) == (503, "10")
+    # The hub has a state of a task that was enqueued in this process.
+    started = dataclasses.replace(hub.snapshot(other), backend="stored", id=stored.result.id)
+    hub.publish(started)
+    [payload] = Client().get(with_tokens("status", texts[0])).json()["tasks"]
+    assert (payload["backend"], payload["kind"]) == ("stored", "finished")
+    hub.release(hub.find(started))
     stored.error = TaskResultDoesNotExist("gone")
     [payload] = Client().get(with_tokens("status", texts[0])).json()["tasks"]
     assert payload["kind"] == "unknown"
