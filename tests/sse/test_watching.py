@@ -474,12 +474,30 @@ def test_stream_renews_token_of_a_user_only(
     assert [m.event for m in received][-2:] == ["finished", "finished"]
 
 
+def test_short_stream_under_wsgi_renews_token(
+    gate: str, transactional_db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = get_user_model().objects.create_user("anna")
+    result = running(tasks.gated.enqueue(gate))
+    with monkeypatch.context() as patch:
+        make_tokens_older(patch, 50_000)
+        url = events_url(request_from(user), result)
+    client = Client()
+    client.force_login(user)
+    text = b"".join(client.get(url).streaming_content).decode()
+    received = list(messages(iter(text.splitlines())))
+    assert [message.event for message in received] == ["progress", "token"]
+
+
 def test_token_is_renewed_during_a_stream(server: str, gate: str, transactional_db: None) -> None:
     user = get_user_model().objects.create_user("anna")
     result = running(tasks.gated.enqueue(gate))
     with (
         httpx.Client(base_url=server, timeout=LIMIT) as browser,
-        override_settings(TASKS_SSE={"TOKEN_MAX_AGE": 3}),
+        # Neither a comment nor a recheck wakes the stream before the token needs a successor.
+        override_settings(
+            TASKS_SSE={"TOKEN_MAX_AGE": 3, "KEEPALIVE": 10 * LIMIT, "RECHECK_INTERVAL": 10 * LIMIT}
+        ),
     ):
         browser.get("/login/anna/")
         with browser.stream("GET", events_url(request_from(user), result)) as response:
