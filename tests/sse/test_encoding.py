@@ -5,11 +5,13 @@ import gc
 import pytest
 from django.test import override_settings
 
+from django_tasks_local.events import Progress
 from django_tasks_local.hub import hub
 from django_tasks_local_sse import encoding
 from django_tasks_local_sse.conf import SSESettings
 from tests.project import tasks
 from tests.support.backends import settings_with
+from tests.support.factories import event
 from tests.support.waiting import finished, wait_until
 
 
@@ -44,6 +46,20 @@ def test_times_include_their_zone(use_tz: bool) -> None:
         event = hub.snapshot(finished(tasks.noop.enqueue()).id)
         payload = encoding.payload(event, SSESettings())
     assert payload["finished_at"].endswith("+00:00" if use_tz else ("-05:00", "-04:00"))
+
+
+def test_payload_of_nested_loops_and_a_repeated_task() -> None:
+    levels = [
+        {"message": "outer", "current": 1, "total": 2, "unit": "files"},
+        {"message": "inner", "current": 3, "total": None, "unit": "rows"},
+    ]
+    progress = Progress(current=1, total=2, unit="files", levels=levels)
+    content = encoding.payload(
+        event("id", 3, progress=progress, retried_from="another"), SSESettings()
+    )
+    assert content["retried_from"] == "another"
+    assert content["progress"]["unit"] == "files"
+    assert content["progress"]["levels"] == levels
 
 
 def test_end_id_ignores_order() -> None:

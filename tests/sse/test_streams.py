@@ -61,8 +61,8 @@ def test_stream_from_first_to_last_event(server: str, gate: str) -> None:
     assert kinds(rest) == ["finished"]
     payload = rest[-1].payload
     assert set(payload) == {
-        "backend", "id", "run", "sequence", "kind", "status", "name", "position", "progress",
-        "enqueued_at", "started_at", "finished_at", "error", "result",
+        "backend", "id", "run", "sequence", "kind", "status", "name", "position",
+        "retried_from", "progress", "enqueued_at", "started_at", "finished_at", "error", "result",
     }  # fmt: skip
     identity = {key: payload[key] for key in ("backend", "id", "run", "kind", "status")}
     assert identity == {
@@ -75,7 +75,7 @@ def test_stream_from_first_to_last_event(server: str, gate: str) -> None:
     assert payload["name"] == "gated"
     assert payload["progress"] == {
         "current": 10, "total": 100, "percent": 10.0, "message": "waiting for the test",
-        "data": {}, "rate": None, "eta": None,
+        "unit": "", "data": {}, "levels": [], "rate": None, "eta": None,
     }  # fmt: skip
     assert payload["sequence"] > first.payload["sequence"] > 2
     assert payload["enqueued_at"] <= payload["started_at"] <= payload["finished_at"]

@@ -31,8 +31,8 @@ from tests.support.sse_client import messages, read_all, stream
 from tests.support.waiting import LIMIT, AnyResult, finished, running, wait_until
 
 PAYLOAD_KEYS = {
-    "backend", "id", "run", "sequence", "kind", "status", "name", "position", "progress",
-    "enqueued_at", "started_at", "finished_at", "error", "result",
+    "backend", "id", "run", "sequence", "kind", "status", "name", "position",
+    "retried_from", "progress", "enqueued_at", "started_at", "finished_at", "error", "result",
 }  # fmt: skip
 
 
