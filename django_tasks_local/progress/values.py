@@ -16,8 +16,8 @@ from ..aliases import Number
 MAX_NUMBER = 1e100
 # MAX_NUMBER as an int, because Python compares an int faster with an int than with a float.
 MAX_INT = 10**100
-# The maximum depth of nesting in `data`. Pickle and JSON encode `data` again on its way to a client,
-# and raise RecursionError for data that is nested some hundred levels deep.
+# The maximum depth of nesting in `data`. Pickle and JSON encode `data` again on its way to a
+# client, and raise RecursionError for data that is nested some hundred levels deep.
 MAX_DEPTH = 100
 
 

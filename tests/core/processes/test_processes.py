@@ -213,7 +213,7 @@ def test_report_with_objects_kills_the_worker(fifo: Path) -> None:
         {"message": "text", "current": 0, "total": 2, "unit": "text"},
         {"message": "text", "current": 2.5, "total": 2.5, "unit": "text"},
     ]
-    fifo.write_text("go")
+    fifo.write_text("go", encoding="utf-8")
     assert finished(result).return_value == "reported"
     assert "only_in_the_worker" not in sys.modules
 
