@@ -55,15 +55,15 @@ SERVERS = [
     "hypercorn",
     "waitress",
     "granian-wsgi",
-    "uwsgi",
 ]
 # These refuse connections from the signal on, so that a polling client does not see the end.
-REFUSING = ["granian-wsgi", "uwsgi"]
-# At Ctrl-C the worker receives SIGINT, and a second signal from its master at the same time.
-# granian's worker may sleep on: the kernel can deliver both to another thread than the main thread,
-# in which Python calls handlers. uWSGI's worker exits at the second signal, during the drain.
-ONLY_SIGTERM = ["granian-wsgi", "uwsgi"]
-POLLED = ["gunicorn-sync", "gunicorn-gthread", "waitress", "granian-wsgi", "uwsgi"]
+REFUSING = ["granian-wsgi"]
+# At Ctrl-C granian's worker receives SIGINT, and SIGTERM from its master, at the same time. It may
+# sleep on: the kernel can deliver both to another thread than the main thread, in which Python
+# calls handlers.
+ONLY_SIGTERM = ["granian-wsgi"]
+POLLED = ["gunicorn-sync", "gunicorn-gthread", "waitress", "granian-wsgi"]
+# hypercorn's worker does not end while a stream is open, as docs/deployment.md explains.
 WORKERS = ["uvicorn-workers", "gunicorn-preload", "hypercorn-worker", "gunicorn-max-requests"]
 TASKS = {"default": "gated", "processes": "gated", "coroutines": "gated_async"}
 SIGNALS = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}

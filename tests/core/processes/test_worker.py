@@ -152,7 +152,7 @@ def test_management_command() -> None:
 
 
 # Servers with several web workers; tests/servers/test_exit.py covers the other servers.
-SERVERS = ["uvicorn-workers", "gunicorn-workers", "gunicorn-preload"]
+SERVERS = ["uvicorn-workers", "gunicorn-workers", "gunicorn-preload", "hypercorn-worker", "uwsgi"]
 
 
 def ask(server: Server) -> dict[str, Any]:
