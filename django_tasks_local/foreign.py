@@ -8,7 +8,6 @@ tasks.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from contextlib import suppress
@@ -20,6 +19,7 @@ from django.tasks.signals import task_enqueued, task_finished, task_started
 
 from .events import ENQUEUED_SEQUENCE, STARTED_SEQUENCE, EventKind, Progress
 from .hub import hub
+from .logs import get_logger
 from .progress import current_result_id
 from .progress.reporter import PROGRESS_INTERVAL, Reporter, Reporting, current_reporting
 from .publishing import event_from_result, run_of
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .aliases import AnyResult, TaskKey
     from .cancellation import Cancellation
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class ForeignTask(Reporting):

@@ -1,15 +1,16 @@
 """
-This module resets the state of this package in a child of fork(); it imports no other module of it.
+This module resets the state of this package in a child of fork(). It imports only `logs`.
 
 The child has copies of the parent's locks, queues and tasks, but only the thread that called
 fork(). So each module that keeps state for the process registers a function that resets this state.
 """
 
-import logging
 import os
 from collections.abc import Callable
 
-logger = logging.getLogger(__name__)
+from .logs import get_logger
+
+logger = get_logger(__name__)
 
 _resets: list[Callable[[], object]] = []
 

@@ -13,7 +13,6 @@ SIGKILL, a crash of the interpreter and a loss of power end the process without 
 from __future__ import annotations
 
 import atexit
-import logging
 import sys
 import threading
 import time
@@ -22,13 +21,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import signal_handlers
 from .forking import reset_in_child
 from .hub import hub
+from .logs import get_logger
 from .new_thread import new_thread
 from .waiting import limit_wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # After the tasks have finished, drain() gives the streams this many seconds to send their events.
 STREAMS_END_TIMEOUT = 1.0
@@ -173,12 +173,14 @@ def _start_drain(number: int) -> bool:
 
 
 def _drain_and_raise(number: int) -> None:
-    drain()
-    if not _exit.exiting:
-        # Some servers, such as Daphne, exit at once when they receive the signal and discard the
-        # bytes that they have not sent yet.
-        time.sleep(FLUSH_SECONDS)
-        signal_handlers.send_to_this_process(number)
+    try:
+        drain()
+    finally:  # Also after an error: without the second signal the server would never end.
+        if not _exit.exiting:
+            # Some servers, such as Daphne, exit at once when they receive the signal and discard
+            # the bytes that they have not sent yet.
+            time.sleep(FLUSH_SECONDS)
+            signal_handlers.send_to_this_process(number)
 
 
 @reset_in_child

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 import asyncio
-import logging
 import os
 import signal
 import sys
@@ -22,6 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .forking import reset_in_child
+from .logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     type Handler = Callable[[int, FrameType | None], Any] | int | None
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 if sys.platform == "win32":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import math
 import threading
 import time
@@ -21,9 +20,10 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from .forking import reset_in_child
+from .logs import get_logger
 from .new_thread import new_thread
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MAX_SLEEP = 3600.0  # Seconds per wait; one wait on Windows cannot be longer than 49 days.
 
@@ -121,8 +121,8 @@ class Ticker:
         ticking = heapq.heappop(due)[2]
         try:
             again_at = ticking.tick()
-        except Exception:
-            # Log the exception and continue, because other objects must still be called.
+        except BaseException:
+            # Log any exception and continue, because other objects must still be called.
             logger.exception("%s.tick() failed.", type(ticking).__name__)
             return
         if again_at is not None:

@@ -9,7 +9,6 @@ thread waits; afterwards it receives the latest event of each task.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from django_eventstream import send_event
 from django_tasks_local.execution.connections import close_old_resources
 from django_tasks_local.forking import reset_in_child
 from django_tasks_local.hub import hub
+from django_tasks_local.logs import get_logger
 from django_tasks_local.new_thread import new_thread
 
 from . import encoding
@@ -29,7 +29,7 @@ from .eventstream import anyone_may_read, channel_name
 if TYPE_CHECKING:
     from django_tasks_local.events import TaskEvent
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 RETRY_DELAYS = (1.0, 4.0)  # Seconds before each retry; after these the event is dropped.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,8 @@ from django.conf import settings as django_settings
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
 from django_eventstream.utils import sse_encode_event
+
+from django_tasks_local.logs import get_logger
 
 from .access import Denial
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 type Payload = dict[str, Any]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _LINE_ENDS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
-    from logging import Logger
+
+    from django_tasks_local.logs import SafeLogger
 
 INTERVAL = 60.0  # seconds
 
@@ -16,7 +17,7 @@ INTERVAL = 60.0  # seconds
 class RareWarnings:
     """Logs a warning unless one about the same subject was logged in the last INTERVAL."""
 
-    def __init__(self, logger: Logger) -> None:
+    def __init__(self, logger: SafeLogger) -> None:
         self._logger = logger
         self._lock = threading.Lock()  # guards _times
         self._times: dict[Hashable, float] = {}  # of the last warning, by subject

@@ -8,7 +8,6 @@ history.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import random
 import time
@@ -19,6 +18,7 @@ from django.http import StreamingHttpResponse
 
 from django_tasks_local import signal_handlers
 from django_tasks_local.hub import hub
+from django_tasks_local.logs import get_logger
 from django_tasks_local.lookup import afind_newest_event, find_newest_event
 from django_tasks_local.pubsub.subscription import Subscription
 
@@ -41,7 +41,7 @@ MAX_STREAM_SECONDS = 300.0
 # The streams that this process is sending. Adding and removing are atomic, so no lock is needed.
 open_streams: set[Conversation] = set()
 
-_warnings = RareWarnings(logging.getLogger(__name__))
+_warnings = RareWarnings(get_logger(__name__))
 
 
 def find_events(refs: Iterable[TaskRef]) -> FoundEvents:

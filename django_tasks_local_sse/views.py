@@ -8,7 +8,6 @@ that thread already. Under ASGI the stream itself is async and occupies no threa
 
 from __future__ import annotations
 
-import logging
 import math
 import sys
 import time
@@ -31,6 +30,7 @@ from django.views.decorators.csrf import csrf_exempt, csrf_protect
 from django.views.decorators.http import require_http_methods, require_POST
 
 from django_tasks_local import cancel as cancel_task
+from django_tasks_local.logs import get_logger
 
 from . import access, encoding
 from .conf import SSESettings, sse_settings
@@ -63,7 +63,7 @@ RETRY_AFTER = "10"  # seconds
 # ordinary requests, databases and its own files.
 MAX_FILES_SHARE = 0.8
 
-_warnings = RareWarnings(logging.getLogger(__name__))
+_warnings = RareWarnings(get_logger(__name__))
 
 
 def _authorized_by_link[ViewT: Callable[..., Any]](view: ViewT) -> ViewT:

@@ -22,6 +22,7 @@ from .. import shutdown
 from ..exceptions import TaskCancelled, TaskLost
 from ..execution import Outcome
 from ..hub import hub
+from ..logs import get_logger
 from ..record import READY, RUNNING, TaskRecord
 from . import signals
 from .positions import Positions
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from ..conf import Options
     from ..events import Progress
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
@@ -283,12 +284,16 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
             self._positions.schedule()
 
     def _finished(self, record: RecordT, outcome: Outcome) -> None:
-        signals.send_finished(self.sender, record, outcome, self._call_receivers)
-        for evicted in self.results.make_evictable(record):
-            hub.release(evicted)
-        self._unfinished.remove(record)
-        if self._discarded:
-            hub.release(record)
+        try:
+            signals.send_finished(self.sender, record, outcome, self._call_receivers)
+        finally:
+            # Also after an exception, such as one that another thread has raised in this thread:
+            # close() and wait_until_idle() would wait for this task.
+            for evicted in self.results.make_evictable(record):
+                hub.release(evicted)
+            self._unfinished.remove(record)
+            if self._discarded:
+                hub.release(record)
 
     def lose_waiting(self, records: list[RecordT]) -> None:
         """Fail tasks of a closed pool that have not started, and log their ids."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from django.tasks import signals as django_signals
 
 from .. import foreign
+from ..logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ..execution import Outcome
     from ..record import TaskRecord
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Django's log receivers write to this logger.
 _tasks_logger = logging.getLogger("django.tasks")

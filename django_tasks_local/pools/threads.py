@@ -7,7 +7,6 @@ work: with one worker, five waiting 2-second tasks would delay the exit by ten s
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from contextvars import Context
@@ -17,13 +16,14 @@ from typing import TYPE_CHECKING, Any, override
 from django.utils import timezone
 
 from ..conf import ThreadOptions
-from ..execution import execute
+from ..execution import Outcome, execute
 from ..execution.connections import (
     close_old_resources,
     close_thread_resources,
     drop_stale_connections,
 )
 from ..identifiers import new_id
+from ..logs import get_logger
 from ..new_thread import new_thread
 from ..record import TaskRecord
 from .base import Pool
@@ -31,7 +31,7 @@ from .base import Pool
 if TYPE_CHECKING:
     from ..aliases import AnyTask
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class ThreadPool(Pool[ThreadOptions, TaskRecord]):
@@ -150,26 +150,49 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
     def _work(self) -> None:
         """Run tasks in a worker thread until the pool is closed and its queue is empty."""
         worker_id = f"{threading.current_thread().name}@{os.getpid()}"
-        self._arrived()
-        while (record := self._next()) is not None:
-            try:
+        try:
+            while not self._serve(worker_id):
+                pass
+            close_thread_resources()
+        finally:
+            with self._workers_lock:
+                self._workers -= 1
+                self._is_worker_coming = False
+            if self.queue and not self._stopping:
+                self._call_worker()
+
+    def _serve(self, worker_id: str) -> bool:
+        """
+        Run tasks until this worker must end; then return True. Return False after an error.
+
+        execute() stores the errors of a task in its outcome. Any other error may be one of this
+        package, of a database connection or of a cache; or another thread has raised an exception
+        in this thread with PyThreadState_SetAsyncExc(). The worker fails its task and continues.
+        """
+        record = None
+        try:
+            self._arrived()
+            while (record := self._next()) is not None:
                 # Each task runs in a new context, so its context variables do not leak into the
                 # next task of this thread.
                 Context().run(self._run, record, worker_id)
-            except BaseException:
-                # This exception is an error of this package, because execute() stores errors of
-                # the task in its result. The worker logs it and continues with the next task.
-                logger.exception("Task id=%s path=%s failed internally.", record.id, record.path)
-            del record  # Otherwise this thread would keep the record alive while it waits.
-        close_thread_resources()
-        with self._workers_lock:
-            self._workers -= 1
+                record = None  # Otherwise this thread would keep the record alive while it waits.
+        except BaseException as error:
+            logger.exception("An error in the worker thread %s.", worker_id)
+            if record is not None and not record.is_finished:
+                self.finish(record, Outcome.failure(error))
+            return False
+        return True
 
     def _next(self) -> TaskRecord | None:
         while True:
             try:
                 record = self.queue.popleft()
             except IndexError:
+                record = None
+            # Wait outside of the `except` block, so that the IndexError does not become __context__
+            # of an error that _wait() logs.
+            if record is None:
                 if not self._wait():
                     return None
                 continue
@@ -205,10 +228,12 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
         drop_stale_connections()  # The receivers of task_started must not get a stale connection.
         if not self.begin(record, worker_id):
             return  # Another thread has cancelled the task or closed the pool.
-        outcome = execute(record)
-        if os.getpid() != self._pid:
-            # This process is a child that the task has forked. It has a copy of the queue and would
-            # run all queued tasks a second time, so it exits.
-            os._exit(0)
+        try:
+            outcome = execute(record)
+        finally:
+            if os.getpid() != self._pid:
+                # This process is a child that the task has forked. It has a copy of the queue and
+                # would run all queued tasks a second time, so it exits.
+                os._exit(0)
         self.finish(record, outcome)
         close_old_resources()  # The receivers of task_finished may have opened connections.

@@ -7,6 +7,7 @@ from traceback import format_exc
 from typing import TYPE_CHECKING
 
 from ..exceptions import WorkerDied
+from ..execution import Outcome
 from .worker_process import State
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from .starting import Starter
     from .task import ProcessTask
     from .worker_process import WorkerProcess
+
+MAX_SENDS = 3  # A task fails after this many workers died before they started it.
 
 
 class Crew:
@@ -163,6 +166,32 @@ class Crew:
         for worker in self.workers():
             self.terminate(worker)
 
+    def abandon(self, error: BaseException, call: Callable[..., object]) -> None:
+        """
+        End all workers and fail all tasks, because `error` ends the dispatcher's thread.
+
+        `call` calls a function and logs its exception, so that each step runs whatever the others
+        raise. The cause may be a closed file descriptor, which other steps need as well.
+        """
+        description = Outcome.failure(error)
+        assert description.error is not None
+        reason = WorkerDied(
+            f"The dispatcher of the worker processes has ended because of an error: "
+            f"{description.error.exception_class_path}: {description.message}"
+        )
+        self.closing = True
+        workers = self.workers()
+        for worker in workers:
+            call(self.terminate, worker)
+        call(self._assigner.assign)  # It puts back the tasks that an exception has interrupted.
+        for task in self._pool.queue:
+            call(self._pool.fail_waiting, task, reason)
+        for worker in workers:
+            call(worker.wait_or_kill)
+            call(self.remove, worker)
+            for task in list(worker.tasks):
+                call(self._pool.finish, task, Outcome.failure(reason))
+
     def remove(self, dead: WorkerProcess) -> str:
         """Remove a dead worker; return a sentence with its exit code or signal."""
         self._assigner.recall(dead)
@@ -174,3 +203,13 @@ class Crew:
             if self._starter.on_death(error, has_reported=dead.start_error is not None):
                 self._give_up(error)
         return death
+
+    def resolve(self, task: ProcessTask, dead: WorkerProcess, death: str) -> None:
+        """Requeue a task of a dead worker if it may start elsewhere; else fail it."""
+        reason = dead.reason if dead.stopped_task is task else None
+        if reason is None and not task.has_started and task.sends < MAX_SENDS:
+            self._assigner.requeue(task)
+        else:
+            what = "while it ran the task" if task.has_started else "before the task started"
+            error = reason or WorkerDied(f"{death} {what}.")
+            self._pool.finish(task, Outcome.failure(error))

@@ -33,8 +33,7 @@ from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakSet
 
 from .. import shutdown
-from ..exceptions import TaskCancelled, WorkerDied
-from ..execution import Outcome
+from ..exceptions import TaskCancelled
 from ..forking import reset_in_child
 from .assigning import Assigner
 from .crew import Crew
@@ -52,8 +51,6 @@ if TYPE_CHECKING:
     from .wire import WorkerMessage
     from .worker_process import WorkerProcess
 
-MAX_SENDS = 3  # A task fails after this many workers died before they started it.
-
 
 class Dispatcher:
     """Gives the tasks of one pool to its workers. Public methods: called from any thread."""
@@ -66,14 +63,18 @@ class Dispatcher:
         self._wants_tasks = True
         # At exit multiprocessing calls its finalizers and then joins its children, so this
         # finalizer must end the workers: otherwise the join would never return.
-        finalizer = multiprocessing_util.Finalize(None, shutdown.drain_at_exit, exitpriority=100)
+        self._finalizer = multiprocessing_util.Finalize(
+            None, shutdown.drain_at_exit, exitpriority=100
+        )
+        # True after an error has ended the thread: the pool must use another dispatcher.
+        self.has_failed = False
         with ExitStack() as undo:
-            undo.callback(finalizer.cancel)
+            undo.callback(self._finalizer.cancel)
             self._loop = Loop(
                 f"django-tasks-{pool.alias}-dispatcher",
                 on_turn=self._on_turn,
                 is_done=lambda: self._crew.closing and not self._crew,
-                on_end=finalizer.cancel,
+                on_end=self._on_end,
                 on_suspension=self._postpone,
             )
             undo.callback(self._loop.close)
@@ -120,6 +121,14 @@ class Dispatcher:
         self._loop.close()
 
     # Only the dispatcher's thread calls the methods below.
+
+    def _on_end(self, error: BaseException | None) -> None:
+        self._finalizer.cancel()
+        if error is not None:
+            # Set the flag first: a thread that adds a task to the queue reads it afterwards, so
+            # either the line below fails the task or that thread starts another dispatcher.
+            self.has_failed = True
+            self._crew.abandon(error, self._loop.call)
 
     def _on_turn(self) -> float | None:
         """Act on deadlines, assign tasks, start workers; return the time of the next deadline."""
@@ -208,16 +217,22 @@ class Dispatcher:
         if events & selectors.EVENT_WRITE:
             worker.connection.flush()
         if events & selectors.EVENT_READ:
+            messages: list[WorkerMessage] | None
             try:
                 messages = worker.connection.receive()
             except EOFError:
+                messages = None
+            # Outside of the `except` block, so that EOFError does not become the __context__ of an
+            # error of the worker's tasks.
+            if messages is None:
                 self._on_end_of_socket(worker)
             else:
                 self._handle(worker, messages)
 
     def _handle(self, worker: WorkerProcess, messages: Iterable[WorkerMessage]) -> None:
         for message in messages:
-            self._loop.call(self._handlers[type(message)], self, worker, message)
+            if not self._loop.call(self._handlers[type(message)], self, worker, message):
+                self._loop.call(self._reject, worker, message)
 
     def _on_ready(self, worker: WorkerProcess, message: Ready) -> None:
         self._crew.on_ready(worker)
@@ -295,17 +310,7 @@ class Dispatcher:
         self._loop.unwatch(dead.connection.sock)
         death = self._crew.remove(dead)
         for task in reversed(dead.tasks):
-            self._loop.call(self._resolve, task, dead, death)
-
-    def _resolve(self, task: ProcessTask, dead: WorkerProcess, death: str) -> None:
-        """Requeue a task of a dead worker if it may start elsewhere; else fail it."""
-        reason = dead.reason if dead.stopped_task is task else None
-        if reason is None and not task.has_started and task.sends < MAX_SENDS:
-            self._assigner.requeue(task)
-        else:
-            what = "while it ran the task" if task.has_started else "before the task started"
-            error = reason or WorkerDied(f"{death} {what}.")
-            self._pool.finish(task, Outcome.failure(error))
+            self._loop.call(self._crew.resolve, task, dead, death)
 
 
 _dispatchers: WeakSet[Dispatcher] = WeakSet()

@@ -8,7 +8,6 @@ This module does not depend on tasks and workers; the dispatcher supplies the ha
 
 from __future__ import annotations
 
-import logging
 import selectors
 import threading
 import time
@@ -24,6 +23,7 @@ from ..execution.connections import (
     close_thread_resources,
     drop_stale_connections,
 )
+from ..logs import get_logger
 from ..new_thread import new_thread
 from ..waiting import limit_wait
 from . import facilities
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     type Watched = socket.socket | int
     type Handler = Callable[[int], object]  # The argument is EVENT_READ, EVENT_WRITE or both.
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MAX_SELECT_SECONDS = 3600.0  # epoll accepts at most 24 days
 # If the thread wakes later than requested by more than this number of seconds, the process was
@@ -52,7 +52,7 @@ class Loop:
         name: str,
         on_turn: Callable[[], float | None],
         is_done: Callable[[], bool],
-        on_end: Callable[[], object],
+        on_end: Callable[[BaseException | None], object],
         on_suspension: Callable[[float], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -60,8 +60,9 @@ class Loop:
         Open the selector and the sockets for wake(). Raises OSError.
 
         The thread calls `on_turn` at the end of each turn; it returns the time of the next turn, or
-        None. The thread ends when `is_done` returns True, and then calls `on_end`. Before the first
-        turn after a suspension of the process it calls `on_suspension` with its seconds.
+        None. The thread ends when `is_done` returns True, or after an error in this class. It then
+        calls `on_end` with the error or None. Before the first turn after a suspension of
+        the process it calls `on_suspension` with its seconds.
         """
         self._on_turn = on_turn
         self._is_done = is_done
@@ -152,13 +153,18 @@ class Loop:
         if facilities.SELECTS_SENTINELS:
             self.unwatch(sentinel)
 
-    def call(self, function: Callable[..., object], *args: object) -> None:
-        """Call a function; log an exception instead of raising it, so that the thread continues."""
+    def call(self, function: Callable[..., object], *args: object) -> bool:
+        """
+        Call a function; return False if it has raised an exception, which this method logs.
+
+        The thread continues after any exception, to serve the tasks of the other workers.
+        """
         try:
             function(*args)
         except BaseException:
-            # Continue after a bug of this package or SystemExit, to serve the other workers' tasks.
             logger.exception("An error in the dispatcher: the thread %r.", self._thread.name)
+            return False
+        return True
 
     def _wait_for_end(self, sentinel: int, handler: Handler) -> None:
         connection.wait([sentinel])
@@ -166,6 +172,7 @@ class Loop:
 
     def _run(self) -> None:
         timeout: float | None = None
+        failure: BaseException | None = None
         try:
             while not self._is_done():
                 began = self._clock()
@@ -173,12 +180,12 @@ class Loop:
                 late = 0.0 if timeout is None else self._clock() - began - timeout
                 # Use an empty context for each turn, because log handlers may set variables in it.
                 timeout = Context().run(self._turn, ready, late)
-        except BaseException:
+        except BaseException as error:
             logger.exception("The thread %r has ended because of an error.", self._thread.name)
-        finally:
-            self._on_end()
-            self.close()
-            close_thread_resources()
+            failure = error
+        self.call(self._on_end, failure)
+        self.call(self.close)
+        self.call(close_thread_resources)
 
     def _turn(self, ready: list[tuple[selectors.SelectorKey, int]], late: float) -> float | None:
         drop_stale_connections()

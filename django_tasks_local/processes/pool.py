@@ -68,7 +68,8 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
                 f"django_tasks_local.processes.child.in_worker_process() returns True."
             )
         dispatcher = self._dispatcher
-        if dispatcher is not None:
+        has_dispatcher = dispatcher is not None and not dispatcher.has_failed
+        if dispatcher is not None and has_dispatcher:
             dispatcher.starter.raise_if_broken()
         self._check_databases()
         id, enqueued_at = new_id(), timezone.now()
@@ -76,7 +77,7 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
             body = encode_task(id, task, args, kwargs, enqueued_at)
         except Exception as error:
             raise ValueError(f"The arguments of a task must be pickleable: {error}") from error
-        if dispatcher is None:
+        if not has_dispatcher:
             self._start_dispatcher()
         interval = self.options.progress_interval
         return ProcessTask(task, id, args, kwargs, self.alias, enqueued_at, interval, body)
@@ -105,7 +106,10 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
         with self._dispatcher_lock:
             # Start no dispatcher if the pool is closed, or if the process shuts down and so would
             # not close it. enqueue() then refuses the task.
-            if self._dispatcher is not None or self.closed or not shutdown.register(self):
+            present = self._dispatcher
+            if present is not None and not present.has_failed:
+                return
+            if self.closed or not shutdown.register(self):
                 return
             try:
                 dispatcher = Dispatcher(self)
@@ -114,7 +118,7 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
                     f"The task backend {self.alias!r} cannot start the thread that starts "
                     f"its worker processes, so no task was enqueued: {error}"
                 ) from error
-            if self._dispatcher is None:
+            if self._dispatcher is present:
                 self._dispatcher = dispatcher
             else:  # A finalizer that ran during Dispatcher() has set another.
                 dispatcher.close()
@@ -122,6 +126,19 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
     @override
     def _submit(self, record: ProcessTask) -> None:
         self.queue.append(record)
+        dispatcher = self._dispatcher
+        assert dispatcher is not None
+        dispatcher.task_added()
+        if dispatcher.has_failed:
+            self._replace_dispatcher(record)
+
+    def _replace_dispatcher(self, record: ProcessTask) -> None:
+        """Let another dispatcher run a task that enqueue() has queued while the first one ended."""
+        try:
+            self._start_dispatcher()
+        except RuntimeError as error:
+            self.fail_waiting(record, error)
+            return
         assert self._dispatcher is not None
         self._dispatcher.task_added()
 

@@ -12,7 +12,6 @@ Starter only decides, without a process or a thread of its own; launch() starts 
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import sys
@@ -22,6 +21,7 @@ from itertools import count
 from multiprocessing import process as multiprocessing_process
 from typing import TYPE_CHECKING, Any
 
+from ..logs import get_logger
 from . import child, facilities
 from .connection import WorkerConnection, socketpair
 from .multiprocessing_limits import children_allowed, ensure_interpreter
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from ..conf import ProcessOptions
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # The pool gives up after this many failures in a row. START_ERRORS is the limit if the last failure
 # is an error of the start, which another start will hardly repair. START_DEATHS is the limit if a

@@ -14,7 +14,6 @@ to a function `publish`, which its creator supplies.
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..cancellation import Cancellation
 from ..events import Progress
 from ..forking import reset_in_child
+from ..logs import get_logger
 from ..ticker import Ticker
 from ..ticker import ticker as default_ticker
 from .loops import Loops
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ..aliases import Number
     from .loops import LoopProgress, Shown
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # get() returns the id of the running task's result; outside of a task it raises LookupError.
 current_result_id: ContextVar[str] = ContextVar("current_result_id")
