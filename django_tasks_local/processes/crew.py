@@ -187,8 +187,7 @@ class Crew:
         for task in self._pool.queue:
             call(self._pool.fail_waiting, task, reason)
         for worker in workers:
-            call(worker.wait_or_kill)
-            call(self.remove, worker)
+            call(self.remove, worker)  # It waits for the process, and kills it if it does not end.
             for task in list(worker.tasks):
                 call(self._pool.finish, task, Outcome.failure(reason))
 
