@@ -10,7 +10,7 @@ from django.tasks.backends.base import BaseTaskBackend
 
 from . import signal_handlers
 from .conf import Options, ProcessOptions, ThreadOptions
-from .execution import json_dict, json_list
+from .execution.normalizing import json_arguments
 from .pools import Pool, PoolStatistics, pool_for
 from .pools.threads import ThreadPool
 from .processes.loading import raise_if_not_importable
@@ -109,9 +109,7 @@ class LocalBackend(BaseTaskBackend):
                 if len(valid_tasks) >= VALID_TASKS_LIMIT:
                     valid_tasks.clear()
                 valid_tasks[id(task)] = task
-        return self._pool.enqueue(
-            task, json_list(args) if args else [], json_dict(kwargs) if kwargs else {}
-        )
+        return self._pool.enqueue(task, *json_arguments(task, args, kwargs))
 
     def _validate_enqueued_task(self, task: AnyTask) -> None:
         """

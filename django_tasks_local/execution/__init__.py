@@ -2,56 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from inspect import iscoroutinefunction
-from traceback import format_exception
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from inspect import isawaitable, iscoroutinefunction
+from typing import TYPE_CHECKING, Any, Protocol
 
 from django.tasks import Task, TaskContext
-from django.tasks.base import TaskError
-from django.utils.json import normalize_json
 
 from ..progress.reporter import Reporting, current_reporting, current_result_id
 from .connections import close_old_resources
 from .coroutines import run_coroutine
+from .normalizing import UNCHANGED, json_dict, json_list, json_return_value
+from .outcome import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from ..aliases import AnyResult, AnyTask
 
-
-@dataclass(slots=True, eq=False)
-class Outcome:
-    """
-    Holds how a task ended: with a return value, or with an exception.
-
-    `error` and `message` describe `exception`. A worker process sends `error` and `message` to its
-    parent instead of `exception`, because the parent may be unable to import its class.
-    """
-
-    return_value: Any = None
-    error: TaskError | None = None
-    message: str | None = None
-    exception: BaseException | None = None
-
-    @classmethod
-    def failure(cls, exception: BaseException) -> Self:
-        """Return the outcome of a task that raised."""
-        kind = type(exception)
-        try:
-            message = str(exception)
-        except BaseException:  # noqa: BLE001 - a user's __str__ may raise anything
-            message = ""
-        try:
-            traceback = "".join(format_exception(exception))
-        except BaseException:  # noqa: BLE001 - format_exception() calls users' methods
-            traceback = f"{kind.__name__}: (the traceback could not be formatted)\n"
-        error = TaskError(
-            exception_class_path=f"{kind.__module__}.{kind.__qualname__}", traceback=traceback
-        )
-        return cls(error=error, message=message, exception=exception)
+__all__ = ["Outcome", "Runnable", "execute"]
 
 
 class Runnable(Reporting, Protocol):
@@ -78,7 +44,12 @@ def execute(run: Runnable) -> Outcome:
     current_result_id.set(run.id)
     current_reporting.set(run)
     try:
-        return Outcome(json_value(_call(run)))
+        value = _call(run)
+        if type(value) not in UNCHANGED:
+            if isawaitable(value):  # The task is an async function behind an ordinary decorator.
+                value = run_coroutine(lambda: value, run.get_cancellation())
+            value = json_return_value(run.task, value)
+        return Outcome(value)
     except BaseException as exception:  # noqa: BLE001 - SystemExit must not end the worker
         return Outcome.failure(exception)
     finally:
@@ -100,22 +71,3 @@ def _call(run: Runnable) -> Any:
 
 
 _is_coroutine_function = lru_cache(iscoroutinefunction)
-
-# normalize_json() returns values of exactly these types unchanged, so json_value() skips the call:
-# even for None it would take as long as all other work at the end of a task.
-_UNCHANGED = frozenset({str, int, float, bool, type(None)})
-
-
-def json_value(value: Any) -> Any:
-    """Return normalize_json(value), but faster for values that it would not change."""
-    return value if type(value) in _UNCHANGED else normalize_json(value)
-
-
-def json_list(values: Sequence[Any]) -> list[Any]:
-    """Return a new list of the values of a list or tuple, each as normalize_json() returns it."""
-    return [value if type(value) in _UNCHANGED else normalize_json(value) for value in values]
-
-
-def json_dict(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a new dict of the keys and values of a dict, each as normalize_json() returns it."""
-    return {json_value(name): json_value(value) for name, value in values.items()}

@@ -139,9 +139,7 @@ def send_finished(
     call_receivers: Callable[..., object],
 ) -> None:
     """Deliver task_finished while sys.exc_info() returns the exception that failed the task."""
-    # The exception is taken out of the outcome, because its traceback will refer to this frame and
-    # to its callers, whose variables refer to the outcome: a reference cycle.
-    exception, outcome.exception = outcome.exception, None
+    exception = outcome.exception
     if exception is None:
         finished.deliver(sender, record, logging.INFO, call_receivers)
         return
@@ -151,4 +149,5 @@ def send_finished(
         # Django's log receiver reads the traceback of a failed task from sys.exc_info().
         finished.deliver(sender, record, logging.ERROR, call_receivers)
     finally:
-        del exception
+        del exception  # The traceback of the exception now refers to this frame.
+        outcome.drop_exception()

@@ -130,8 +130,8 @@ class RunningTask(Runnable):
         self.reporter: Reporter | None = None
         self.cancellation: Cancellation | None = None
         self.is_over = False
-        self.task = load_task(message.path, message.options)
-        self.args, self.kwargs = message.load_arguments()
+        options, self.args, self.kwargs = message.load()
+        self.task = load_task(message.path, options)
 
     @property
     def is_finished(self) -> bool:
@@ -247,6 +247,7 @@ class WorkerMain:
             failed = Outcome.failure(exception)
             self._defers_sigterm = True
             self._unsent = encode_result(message.result_id, 0.0, failed, (0, None))
+            failed.drop_exception()
             return
         # Exclude the import of the task's module, which happens once per worker.
         began = time.perf_counter()
@@ -254,6 +255,7 @@ class WorkerMain:
         seconds = time.perf_counter() - began
         if os.getpid() != self._pid:
             os._exit(0)  # The task called fork(), and its child must not continue as a worker.
+        outcome.drop_exception()  # The parent gets its text.
         if not (self._terminated and outcome.error is not None):
             last = running.close_progress()
             self._unsent = encode_result(message.result_id, seconds, outcome, last)

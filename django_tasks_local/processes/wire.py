@@ -10,14 +10,17 @@ Encode and decode the messages between a process pool and its worker processes.
                 <------- Result --------  sends the outcome
                 -------- CANCEL ------->  cancels its task; only where SIGTERM cannot be handled
 
-A frame is a header and a pickled tuple of plain values, so neither side must import a class of the
-application, such as an exception, to read a frame. Arguments and return values are pickled
-separately, inside the tuple: one that cannot be loaded fails its own task and no other. If a
-process dies, it leaves at most one frame unfinished.
+A frame is a header and a body of plain values. Neither side must import a class of the application,
+such as an exception, to read a frame, and the parent refuses every other value: a frame of a worker
+whose memory was corrupted executes nothing in the web process and ends only this worker. The
+options of a task may have values of any class. They are pickled separately, inside the body of
+RunTask: if a worker cannot load them, only this task fails. If a process dies, it leaves at most
+one frame unfinished.
 """
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 from dataclasses import fields
@@ -39,6 +42,9 @@ if TYPE_CHECKING:
 HEADER = struct.Struct("!Q")  # the length of the body in bytes
 _TASK_HEADER = struct.Struct("!QQ")  # HEADER, then the ticket, with which the body begins
 _TICKET = struct.Struct("!Q")
+# bytes of a body. A longer length is invalid: it would make the reader wait, and buffer all that
+# follows. A return value of this size is rather a file.
+MAX_BODY = 1 << 30
 READ_SIZE = 1 << 16  # bytes of one recv(), so that a fast worker does not delay the other workers
 
 _unpack_header = HEADER.unpack_from
@@ -68,7 +74,9 @@ class RemoteError(Exception):
 
 
 def frame(body: bytes) -> bytes:
-    """Return the frame of a body: a header with its length, and the body."""
+    """Return the frame of a body. Raises ValueError if it is longer than MAX_BODY."""
+    if len(body) > MAX_BODY:
+        raise ValueError(f"A message of {len(body):,} bytes is longer than {MAX_BODY:,} bytes.")
     return _pack_header(len(body)) + body
 
 
@@ -88,7 +96,12 @@ class FrameReader:
         return len(self._partial)
 
     def feed(self, data: bytes) -> list[memoryview]:
-        """Add received bytes; return the bodies of all frames that are complete now."""
+        """
+        Add received bytes; return the bodies of all frames that are complete now.
+
+        In place of a frame with an invalid length and of all bytes after it, returns an empty body,
+        which decode() does not accept.
+        """
         stream: bytes | bytearray = data
         if self._partial:
             self._partial += data
@@ -101,7 +114,11 @@ class FrameReader:
         start, size = 0, len(view)
         self._wanted = HEADER.size
         while size - start >= HEADER.size:
-            end = start + HEADER.size + _unpack_header(view, start)[0]
+            length = _unpack_header(view, start)[0]
+            if length > MAX_BODY:
+                bodies.append(view[:0])
+                return bodies
+            end = start + HEADER.size + length
             if size < end:
                 self._wanted = end - start
                 break
@@ -125,29 +142,30 @@ class RunTask(NamedTuple):
 
     result_id: str
     path: str
-    options: TaskOptions
-    arguments: bytes  # pickled (args, kwargs)
+    pickled: bytes  # (options, args, kwargs)
     enqueued_at: str
 
-    def load_arguments(self) -> tuple[list[Any], dict[str, Any]]:
-        """Unpickle and return args and kwargs. Raises any exception that unpickling raises."""
-        args, kwargs = pickle.loads(self.arguments)  # noqa: S301 - the parent has pickled it
-        return args, kwargs
+    def load(self) -> tuple[TaskOptions, list[Any], dict[str, Any]]:
+        """Return options, args and kwargs. Raises any exception that unpickling raises."""
+        options, args, kwargs = pickle.loads(self.pickled)  # noqa: S301 - the parent has pickled it
+        return options, args, kwargs
 
 
 def encode_task(
     result_id: str, task: AnyTask, args: list[Any], kwargs: dict[str, Any], enqueued_at: datetime
 ) -> bytes:
-    """Return a pickled RunTask for frame_task(). Raises any exception of pickling `args`."""
-    arguments = pickle.dumps((args, kwargs), pickle.HIGHEST_PROTOCOL)
-    message = (
-        result_id,
-        task.module_path,
-        task_options(task),
-        arguments,
-        enqueued_at.isoformat(),
-    )
-    return pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    """
+    Return a pickled RunTask for frame_task().
+
+    Raises any exception that pickling the task's options raises, and ValueError for arguments that
+    are too long for a frame.
+    """
+    pickled = pickle.dumps((task_options(task), args, kwargs), pickle.HIGHEST_PROTOCOL)
+    message = result_id, task.module_path, pickled, enqueued_at.isoformat()
+    body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    if len(body) > MAX_BODY - _TICKET.size:
+        raise ValueError(f"they take {len(body):,} bytes, and at most {MAX_BODY:,} can be sent.")
+    return body
 
 
 def frame_task(message: bytes, ticket: int = 0) -> bytes:
@@ -204,7 +222,7 @@ class Result(NamedTuple):
 
     result_id: str
     seconds: float  # how long the task's function ran
-    return_value: bytes  # pickled; empty for None, which most tasks return
+    return_value: Any  # a JSON value
     error: tuple[str, str] | None  # the exception's dotted path, and its traceback
     message: str | None  # the exception's text
     number: int  # the number of the last Sample; 0 without one
@@ -216,23 +234,18 @@ class Result(NamedTuple):
         return self.number, None if self.values is None else _progress(self.values)
 
     def outcome(self) -> Outcome:
-        """Return the task's Outcome; a failure if this process cannot unpickle the return value."""
-        if self.error is not None:
-            path, traceback = self.error
-            # Django logs this exception. Its cause has the traceback, as in concurrent.futures.
-            exception = RemoteError(f"{path}: {self.message}")
-            exception.__cause__ = RemoteTraceback(traceback)
-            return Outcome(
-                error=TaskError(exception_class_path=path, traceback=traceback),
-                message=self.message,
-                exception=exception,
-            )
-        if not self.return_value:
-            return Outcome()
-        try:
-            return Outcome(return_value=pickle.loads(self.return_value))  # noqa: S301 - from worker
-        except Exception as error:  # noqa: BLE001 - the import of its class may fail here
-            return Outcome.failure(error)
+        """Return the task's Outcome."""
+        if self.error is None:
+            return Outcome(return_value=self.return_value)
+        path, traceback = self.error
+        # Django logs this exception. Its cause has the traceback, as in concurrent.futures.
+        exception = RemoteError(f"{path}: {self.message}")
+        exception.__cause__ = RemoteTraceback(traceback)
+        return Outcome(
+            error=TaskError(exception_class_path=path, traceback=traceback),
+            message=self.message,
+            exception=exception,
+        )
 
 
 class Unreadable(NamedTuple):
@@ -243,23 +256,52 @@ class Unreadable(NamedTuple):
 
 type WorkerMessage = Ready | Broken | Started | Sample | Result | Unreadable
 
-# encode() sends a message as a tuple: the index of its class in _KINDS, then its fields.
+# The first byte of a body is the index of the message's class in this tuple. Its fields follow as a
+# pickled tuple.
 _KINDS: tuple[type[Ready | Broken | Started | Sample | Result], ...]
 _KINDS = (Ready, Broken, Started, Sample, Result)
 _INDEXES = {kind: index for index, kind in enumerate(_KINDS)}
 
+# Most tasks need no other messages than Started, and a Result without value, error and progress.
+# For these, the body is the first byte, one number and the result's id. The parent decodes this in
+# 0.4 µs, pickle.loads() needs 1 µs, and an Unpickler that refuses classes 2.5 µs.
+_SHORT = struct.Struct("!Bd")
+_STARTED = _INDEXES[Started]
+_DONE = len(_KINDS)
+
+
+class _PlainUnpickler(pickle.Unpickler):  # noqa: S301 - find_class() refuses all classes
+    """Loads plain values only: a body that refers to a class or function is invalid."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        raise pickle.UnpicklingError(f"a message refers to {module_name}.{global_name}")
+
 
 def encode(message: Ready | Broken | Started | Sample | Result) -> bytes:
-    """Return the frame of a worker's message."""
-    values: tuple[Any, ...] = (_INDEXES[type(message)], *message)
-    return frame(pickle.dumps(values, pickle.HIGHEST_PROTOCOL))
+    """Return the frame of a worker's message. Raises ValueError if it is too long."""
+    if type(message) is Started:
+        return _encode_short(_STARTED, message.started_at, message.result_id)
+    values = pickle.dumps(tuple(message), pickle.HIGHEST_PROTOCOL)
+    return frame(bytes((_INDEXES[type(message)],)) + values)
+
+
+def _encode_short(kind: int, number: float, result_id: str) -> bytes:
+    return frame(_SHORT.pack(kind, number) + result_id.encode())
 
 
 def decode(body: memoryview) -> WorkerMessage:
     """Return the message in the body of a worker's frame; Unreadable if the body has none."""
     try:
-        index, *values = pickle.loads(body)  # noqa: S301 - a worker has pickled it
-        message: WorkerMessage = _KINDS[index](*values)
+        if not body:
+            raise ValueError("The length of a message is invalid.")
+        kind = body[0]
+        if kind in (_STARTED, _DONE):
+            number = _SHORT.unpack_from(body)[1]
+            result_id = str(body[_SHORT.size :], "utf-8")
+            if kind == _STARTED:
+                return Started(result_id, number)
+            return Result(result_id, number, None, None, None, 0, None)
+        message: WorkerMessage = _KINDS[kind](*_PlainUnpickler(io.BytesIO(body[1:])).load())
     except Exception as error:  # noqa: BLE001 - pickle may raise anything for wrong bytes
         return Unreadable(error)
     return message
@@ -273,20 +315,20 @@ def encode_sample(result_id: str, number: int, progress: Progress) -> bytes:
 def encode_result(
     result_id: str, seconds: float, outcome: Outcome, last: tuple[int, Progress | None]
 ) -> bytes:
-    """Return the frame of a Result; of a failure if the return value cannot be pickled."""
-    return_value = b""
-    if outcome.return_value is not None:
-        try:
-            return_value = pickle.dumps(outcome.return_value, pickle.HIGHEST_PROTOCOL)
-        except Exception as exception:  # noqa: BLE001 - the value's methods may raise anything
-            outcome = Outcome.failure(exception)
-    error = None
-    if outcome.error is not None:
-        error = outcome.error.exception_class_path, outcome.error.traceback
+    """Return the frame of a Result; of a failure if the return value is too long for a frame."""
     number, progress = last
     values = None if progress is None else _progress_values(progress)
-    message = outcome.message
-    return encode(Result(result_id, seconds, return_value, error, message, number, values))
+    if outcome.error is not None:
+        error = outcome.error.exception_class_path, outcome.error.traceback
+        message = outcome.message
+        return encode(Result(result_id, seconds, None, error, message, number, values))
+    if outcome.return_value is None and values is None:
+        return _encode_short(_DONE, seconds, result_id)
+    try:
+        return encode(Result(result_id, seconds, outcome.return_value, None, None, number, values))
+    except Exception as exception:  # noqa: BLE001 - it may be nested too deep or too long
+        failed = Outcome.failure(exception)
+    return encode_result(result_id, seconds, failed, last)
 
 
 def to_datetime(timestamp: float) -> datetime:

@@ -25,6 +25,8 @@ FLOORS = (
         "progress.tracking",
         "execution.daemon_threads",
         "execution.connections",
+        "execution.normalizing",
+        "execution.outcome",
     ),
     ("pubsub.facade", "progress", "execution.coroutines"),
     ("hub", "pubsub"),

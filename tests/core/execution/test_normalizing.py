@@ -1,13 +1,14 @@
-"""json_value(), json_list() and json_dict() return the same values as Django's normalize_json()."""
+"""json_value(), json_list() and json_dict() return plain JSON values, as json.loads() does."""
 
 import enum
+import json
 from collections import OrderedDict, UserList
 from typing import Any
 
 import pytest
 from django.utils.json import normalize_json
 
-from django_tasks_local.execution import json_dict, json_list, json_value
+from django_tasks_local.execution.normalizing import json_dict, json_list, json_value
 
 
 class Text(str):
@@ -24,6 +25,10 @@ class Number(enum.IntEnum):
     ONE = 1
 
 
+class Real(float):
+    """A subclass of float, such as numpy.float64."""
+
+
 VALUES: list[Any] = [
     None,
     True,
@@ -32,9 +37,6 @@ VALUES: list[Any] = [
     float("inf"),
     "text",
     b"bytes",
-    Text("text"),
-    Color.RED,
-    Number.ONE,
     (1, (2, b"3")),
     [1, [None]],
     {"key": {b"inner": (1,)}},
@@ -55,17 +57,34 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-@pytest.mark.parametrize("value", VALUES, ids=repr)
+# Django leaves instances of these classes unchanged, and json.dumps() writes them as plain values.
+SUBCLASSES = [Text("text"), Color.RED, Number.ONE, Real(1.5)]
+
+
+def plain(value: Any) -> Any:
+    """Return the value that json_value() has to return, computed by Django and json."""
+    return json.loads(json.dumps(normalize_json(value)))
+
+
+@pytest.mark.parametrize("value", [*VALUES, *SUBCLASSES], ids=repr)
 def test_a_value(value: Any) -> None:
-    assert same(json_value(value), normalize_json(value))
+    assert same(json_value(value), plain(value))
+
+
+def test_instances_of_subclasses_become_plain() -> None:
+    """json_value() converts them also inside of lists and dicts, and as keys."""
+    nested = {Color.RED: [Text("text"), (Number.ONE, {"x": Real(2.5)})]}
+    assert same(json_value(nested), {"red": ["text", [1, {"x": 2.5}]]})
+    assert same(json_value({1: 2.0, None: True}), {1: 2.0, None: True})
 
 
 def test_a_list_and_a_dict() -> None:
-    assert same(json_list(VALUES), normalize_json(VALUES))
-    assert same(json_list(tuple(VALUES)), normalize_json(VALUES))
-    named = {f"name{number}": value for number, value in enumerate(VALUES)}
+    values = [*VALUES, *SUBCLASSES]
+    assert same(json_list(values), plain(values))
+    assert same(json_list(tuple(values)), plain(values))
+    named = {f"name{number}": value for number, value in enumerate(values)}
     named |= {Text("name"): 1, Color.RED: 2}
-    assert same(json_dict(named), normalize_json(named))
+    assert same(json_dict(named), plain(named))
 
 
 def test_lists_and_dicts_are_new() -> None:

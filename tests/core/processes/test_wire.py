@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from django_tasks_local.events import Progress
 from django_tasks_local.execution import Outcome
+from django_tasks_local.processes import wire
 from django_tasks_local.processes.wire import (
+    HEADER,
+    MAX_BODY,
     Broken,
     FrameReader,
     Ready,
@@ -95,8 +98,9 @@ def test_bodies_stay_valid_after_the_next_read() -> None:
         Broken("a traceback"),
         Started("id", 1.5),
         Sample("id", 7, (1, 2)),
-        Result("id", 0.1, b"", None, None, 0, None),
-        Result("id", 0.1, b"", ("builtins.ValueError", "a traceback"), "bad", 3, (1, 2)),
+        Result("id", 0.1, None, None, None, 0, None),
+        Result("id", 0.1, [1, {"a": None}], None, None, 0, None),
+        Result("id", 0.1, None, ("builtins.ValueError", "a traceback"), "bad", 3, (1, 2)),
     ],
 )
 def test_messages_arrive_as_they_were(message: Any) -> None:
@@ -105,40 +109,68 @@ def test_messages_arrive_as_they_were(message: Any) -> None:
     assert type(received) is type(message)
 
 
+def pickled(kind: int, values: Any) -> bytes:
+    """Return the body of a message with these values."""
+    return bytes((kind,)) + pickle.dumps(values)
+
+
 @pytest.mark.parametrize(
     "body",
     [
-        b"no pickle",
-        pickle.dumps(None),
-        pickle.dumps(()),
-        pickle.dumps((99, "id")),
-        pickle.dumps(("started", "id", 1.5)),
-        pickle.dumps((2, "too few fields")),
-        pickle.dumps((1, Unloadable())),
+        b"",
+        b"no message",
+        b"\x02",
+        b"\x02 short",
+        b"\x02\0\0\0\0\0\0\0\0\xff no text",
+        b"\x05\0",
+        pickled(99, ("id",)),
+        pickled(0, None),
+        pickled(1, ()),
+        pickled(3, ("too few fields",)),
+        pickled(1, (Unloadable(),)),
+        pickled(1, (Progress(),)),
+        pickled(1, (print,)),
+        bytes((1,)) + b"cos\nsystem\n(S'exit 1'\ntR.",
     ],
 )
-def test_a_frame_that_is_no_message_is_unreadable(body: bytes) -> None:
+def test_frame_of_a_worker_creates_no_object_of_another_class(body: bytes) -> None:
+    """Wrong bytes are unreadable: they raise nothing, and import and call nothing."""
     assert isinstance(sent(frame(body)), Unreadable)
 
 
-def test_frames_of_a_worker_hold_plain_values_only() -> None:
-    """Unpickling the frames of a worker imports no class, not even a class of the application."""
+@given(st.binary(max_size=100))
+def test_random_bytes_raise_nothing(body: bytes) -> None:
+    assert decode(memoryview(body)) is not None
 
-    class PlainUnpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            raise AssertionError(f"{module}.{name} is looked up")
 
-    import io
-
+def test_messages_of_a_worker_are_plain_and_readable() -> None:
+    """The frames of an error and of progress have no instance of a class of the application."""
     outcome = Outcome.failure(RuntimeError("bad"))
     for data in (
         encode(Started("id", 1.5)),
         encode_sample("id", 1, PROGRESS),
         encode_result("id", 0.1, outcome, (1, PROGRESS)),
-        encode_result("id", 0.1, Outcome(Unloadable()), (0, None)),
     ):
-        [body] = FrameReader().feed(data)
-        assert PlainUnpickler(io.BytesIO(body)).load()
+        assert not isinstance(sent(data), Unreadable)
+
+
+def test_length_over_the_limit_is_unreadable() -> None:
+    """A reader neither waits for the rest of such a frame nor keeps what follows it."""
+    reader = FrameReader()
+    data = frame(b"first") + HEADER.pack(MAX_BODY + 1) + b"garbage"
+    first, invalid = reader.feed(data)
+    assert first == b"first"
+    assert isinstance(decode(invalid), Unreadable)
+    assert reader.incomplete == 0
+
+
+def test_return_value_over_the_limit_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_BODY", 5000)
+    result = sent(encode_result("id", 0.5, Outcome("x" * 6000), (0, None)))
+    assert result.error[0] == "builtins.ValueError"
+    assert "longer than 5,000 bytes" in result.message
+    with pytest.raises(ValueError, match="at most 5,000"):
+        encode_task("id", tasks.noop, ["x" * 6000], {}, datetime.now(UTC))
 
 
 def test_progress_arrives_as_it_was() -> None:
@@ -174,14 +206,6 @@ def test_a_return_value_that_cannot_be_pickled_is_a_failure() -> None:
     assert result.last == (2, PROGRESS)
 
 
-def test_a_return_value_that_cannot_be_loaded_fails_its_task_only() -> None:
-    result = sent(encode_result("id", 0.5, Outcome(Unloadable()), (0, None)))
-    assert isinstance(result, Result)
-    error = result.outcome().error
-    assert error is not None
-    assert error.exception_class_path == "builtins.ValueError"
-
-
 def arrived(message: bytes) -> RunTask:
     """Return the RunTask that a worker decodes from an encoded task."""
     [body] = FrameReader().feed(frame_task(message, 7))
@@ -195,8 +219,7 @@ def test_a_task_arrives_as_it_was() -> None:
     message = arrived(encode_task("id", task, [1], {"b": "c"}, enqueued_at))
     assert message.result_id == "id"
     assert message.path == "tests.project.tasks.noop"
-    assert message.options == (0, "default", "default", None, False)
-    assert message.load_arguments() == ([1], {"b": "c"})
+    assert message.load() == ((0, "default", "default", None, False), [1], {"b": "c"})
     assert datetime.fromisoformat(message.enqueued_at) == enqueued_at
 
 
@@ -204,7 +227,7 @@ def test_an_argument_that_cannot_be_loaded_harms_no_other_field() -> None:
     message = arrived(encode_task("id", tasks.noop, [Unloadable()], {}, datetime.now(UTC)))
     assert message.result_id == "id"
     with pytest.raises(ValueError, match="not a number"):
-        message.load_arguments()
+        message.load()
 
 
 def test_a_workers_time_follows_use_tz() -> None:

@@ -1,0 +1,101 @@
+"""Describe how a task ended, whatever exception it has raised: nothing here raises another one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from traceback import clear_frames, format_exception, format_tb
+from typing import TYPE_CHECKING, Any, Self
+
+from django.tasks.base import TaskError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@dataclass(slots=True, eq=False)
+class Outcome:
+    """
+    Holds how a task ended: with a return value, or with an exception.
+
+    `error` and `message` describe `exception`. A worker process sends `error` and `message` to its
+    parent instead of `exception`, because the parent may be unable to import its class.
+    """
+
+    return_value: Any = None
+    error: TaskError | None = None
+    message: str | None = None
+    exception: BaseException | None = None
+
+    @classmethod
+    def failure(cls, exception: BaseException) -> Self:
+        """Return the outcome of a task that raised; `error` and `message` have only plain str."""
+        path = _class_path(type(exception))
+        return cls(
+            error=TaskError(exception_class_path=path, traceback=_traceback(exception, path)),
+            message=_text(lambda: str(exception), ""),
+            exception=exception,
+        )
+
+    def drop_exception(self) -> None:
+        """
+        Forget the exception, and clear the local variables of the frames in its traceback.
+
+        A variable often refers to the exception again: `error = exc` in an `except` block, or the
+        asyncio.Task of a child. Such a cycle would keep all variables of the task alive until the
+        next full garbage collection, which may be thousands of tasks later.
+        """
+        exception, self.exception = self.exception, None
+        if exception is not None:
+            for one in _related(exception):
+                clear_frames(_traceback_of(one))  # It skips frames that are being executed.
+
+
+def _text(make: Callable[[], str], default: str) -> str:
+    """Return the text that `make` returns, as plain str; `default` if it raises an exception."""
+    try:
+        # str.__str__() makes a plain str of an instance of a subclass.
+        return str.__str__(make())
+    except BaseException:  # noqa: BLE001 - a user's __str__ may raise anything, such as SystemExit
+        return default
+
+
+_module_of = type.__dict__["__module__"].__get__
+_qualname_of = type.__dict__["__qualname__"].__get__
+
+
+def _class_path(kind: type[BaseException]) -> str:
+    """Return the dotted path of an exception's class, also if its metaclass hides the names."""
+    return _text(lambda: f"{_module_of(kind)}.{_qualname_of(kind)}", "builtins.BaseException")
+
+
+def _traceback(exception: BaseException, path: str) -> str:
+    """Return the traceback as Python prints it, or only its frames if it cannot be formatted."""
+
+    def make_frames() -> str:
+        frames = "".join(format_tb(_traceback_of(exception)))
+        return f"Traceback (most recent call last):\n{frames}{path}: (cannot be formatted)\n"
+
+    fallback = _text(make_frames, f"{path}: (the traceback could not be formatted)\n")
+    return _text(lambda: "".join(format_exception(exception)), fallback)
+
+
+# The descriptors of BaseException, because a user's class may define these names otherwise.
+_traceback_of = BaseException.__dict__["__traceback__"].__get__
+_context_of = BaseException.__dict__["__context__"].__get__
+_cause_of = BaseException.__dict__["__cause__"].__get__
+_members_of = BaseExceptionGroup.__dict__["exceptions"].__get__
+
+
+def _related(exception: BaseException) -> Iterator[BaseException]:
+    """Yield an exception, those that it was raised from or while handling, and group members."""
+    seen: set[int] = set()
+    found: list[BaseException | None] = [exception]
+    while found:
+        one = found.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        found += [_context_of(one), _cause_of(one)]
+        if issubclass(type(one), BaseExceptionGroup):
+            found += _members_of(one)
+        yield one
