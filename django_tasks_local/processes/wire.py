@@ -301,7 +301,10 @@ def decode(body: memoryview) -> WorkerMessage:
             if kind == _STARTED:
                 return Started(result_id, number)
             return Result(result_id, number, None, None, None, 0, None)
-        message: WorkerMessage = _KINDS[kind](*_PlainUnpickler(io.BytesIO(body[1:])).load())
+        values = _PlainUnpickler(io.BytesIO(body[1:])).load()
+        message: WorkerMessage = _KINDS[kind](*values)
+        if values and type(values[0]) is not str:  # The result's id, or the text of Broken.
+            raise TypeError(f"The first value of a message is no text: {values[0]!r}")
     except Exception as error:  # noqa: BLE001 - pickle may raise anything for wrong bytes
         return Unreadable(error)
     return message

@@ -3,11 +3,14 @@
 import asyncio
 import functools
 import gc
+import time
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 from django.tasks import task
+
+from django_tasks_local.progress.reporter import current_reporting
 
 
 class HidesName(type):
@@ -218,3 +221,11 @@ async def decorated(number: int) -> int:
     """Return the next number."""
     await asyncio.sleep(0)
     return number + 1
+
+
+@task
+def send_bytes(data: str) -> None:
+    """Send these bytes, in hexadecimal, from a worker process to its parent; wait for the end."""
+    run: Any = current_reporting.get()
+    run.worker.send(bytes.fromhex(data))
+    time.sleep(30)
