@@ -72,7 +72,7 @@ def ensure_interpreter() -> None:
     )
     version = sysconfig.get_python_version()
     # A name without a version may be an interpreter of another version.
-    names = [f"python{version}{sys.abiflags}", f"python{version}"]
+    names = [f"python{version}{getattr(sys, 'abiflags', '')}", f"python{version}"]
     for path in (folder / name for folder in folders for name in names):
         if path.is_file() and os.access(path, os.X_OK):
             multiprocessing.set_executable(str(path))
