@@ -19,6 +19,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import signal_handlers
+from .clocks import Clocks
 from .forking import reset_in_child
 from .hub import hub
 from .logs import get_logger
@@ -138,9 +139,9 @@ def drain() -> None:
             _safely(pool.refuse)
         # Wait for one pool after the other, in the order of their timeouts; tasks of the other
         # pools run on. No thread per pool is used, because Python 3.12 cannot start one at exit.
-        began = time.monotonic()
+        began = Clocks.monotonic()
         for pool in sorted(pools, key=lambda pool: pool.options.shutdown_timeout):
-            left = began + pool.options.shutdown_timeout - time.monotonic()
+            left = began + pool.options.shutdown_timeout - Clocks.monotonic()
             _safely(pool.drain, max(0, left))
         # The streams are ended after all pools are drained, so that they send the `finished` event
         # of every task first.

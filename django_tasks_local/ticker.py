@@ -13,12 +13,12 @@ import heapq
 import itertools
 import math
 import threading
-import time
 from collections import deque
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
+from .clocks import Clocks
 from .forking import reset_in_child
 from .logs import get_logger
 from .new_thread import new_thread
@@ -108,7 +108,7 @@ class Ticker:
         while True:
             while self._added:
                 self._take(due)
-            if due and due[0][0] <= time.monotonic():
+            if due and due[0][0] <= Clocks.monotonic():
                 self._tick(due)
             else:
                 self._sleep(due)
@@ -136,7 +136,7 @@ class Ticker:
             while True:
                 self._take(due)
         self._sleeps_until = until = due[0][0] if due else math.inf
-        left = until - time.monotonic()
+        left = until - Clocks.monotonic()
         with suppress(Empty):
             self._wakes.get(timeout=min(max(left, 0.0), MAX_SLEEP))
 

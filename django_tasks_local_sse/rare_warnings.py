@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import TYPE_CHECKING, Any
+
+from django_tasks_local.clocks import Clocks
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -24,7 +25,7 @@ class RareWarnings:
 
     def warn(self, subject: Hashable, message: str, *args: Any) -> None:
         """Log a warning; the number of subjects must be bounded. Called from any thread."""
-        now = time.monotonic()
+        now = Clocks.monotonic()
         with self._lock:
             if now - self._times.get(subject, -INTERVAL) < INTERVAL:
                 return

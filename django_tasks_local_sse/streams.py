@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from django.http import StreamingHttpResponse
 
 from django_tasks_local import signal_handlers
+from django_tasks_local.clocks import Clocks
 from django_tasks_local.hub import hub
 from django_tasks_local.logs import get_logger
 from django_tasks_local.lookup import afind_newest_event, find_newest_event
@@ -195,36 +196,36 @@ class _Schedule:
 
     def __init__(self, settings: SSESettings, max_seconds: float) -> None:
         self._settings = settings
-        self._end = time.monotonic() + max_seconds
+        self._end = Clocks.monotonic() + max_seconds
         self.postpone_keepalive()
         self.postpone_recheck()
 
     def postpone_keepalive(self) -> None:
         """Restart the time until the next comment, because the stream has sent something."""
-        self._keepalive = time.monotonic() + self._settings.keepalive
+        self._keepalive = Clocks.monotonic() + self._settings.keepalive
 
     def postpone_recheck(self) -> None:
         """Restart the time until the stores are asked, because a state is known to be new."""
-        self._recheck = time.monotonic() + self._settings.recheck_interval
+        self._recheck = Clocks.monotonic() + self._settings.recheck_interval
 
     def timeout(self, conversation: Conversation) -> float:
         """Return the seconds that the stream may wait for an event."""
-        left = min(self._end, self._keepalive, self._recheck) - time.monotonic()
+        left = min(self._end, self._keepalive, self._recheck) - Clocks.monotonic()
         if conversation.next_renewal < math.inf:
             left = min(left, conversation.next_renewal - time.time())
         return max(0, left)
 
     def is_over(self) -> bool:
         """Whether the stream must end."""
-        return time.monotonic() >= self._end
+        return Clocks.monotonic() >= self._end
 
     def keepalive_is_due(self) -> bool:
         """Whether nothing was sent for KEEPALIVE seconds."""
-        return time.monotonic() >= self._keepalive
+        return Clocks.monotonic() >= self._keepalive
 
     def recheck_is_due(self) -> bool:
         """Whether no event came for RECHECK_INTERVAL seconds."""
-        return time.monotonic() >= self._recheck
+        return Clocks.monotonic() >= self._recheck
 
 
 def _max_seconds() -> float:

@@ -11,6 +11,7 @@ from functools import cache, lru_cache
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from ..clocks import Clocks
 from ..new_thread import new_thread
 
 if TYPE_CHECKING:
@@ -165,7 +166,11 @@ def _new_loop_of_project() -> asyncio.AbstractEventLoop:
 @cache
 def _with_daemon_threads(kind: Any) -> type[asyncio.AbstractEventLoop]:
     """Return a subclass of an event loop's class, with the methods of DaemonThreads."""
-    return type(f"DaemonThreads{kind.__name__}", (_DaemonThreads, kind), {})
+    members: dict[str, Any] = {}
+    if getattr(kind, "time", None) is asyncio.BaseEventLoop.time:
+        # This method reads time.monotonic(). While freezegun replaces it, no timer would expire.
+        members["time"] = staticmethod(Clocks.monotonic)
+    return type(f"DaemonThreads{kind.__name__}", (_DaemonThreads, kind), members)
 
 
 class _DaemonThreads(asyncio.AbstractEventLoop):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from ..clocks import Clocks
 from ..ticker import ticker as default_ticker
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Positions:
         unfinished: Container[str],
         *,
         count_ahead: Callable[[], int] = int,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = Clocks.monotonic,
         ticker: Ticker | None = None,
     ) -> None:
         self._queue = queue

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import TYPE_CHECKING
 
+from ..clocks import Clocks
 from ..waiting import limit_wait
 
 if TYPE_CHECKING:
@@ -48,14 +48,14 @@ class UnfinishedTasks[RecordT: TaskRecord]:
 
     def wait_until_empty(self, timeout: float) -> list[RecordT]:
         """Wait until no task is unfinished; return the tasks left after `timeout` seconds."""
-        deadline = time.monotonic() + timeout
+        deadline = Clocks.monotonic() + timeout
         with self._has_ended:
             self._waiters += 1
             try:
                 # The copy locks the dict, as remove() does, also without a GIL: either it lacks
                 # the removed task, or remove() reads the new `_waiters`. len() orders nothing.
                 is_empty = not self.records()
-                while not is_empty and (left := deadline - time.monotonic()) > 0:
+                while not is_empty and (left := deadline - Clocks.monotonic()) > 0:
                     self._has_ended.wait(limit_wait(left))
                     is_empty = not self._records
             finally:

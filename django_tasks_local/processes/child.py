@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from django.tasks import TaskResultStatus
 
 from .. import signal_handlers
+from ..clocks import Clocks
 from ..execution import Outcome, Runnable, execute
 from ..execution.connections import close_old_resources, drop_stale_connections
 from ..results import make_result
@@ -225,12 +226,12 @@ class WorkerMain:
                     return decode_task(body)
             if self._unsent:
                 self._send_result()
-            waiting_since = time.monotonic()
+            waiting_since = Clocks.monotonic()
             bodies = self._receiver.receive()
             if bodies is None:
                 return None
             self._bodies.extend(bodies)
-            if time.monotonic() - waiting_since > CONNECTION_IDLE:
+            if Clocks.monotonic() - waiting_since > CONNECTION_IDLE:
                 close_old_resources()
 
     def _may_begin(self, ticket: int) -> bool:
@@ -250,9 +251,9 @@ class WorkerMain:
             failed.drop_exception()
             return
         # Exclude the import of the task's module, which happens once per worker.
-        began = time.perf_counter()
+        began = Clocks.perf_counter()
         outcome = self._execute(running)
-        seconds = time.perf_counter() - began
+        seconds = Clocks.perf_counter() - began
         if os.getpid() != self._pid:
             os._exit(0)  # The task called fork(), and its child must not continue as a worker.
         outcome.drop_exception()  # The parent gets its text.

@@ -25,7 +25,6 @@ that message, the dispatcher requeues the task, so the death of an idle worker l
 from __future__ import annotations
 
 import selectors
-import time
 from contextlib import ExitStack
 from functools import partial
 from multiprocessing import util as multiprocessing_util
@@ -33,6 +32,7 @@ from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakSet
 
 from .. import shutdown
+from ..clocks import Clocks
 from ..exceptions import TaskCancelled
 from ..forking import reset_in_child
 from .assigning import Assigner
@@ -132,7 +132,7 @@ class Dispatcher:
 
     def _on_turn(self) -> float | None:
         """Act on deadlines, assign tasks, start workers; return the time of the next deadline."""
-        now = time.monotonic()
+        now = Clocks.monotonic()
         for worker in self.workers():
             if worker.has_expired(now):
                 self._loop.call(self._on_deadline, worker)
@@ -193,10 +193,10 @@ class Dispatcher:
         # The worker may have sent a result before its deadline, while this thread called receivers
         # of Django's task signals instead of reading the result.
         self._handle(worker, worker.connection.receive_rest())
-        if worker not in self._crew or not worker.has_expired(time.monotonic()):
+        if worker not in self._crew or not worker.has_expired(Clocks.monotonic()):
             return
         self._assigner.recall(worker)
-        if worker.deadline is not None and worker.deadline <= time.monotonic():
+        if worker.deadline is not None and worker.deadline <= Clocks.monotonic():
             worker.act_on_deadline()
 
     def _listen_to(self, worker: WorkerProcess, undo: ExitStack) -> None:

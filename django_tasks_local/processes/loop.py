@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import selectors
 import threading
-import time
 from collections import deque
 from contextlib import ExitStack, suppress
 from contextvars import Context
@@ -18,6 +17,7 @@ from functools import partial
 from multiprocessing import connection
 from typing import TYPE_CHECKING
 
+from ..clocks import Clocks
 from ..execution.connections import (
     close_old_resources,
     close_thread_resources,
@@ -54,7 +54,7 @@ class Loop:
         is_done: Callable[[], bool],
         on_end: Callable[[BaseException | None], object],
         on_suspension: Callable[[float], object],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = Clocks.monotonic,
     ) -> None:
         """
         Open the selector and the sockets for wake(). Raises OSError.

@@ -15,12 +15,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-import time
 from contextlib import ExitStack
 from itertools import count
 from multiprocessing import process as multiprocessing_process
 from typing import TYPE_CHECKING, Any
 
+from ..clocks import Clocks
 from ..logs import get_logger
 from . import child, facilities
 from .connection import WorkerConnection, socketpair
@@ -53,7 +53,7 @@ class Starter:
         self,
         alias: str,
         launch: Callable[[str], WorkerProcess],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = Clocks.monotonic,
     ) -> None:
         self._alias = alias
         self._launch = launch

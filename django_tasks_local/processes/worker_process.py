@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections import deque
 from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from ..clocks import Clocks
 from ..exceptions import TaskCancelled, TaskTimeout
 from . import facilities
 from .wire import CANCEL, frame_task
@@ -71,7 +71,7 @@ class WorkerProcess:
         worker_id: str,
         process: BaseProcess,
         connection: WorkerConnection,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = Clocks.monotonic,
     ) -> None:
         self.worker_id = worker_id
         self.process = process

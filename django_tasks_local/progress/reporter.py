@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from abc import abstractmethod
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..cancellation import Cancellation
+from ..clocks import Clocks
 from ..events import Progress
 from ..forking import reset_in_child
 from ..logs import get_logger
@@ -86,7 +86,7 @@ class Reporter:
         interval: float,
         cancellation: Cancellation,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = Clocks.monotonic,
         ticker: Ticker = default_ticker,
         lock: threading.RLock | None = None,
     ) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
+
+from ..clocks import Clocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -266,7 +267,7 @@ class Latest:
     def touch(self, topic: Topic) -> None:
         """Make a topic the newest one for trim(). The caller holds the topic's lock."""
         self._unkept.pop(topic, None)
-        self._unkept[topic] = time.monotonic()
+        self._unkept[topic] = Clocks.monotonic()
 
     def trim(self) -> None:
         """
@@ -280,7 +281,7 @@ class Latest:
         try:
             for _ in range(MAX_TRIMMED):
                 topic, last_event_at = self._oldest_unkept()
-                is_old = time.monotonic() - last_event_at > UNKEPT_SECONDS
+                is_old = Clocks.monotonic() - last_event_at > UNKEPT_SECONDS
                 if topic is None or (not is_old and len(self._unkept) <= UNKEPT_LIMIT):
                     return
                 self._drop_or_keep(topic)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Protocol, Self
 from weakref import WeakKeyDictionary
 
+from ..clocks import Clocks
 from ..events import NO_VERSION
 from .mailbox import drop_oldest_released, is_over_limit
 
@@ -101,7 +101,7 @@ class Subscription:
         An empty list means that the time is up or that the subscription has ended.
         """
         mailbox = self._attached()
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else Clocks.monotonic() + timeout
         while True:
             # Read before distribute(), so that events published before the end are returned first.
             has_ended = self.ended
@@ -109,7 +109,7 @@ class Subscription:
             events = self._collect()
             if events or has_ended or self.ended:
                 return events
-            left = None if deadline is None else deadline - time.monotonic()
+            left = None if deadline is None else deadline - Clocks.monotonic()
             if left is not None and left <= 0:
                 return []
             mailbox.wait(left)

@@ -227,7 +227,8 @@ def test_add_in_the_tickers_own_thread(
     if point == "before it sleeps":
         ticker._wakes = Wakes()
     else:
-        monkeypatch.setattr(module.time, "monotonic", monotonic)
+        clocks = type("Clocks", (), {"monotonic": staticmethod(monotonic)})
+        monkeypatch.setattr(module, "Clocks", clocks)
     ticker.add(Noted(), real() + 2 * LIMIT)
     noted.wait()
     assert interrupted.is_set()

@@ -263,6 +263,19 @@ def large(count: int, size: int, pause: float) -> None:
 
 
 @task
+async def nap() -> str:
+    """Sleep for a moment in a coroutine."""
+    await asyncio.sleep(0.01)
+    return "awake"
+
+
+@task
+def endless() -> None:
+    """Sleep until the task is stopped."""
+    time.sleep(LIMIT)
+
+
+@task
 def tracked(count: int, gate: str | None = None) -> int:
     """Loop with track(); if there is a gate, block halfway until the test opens the gate."""
     for number in track(range(count), message="tracking"):

@@ -14,7 +14,7 @@ PACKAGES = ("django_tasks_local", "django_tasks_local_sse")
 # layers only, whether at its top, inside a function or for type checking. The name of a folder
 # stands for its `__init__`.
 FLOORS = (
-    ("logs",),
+    ("clocks", "logs"),
     ("conf", "events", "exceptions", "forking", "new_thread", "waiting"),
     ("aliases", "identifiers"),
     ("publishing", "pubsub.latest", "progress.values", "progress.rate"),
@@ -140,6 +140,7 @@ def test_the_hub_knows_no_pool_and_no_task() -> None:
         for name in (
             "hub",
             "aliases",
+            "clocks",
             "events",
             "forking",
             "logs",
