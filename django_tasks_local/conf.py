@@ -42,6 +42,16 @@ def _one_of(*choices: str) -> Callable[[Any], str | None]:
     return check
 
 
+def _dotted_path(value: Any) -> str | None:
+    if (
+        type(value) is str
+        and all(part.isidentifier() for part in value.split("."))
+        and "." in value
+    ):
+        return None
+    return "the dotted path of a function"
+
+
 def _or_none(check: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
     def check_or_none(value: Any) -> str | None:
         wanted = None if value is None else check(value)
@@ -137,3 +147,5 @@ class ProcessOptions(Options):
     # The pool replaces a worker process that has run this many tasks. None means never.
     max_tasks_per_worker: int | None = _option(None, _or_none(_whole_number(1)))
     start_method: str = _option(_START_METHODS[0], _one_of(*_START_METHODS))
+    # Each worker process calls the function at this dotted path before it imports the settings.
+    worker_setup: str | None = _option(None, _or_none(_dotted_path))

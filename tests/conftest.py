@@ -30,6 +30,7 @@ PROGRAMS = (
     "core/django_suite",
     "core/processes/test_loading.py",
     "core/processes/test_processes.py",
+    "core/processes/test_settings.py",
     "core/processes/test_worker.py",
     "core/test_fork.py",
     "core/test_shutdown.py",

@@ -31,11 +31,11 @@ from ..clocks import Clocks
 from ..execution import Outcome, Runnable, execute
 from ..execution.connections import close_old_resources, drop_stale_connections
 from ..results import make_result
+from .applying import set_up_django
 from .lifeline import die_with_parent
 from .loading import load_task
 from .receiver import Receiver, ReceiverThread
 from .sender import Sender
-from .settings import set_up_django
 from .tickets import TicketReader
 from .wire import (
     Broken,

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ..conf import ProcessOptions
     from ..pools.base import Pool
     from .connection import WorkerConnection
+    from .settings import DjangoSettings
     from .task import ProcessTask
     from .wire import WorkerMessage
     from .worker_process import WorkerProcess
@@ -55,10 +56,10 @@ if TYPE_CHECKING:
 class Dispatcher:
     """Gives the tasks of one pool to its workers. Public methods: called from any thread."""
 
-    def __init__(self, pool: Pool[ProcessOptions, ProcessTask]) -> None:
+    def __init__(self, pool: Pool[ProcessOptions, ProcessTask], settings: DjangoSettings) -> None:
         self._pool = pool
         self._options = pool.options
-        self.starter = Starter(pool.alias, make_launch(pool.options))
+        self.starter = Starter(pool.alias, make_launch(pool.options), settings)
         # True if the thread may start a worker for the next task: then task_added() wakes it.
         self._wants_tasks = True
         # At exit multiprocessing calls its finalizers and then joins its children, so this
@@ -101,8 +102,9 @@ class Dispatcher:
         """Return all workers, also those that are ending."""
         return self._crew.workers()
 
-    def replace_workers(self) -> None:
-        """Replace all workers, because their settings are outdated; running tasks may finish."""
+    def replace_workers(self, settings: DjangoSettings) -> None:
+        """Replace all workers by workers with these settings; running tasks may finish."""
+        self.starter.settings = settings
         self._crew.outdate()
         self._loop.post(self._crew.retire_outdated)
 

@@ -15,7 +15,7 @@ from ..identifiers import new_id
 from ..pools.base import Pool
 from .child import in_worker_process
 from .dispatcher import Dispatcher
-from .settings import database_names, refuse_databases_in_memory
+from .settings import SettingsWatch, capture_settings, refuse_databases_in_memory
 from .task import ProcessTask
 from .wire import encode_task
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..aliases import AnyTask
+    from .settings import DjangoSettings
     from .worker_process import WorkerProcess
 
 
@@ -35,11 +36,13 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
 
     def __init__(self, sender: type, alias: str, options: ProcessOptions) -> None:
         super().__init__(sender, alias, options)
-        # Guards: `_dispatcher` and `_databases`, so that only one thread starts the dispatcher.
+        # Guards: changes of the attributes below, so that only one thread starts the dispatcher.
         # Reentrant, because a finalizer that runs while this thread holds it may enqueue a task.
         self._dispatcher_lock = threading.RLock()
         self._dispatcher: Dispatcher | None = None
-        self._databases: dict[str, Any] | None = None
+        # The settings that the workers get, and the watch that notices that they have changed.
+        self._settings: DjangoSettings | None = None
+        self._watch: SettingsWatch | None = None
 
     def workers(self) -> list[WorkerProcess]:
         """Return the worker processes, also those that are starting or ending."""
@@ -71,7 +74,8 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
         has_dispatcher = dispatcher is not None and not dispatcher.has_failed
         if dispatcher is not None and has_dispatcher:
             dispatcher.starter.raise_if_broken()
-        self._check_databases()
+        if self._watch is None or self._watch.has_changed():
+            self._update_settings()
         id, enqueued_at = new_id(), timezone.now()
         try:
             body = encode_task(id, task, args, kwargs, enqueued_at)
@@ -82,25 +86,24 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
         interval = self.options.progress_interval
         return ProcessTask(task, id, args, kwargs, self.alias, enqueued_at, interval, body)
 
-    def _check_databases(self) -> None:
+    def _update_settings(self) -> None:
         """
-        Replace the workers if the names of the databases have changed since the last check.
+        Send the present settings to later workers, and replace the present workers.
 
-        A test runner changes the names in a running process, and a worker that was started before
-        would still use the real databases. Raises ImproperlyConfigured for a database in memory.
+        Raises ImproperlyConfigured for a database in memory, and for a setting that cannot be sent.
         """
-        databases = database_names()
-        if databases == self._databases:
-            return
         with self._dispatcher_lock:
-            if databases == self._databases:
+            if self._watch is not None and not self._watch.has_changed():
                 return  # Another thread has replaced the workers concurrently.
+            watch = SettingsWatch()  # First: a change during the next lines must be noticed.
             refuse_databases_in_memory()
-            if self._dispatcher is not None:
-                self._dispatcher.replace_workers()
+            settings = capture_settings()
+            # A test that overrides a setting and enqueues no task leaves the settings equal.
+            if self._dispatcher is not None and settings != self._settings:
+                self._dispatcher.replace_workers(settings)
             # Set last: until then, other threads wait for the lock instead of giving their tasks to
-            # workers that still use the former databases.
-            self._databases = databases
+            # workers that still use the former settings.
+            self._settings, self._watch = settings, watch
 
     def _start_dispatcher(self) -> None:
         with self._dispatcher_lock:
@@ -111,8 +114,9 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
                 return
             if self.closed or not shutdown.register(self):
                 return
+            assert self._settings is not None
             try:
-                dispatcher = Dispatcher(self)
+                dispatcher = Dispatcher(self, self._settings)
             except (OSError, RuntimeError) as error:
                 raise RuntimeError(
                     f"The task backend {self.alias!r} cannot start the thread that starts "

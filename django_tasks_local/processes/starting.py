@@ -25,7 +25,7 @@ from ..logs import get_logger
 from . import child, facilities
 from .connection import WorkerConnection, socketpair
 from .multiprocessing_limits import children_allowed, ensure_interpreter
-from .settings import worker_settings
+from .settings import WorkerSettings
 from .tickets import Tickets
 from .worker_process import WorkerProcess
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..conf import ProcessOptions
+    from .settings import DjangoSettings
 
 logger = get_logger(__name__)
 
@@ -52,11 +53,13 @@ class Starter:
     def __init__(
         self,
         alias: str,
-        launch: Callable[[str], WorkerProcess],
+        launch: Callable[[str, DjangoSettings], WorkerProcess],
+        settings: DjangoSettings,
         clock: Callable[[], float] = Clocks.monotonic,
     ) -> None:
         self._alias = alias
         self._launch = launch
+        self.settings = settings  # for the workers that start from now on; set by any thread
         self._clock = clock
         self._numbers = count()
         self.failures = 0  # the failed starts since a worker was ready
@@ -69,7 +72,7 @@ class Starter:
 
     def start(self) -> WorkerProcess:
         """Start a worker process and return it. Raises OSError if the system cannot start one."""
-        return self._launch(f"django-tasks-{self._alias}-{next(self._numbers)}")
+        return self._launch(f"django-tasks-{self._alias}-{next(self._numbers)}", self.settings)
 
     def on_ready(self) -> None:
         """Reset the failures, and let enqueue() accept tasks, because a worker is ready."""
@@ -114,9 +117,9 @@ class Starter:
             )
 
 
-def make_launch(options: ProcessOptions) -> Callable[[str], WorkerProcess]:
+def make_launch(options: ProcessOptions) -> Callable[[str, DjangoSettings], WorkerProcess]:
     """
-    Return a function of a worker's name that starts this worker with the pool's options.
+    Return a function that starts the worker with a name and Django settings.
 
     Raises ImproperlyConfigured if no Python interpreter is found for the workers.
     """
@@ -124,10 +127,12 @@ def make_launch(options: ProcessOptions) -> Callable[[str], WorkerProcess]:
     context: Any = multiprocessing.get_context(options.start_method)
     if options.start_method == "forkserver":
         _preload_django()
-    return lambda name: launch(name, context, options.progress_interval)
+    return lambda name, settings: launch(name, context, options, settings)
 
 
-def launch(name: str, context: Any, progress_interval: float) -> WorkerProcess:
+def launch(
+    name: str, context: Any, options: ProcessOptions, settings: DjangoSettings
+) -> WorkerProcess:
     """
     Start a worker process and return it. Raises OSError if the system cannot start one.
 
@@ -152,7 +157,13 @@ def launch(name: str, context: Any, progress_interval: float) -> WorkerProcess:
                 worker_sock,
                 worker_lifeline,
                 None if tickets is None else tickets.pipe,
-                worker_settings(name, progress_interval),
+                WorkerSettings(
+                    name=name,
+                    progress_interval=options.progress_interval,
+                    setup=options.worker_setup,
+                    environ=dict(os.environ),
+                    django=settings,
+                ),
                 facilities.HANDLES_SIGTERM,
             ),
             name=name,

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from django_tasks_local.conf import ProcessOptions
 from django_tasks_local.processes import starting
+from django_tasks_local.processes.settings import DjangoSettings
 from django_tasks_local.processes.starting import (
     BROKEN_TIME,
     START_DEATHS,
@@ -17,6 +19,8 @@ from django_tasks_local.processes.starting import (
     Starter,
 )
 
+SETTINGS = DjangoSettings(None, {})
+
 
 class Launches:
     """A Starter whose clock the test moves and whose launch() starts no process."""
@@ -24,10 +28,11 @@ class Launches:
     def __init__(self) -> None:
         self.now = 1000.0
         self.names: list[str] = []
-        self.starter = Starter("alias", self.launch, clock=lambda: self.now)
+        self.starter = Starter("alias", self.launch, SETTINGS, clock=lambda: self.now)
 
-    def launch(self, name: str) -> Any:
+    def launch(self, name: str, settings: DjangoSettings) -> Any:
         """Record the name instead of starting a worker."""
+        assert settings is SETTINGS
         self.names.append(name)
         return object()
 
@@ -46,11 +51,11 @@ def test_workers_have_numbers(launches: Launches) -> None:
 
 
 def test_an_error_of_the_system_is_raised(launches: Launches) -> None:
-    def refuse(name: str) -> Any:
+    def refuse(name: str, settings: DjangoSettings) -> Any:
         raise OSError("too many files")
 
     with pytest.raises(OSError, match="too many files"):
-        Starter("alias", refuse).start()
+        Starter("alias", refuse, SETTINGS).start()
 
 
 def test_a_refused_start_is_tried_again_after_a_pause(launches: Launches) -> None:
@@ -130,7 +135,7 @@ def test_a_start_that_fails_leaves_no_file_open(monkeypatch: pytest.MonkeyPatch)
     before = os.dup(0)
     os.close(before)
     with pytest.raises(OSError, match="too many files"):
-        starting.launch("name", context, 0.05)
+        starting.launch("name", context, ProcessOptions(), SETTINGS)
     after = os.dup(0)
     os.close(after)
     assert after == before
