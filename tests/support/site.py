@@ -123,11 +123,13 @@ class Site:
         """Write a module of the site."""
         (self.directory / name).write_text(text)
 
-    def program(self, body: str, *, set_up: str = "django.setup()") -> list[Any]:
+    def program(
+        self, body: str, *, set_up: str = "django.setup()", warnings: str = "error"
+    ) -> list[Any]:
         """Run a program that calls report() with JSON values, and return these values."""
         indented = "".join(f"    {line}\n" for line in body.splitlines())
         self.write("program.py", PROGRAM.replace("SETUP", set_up).replace("BODY", indented))
-        done = self.python("program.py")
+        done = self.python("program.py", PYTHONWARNINGS=warnings)
         assert done.returncode == 0, done.stderr
         assert not done.stderr, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]

@@ -253,3 +253,38 @@ def test_worker_setup_is_called_before_the_settings_are_imported(tmp_path: Path)
     set_up += "import class_importer; class_importer.install(); django.setup()"
     values = site.program('report(run(evaluate, "settings.SERVICE"))', set_up=set_up)
     assert values == ["from the importer"]
+
+
+def test_django_configurations(tmp_path: Path) -> None:
+    """Workers import the class of settings that DJANGO_CONFIGURATION names."""
+    site = Site(
+        tmp_path,
+        """
+from configurations import Configuration
+TASKS["default"]["OPTIONS"]["WORKER_SETUP"] = "configurations.importer.install"
+
+class Production(Configuration):
+    SECRET_KEY = SECRET_KEY
+    USE_TZ = True
+    INSTALLED_APPS = INSTALLED_APPS
+    DATABASES = DATABASES
+    TASKS = TASKS
+    SERVICE = "production"
+""",
+    )
+    set_up = 'os.environ["DJANGO_CONFIGURATION"] = "Production"; '
+    set_up += "import configurations; configurations.setup()"
+    values = site.program(
+        """
+from django.test import override_settings
+read = "[settings.SERVICE, settings.CONFIGURATION]"
+report(run(evaluate, read))
+with override_settings(SERVICE="test"):
+    report(run(evaluate, read))
+""",
+        set_up=set_up,
+        # Its importer has a deprecated method and defines deprecated settings of Django 6.1.
+        warnings="ignore",
+    )
+    name = "site_settings.Production"
+    assert values == [["production", name], ["test", name]]
