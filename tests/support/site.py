@@ -1,6 +1,7 @@
 """A Django site in a directory: a settings module, a module of tasks and programs that use them."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -136,7 +137,7 @@ class Site:
 
     def python(self, *args: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run Python in the site's directory; warnings are errors."""
-        path = f"{self.directory}:{ROOT}"
+        path = os.pathsep.join([str(self.directory), str(ROOT)])
         return subprocess.run(
             [sys.executable, *args],
             cwd=self.directory,
