@@ -52,6 +52,12 @@ def _dotted_path(value: Any) -> str | None:
     return "the dotted path of a function"
 
 
+def _dotted_paths(value: Any) -> str | None:
+    if type(value) is tuple and not any(map(_dotted_path, value)):
+        return None
+    return "a list of dotted paths, each of a ContextVar or a class"
+
+
 def _or_none(check: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
     def check_or_none(value: Any) -> str | None:
         wanted = None if value is None else check(value)
@@ -84,6 +90,8 @@ class Options:
     # A task publishes at most one progress event in this time. Its last progress is always
     # published, at the latest in its `finished` event.
     progress_interval: float = _option(0.05, _seconds)
+    # A task sees these variables as they are when it is enqueued.
+    context: tuple[str, ...] = _option((), _dotted_paths)
     # When the process exits, it gives running tasks this time to finish, and then fails them.
     shutdown_timeout: float = field(
         default_factory=_default_shutdown_timeout, metadata={"check": _seconds}
@@ -107,6 +115,8 @@ class Options:
                 raise ImproperlyConfigured(
                     f"{where} has the unknown key {key!r}. Valid keys: {', '.join(sorted(known))}."
                 )
+            if type(value) is list:  # Options must be hashable.
+                value = tuple(value)
             wanted = known[key].metadata["check"](value)
             if wanted is not None:
                 raise ImproperlyConfigured(

@@ -24,5 +24,9 @@ class WorkerDied(Exception):  # noqa: N818
     """Stored as the error of a task whose worker process died, or could not be started."""
 
 
+class DatabaseChanged(Exception):  # noqa: N818
+    """Stored as the error of a task of a test run that would have used another database."""
+
+
 class QueueFull(TaskException):
     """Raised by enqueue() if MAX_PENDING + MAX_WORKERS tasks of the backend are unfinished."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from .aliases import AnyResult, AnyTask
     from .cancellation import Cancellation
+    from .context import Carried
     from .events import Progress
     from .progress.reporter import Reporter
 
@@ -58,6 +59,7 @@ class TaskRecord(Topic, Reporting):
     __slots__ = (  # noqa: RUF023 - grouped by meaning
         # The following attributes never change.
         "args",
+        "carried",
         "enqueued_at",
         "interval",
         "kwargs",
@@ -91,6 +93,7 @@ class TaskRecord(Topic, Reporting):
         backend: str,
         enqueued_at: datetime,
         interval: float,
+        carried: Carried | None = None,
     ) -> None:
         # This method repeats Topic.__init__() instead of calling it, because one call takes one
         # hundredth of the time that this package needs for a task.
@@ -107,6 +110,7 @@ class TaskRecord(Topic, Reporting):
         self.args = args
         self.kwargs = kwargs
         self.enqueued_at = enqueued_at
+        self.carried = carried  # None for most tasks
         self.interval = interval  # At least this many seconds pass between two progress samples.
         self.status = READY
         self.position: int | None = None  # The last published number of tasks before this one.

@@ -32,6 +32,7 @@ PROGRAMS = (
     "core/processes/test_processes.py",
     "core/processes/test_settings.py",
     "core/processes/test_worker.py",
+    "core/test_databases.py",
     "core/test_fork.py",
     "core/test_shutdown.py",
     "repository/test_packaging.py",

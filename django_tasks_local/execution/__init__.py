@@ -16,6 +16,7 @@ from .outcome import Outcome
 
 if TYPE_CHECKING:
     from ..aliases import AnyResult, AnyTask
+    from ..context import Carried
 
 __all__ = ["Outcome", "Runnable", "execute"]
 
@@ -28,6 +29,7 @@ class Runnable(Reporting, Protocol):
     task: AnyTask
     args: list[Any]
     kwargs: dict[str, Any]
+    carried: Carried | None
 
     def task_result(self) -> AnyResult:
         """Return the TaskResult, with status RUNNING, for the context of a `takes_context` task."""
@@ -44,16 +46,23 @@ def execute(run: Runnable) -> Outcome:
     current_result_id.set(run.id)
     current_reporting.set(run)
     try:
-        value = _call(run)
-        if type(value) not in UNCHANGED:
-            if isawaitable(value):  # The task is an async function behind an ordinary decorator.
-                value = run_coroutine(lambda: value, run.get_cancellation())
-            value = json_return_value(run.task, value)
-        return Outcome(value)
+        if run.carried is None:
+            return Outcome(_return_value(run))
+        with run.carried.restored():
+            return Outcome(_return_value(run))
     except BaseException as exception:  # noqa: BLE001 - SystemExit must not end the worker
         return Outcome.failure(exception)
     finally:
         close_old_resources()
+
+
+def _return_value(run: Runnable) -> Any:
+    value = _call(run)
+    if type(value) in UNCHANGED:
+        return value
+    if isawaitable(value):  # The task is an async function behind an ordinary decorator.
+        value = run_coroutine(lambda: value, run.get_cancellation())
+    return json_return_value(run.task, value)
 
 
 def _call(run: Runnable) -> Any:

@@ -16,9 +16,12 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from sys import modules
 from typing import TYPE_CHECKING, Any
 
 from .. import shutdown
+from ..context import carry
+from ..databases import TEST_UTILS
 from ..exceptions import TaskCancelled, TaskLost
 from ..execution import Outcome
 from ..hub import hub
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
     from ..aliases import AnyResult, AnyTask
     from ..conf import Options
+    from ..context import Carried
     from ..events import Progress
 
 logger = get_logger(__name__)
@@ -54,6 +58,7 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         self.alias = alias
         self.options = options
         self.closed = False
+        self._context = options.context
         # True if the alias needs a new pool: TASKS has changed, or fork() created this process.
         self.is_replaced = False
         unfinished = None
@@ -74,7 +79,9 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
     # Methods that a subclass implements
 
     @abstractmethod
-    def _make_record(self, task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> RecordT:
+    def _make_record(
+        self, task: AnyTask, args: list[Any], kwargs: dict[str, Any], carried: Carried | None
+    ) -> RecordT:
         """
         Return the record of a new task; enqueue() calls this in its caller's thread.
 
@@ -114,7 +121,10 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         The caller has normalized `args` and `kwargs` to JSON and must not change them. Raises
         QueueFull if MAX_PENDING + MAX_WORKERS tasks are unfinished, and RuntimeError after close().
         """
-        record = self._make_record(task, args, kwargs)
+        carried = None
+        if TEST_UTILS in modules or self._context:
+            carried = carry(self._context)
+        record = self._make_record(task, args, kwargs, carried)
         # Race: another thread may close the pool before register(), so `closed` is read twice.
         if self.closed or not shutdown.register(self) or self.closed:
             raise RuntimeError(
@@ -156,7 +166,8 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         if not record.start(worker_id, started_at):
             return False
         self.queue_changed()
-        signals.started.deliver(self.sender, record, logging.INFO, self._call_receivers)
+        if record.carried is None or not record.carried.difference():
+            signals.started.deliver(self.sender, record, logging.INFO, self._call_receivers)
         return True
 
     def finish(
@@ -285,7 +296,11 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
 
     def _finished(self, record: RecordT, outcome: Outcome) -> None:
         try:
-            signals.send_finished(self.sender, record, outcome, self._call_receivers)
+            if record.carried is not None and (difference := record.carried.difference()):
+                # A receiver would write into a database of which the test run knows nothing.
+                _log_outlived(record, outcome, difference)
+            else:
+                signals.send_finished(self.sender, record, outcome, self._call_receivers)
         finally:
             # Also after an exception, such as one that another thread has raised in this thread:
             # close() and wait_until_idle() would wait for this task.
@@ -299,6 +314,18 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         """Fail tasks of a closed pool that have not started, and log their ids."""
         message = "The process ended before the task started."
         _log_lost(self.alias, [r for r in records if self.fail_waiting(r, TaskLost(message))])
+
+
+def _log_outlived(record: TaskRecord, outcome: Outcome, difference: str) -> None:
+    if not isinstance(outcome.exception, TaskLost):  # _log_lost() names a lost task.
+        logger.warning(
+            "No receiver was called for the end of task id=%s path=%s state=%s. %s",
+            record.id,
+            record.path,
+            record.status,
+            difference,
+        )
+    outcome.exception = None  # Break the cycle that send_finished() describes.
 
 
 def _log_lost(alias: str, records: Sequence[TaskRecord]) -> None:

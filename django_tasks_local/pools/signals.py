@@ -87,7 +87,9 @@ class TaskSignal:
         """
         try:
             if self.has_receivers:
-                call_receivers(self.send, sender, record.task_result())
+                databases = None if record.carried is None else record.carried.databases
+                send = self.send if databases is None else databases.guard(self.send)
+                call_receivers(send, sender, record.task_result())
             elif _tasks_logger.isEnabledFor(level):
                 self._log(sender=sender, task_result=record)
         except BaseException:

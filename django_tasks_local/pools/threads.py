@@ -30,6 +30,7 @@ from .base import Pool
 
 if TYPE_CHECKING:
     from ..aliases import AnyTask
+    from ..context import Carried
 
 logger = get_logger(__name__)
 
@@ -62,7 +63,9 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
         return self._workers
 
     @override
-    def _make_record(self, task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> TaskRecord:
+    def _make_record(
+        self, task: AnyTask, args: list[Any], kwargs: dict[str, Any], carried: Carried | None
+    ) -> TaskRecord:
         return TaskRecord(
             task,
             new_id(),
@@ -71,6 +74,7 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
             self.alias,
             timezone.now(),
             self.options.progress_interval,
+            carried,
         )
 
     @override

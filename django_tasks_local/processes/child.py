@@ -28,6 +28,7 @@ from django.tasks import TaskResultStatus
 
 from .. import signal_handlers
 from ..clocks import Clocks
+from ..context import Carried
 from ..execution import Outcome, Runnable, execute
 from ..execution.connections import close_old_resources, drop_stale_connections
 from ..results import make_result
@@ -108,6 +109,7 @@ class RunningTask(Runnable):
     __slots__ = (
         "args",
         "cancellation",
+        "carried",
         "id",
         "interval",
         "is_over",
@@ -131,6 +133,7 @@ class RunningTask(Runnable):
         self.reporter: Reporter | None = None
         self.cancellation: Cancellation | None = None
         self.is_over = False
+        self.carried = Carried.from_plain(message.carried)
         options, self.args, self.kwargs = message.load()
         self.task = load_task(message.path, options)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..aliases import AnyTask
+    from ..context import Carried
     from .settings import DjangoSettings
     from .worker_process import WorkerProcess
 
@@ -62,7 +63,9 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
         return 0 if self._dispatcher is None else self._dispatcher.waiting_in_workers()
 
     @override
-    def _make_record(self, task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> ProcessTask:
+    def _make_record(
+        self, task: AnyTask, args: list[Any], kwargs: dict[str, Any], carried: Carried | None
+    ) -> ProcessTask:
         if in_worker_process():
             raise RuntimeError(
                 f"Task {task.module_path} was not enqueued: a worker process cannot "
@@ -78,13 +81,13 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
             self._update_settings()
         id, enqueued_at = new_id(), timezone.now()
         try:
-            body = encode_task(id, task, args, kwargs, enqueued_at)
+            body = encode_task(id, task, args, kwargs, enqueued_at, carried)
         except Exception as error:
             raise ValueError(f"The arguments of a task must be pickleable: {error}") from error
         if not has_dispatcher:
             self._start_dispatcher()
         interval = self.options.progress_interval
-        return ProcessTask(task, id, args, kwargs, self.alias, enqueued_at, interval, body)
+        return ProcessTask(task, id, args, kwargs, self.alias, enqueued_at, interval, body, carried)
 
     def _update_settings(self) -> None:
         """

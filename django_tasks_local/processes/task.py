@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from ..aliases import AnyTask
+    from ..context import Carried
 
 
 class ProcessTask(TaskRecord):
@@ -33,8 +34,9 @@ class ProcessTask(TaskRecord):
         enqueued_at: datetime,
         interval: float,
         body: bytes,
+        carried: Carried | None = None,
     ) -> None:
-        super().__init__(task, id, args, kwargs, backend, enqueued_at, interval)
+        super().__init__(task, id, args, kwargs, backend, enqueued_at, interval, carried)
         self.body = body  # the encoded RunTask; empty once a worker has started the task
         self.sends = 0  # sends to workers, without those revoked before the worker began
         self.ticket = 0  # the number of its ticket; 0 if it was not sent ahead

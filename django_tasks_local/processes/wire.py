@@ -37,6 +37,7 @@ from .loading import task_options
 
 if TYPE_CHECKING:
     from ..aliases import AnyTask
+    from ..context import Carried, PlainCarried
     from .loading import TaskOptions
 
 HEADER = struct.Struct("!Q")  # the length of the body in bytes
@@ -144,6 +145,7 @@ class RunTask(NamedTuple):
     path: str
     pickled: bytes  # (options, args, kwargs)
     enqueued_at: str
+    carried: PlainCarried | None
 
     def load(self) -> tuple[TaskOptions, list[Any], dict[str, Any]]:
         """Return options, args and kwargs. Raises any exception that unpickling raises."""
@@ -152,7 +154,12 @@ class RunTask(NamedTuple):
 
 
 def encode_task(
-    result_id: str, task: AnyTask, args: list[Any], kwargs: dict[str, Any], enqueued_at: datetime
+    result_id: str,
+    task: AnyTask,
+    args: list[Any],
+    kwargs: dict[str, Any],
+    enqueued_at: datetime,
+    carried: Carried | None = None,
 ) -> bytes:
     """
     Return a pickled RunTask for frame_task().
@@ -161,7 +168,13 @@ def encode_task(
     are too long for a frame.
     """
     pickled = pickle.dumps((task_options(task), args, kwargs), pickle.HIGHEST_PROTOCOL)
-    message = result_id, task.module_path, pickled, enqueued_at.isoformat()
+    message = (
+        result_id,
+        task.module_path,
+        pickled,
+        enqueued_at.isoformat(),
+        None if carried is None else carried.plain(),
+    )
     body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     if len(body) > MAX_BODY - _TICKET.size:
         raise ValueError(f"they take {len(body):,} bytes, and at most {MAX_BODY:,} can be sent.")

@@ -49,7 +49,9 @@ class ManualPool(Pool[ThreadOptions, TaskRecord]):
     def unfinished(self) -> set[str]:
         return {record.id for record in self._unfinished.records()}
 
-    def _make_record(self, task: Any, args: list[Any], kwargs: dict[str, Any]) -> TaskRecord:
+    def _make_record(
+        self, task: Any, args: list[Any], kwargs: dict[str, Any], carried: Any
+    ) -> TaskRecord:
         return TaskRecord(task, new_id(), args, kwargs, self.alias, timezone.now(), 0.0)
 
     def _submit(self, record: TaskRecord) -> None:

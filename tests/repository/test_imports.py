@@ -16,7 +16,8 @@ PACKAGES = ("django_tasks_local", "django_tasks_local_sse")
 FLOORS = (
     ("clocks", "logs"),
     ("conf", "events", "exceptions", "forking", "new_thread", "waiting"),
-    ("aliases", "identifiers"),
+    ("aliases", "databases", "identifiers"),
+    ("context",),
     ("publishing", "pubsub.latest", "progress.values", "progress.rate"),
     ("cancellation", "signal_handlers", "ticker", "progress.loops", "results"),
     ("pubsub.mailbox", "progress.reporter"),
@@ -43,6 +44,7 @@ FLOORS = (
     ("pools", "pools.threads"),
     ("processes", "processes.lifeline", "processes.sender", "processes.task", "processes.settings"),
     (
+        "processes.applying",
         "processes.facilities",
         "processes.loading",
         "processes.multiprocessing_limits",

@@ -39,6 +39,7 @@ class Note(models.Model):
     text = models.TextField()
 """
 TASKS = """
+import asyncio
 import time
 from pathlib import Path
 
@@ -49,6 +50,13 @@ from django.db import connection, connections
 from django.tasks import task
 
 from site_app.models import Note
+
+def wait(begun, gate):
+    if begun:
+        Path(begun).touch()
+    deadline = time.monotonic() + 60
+    while gate and not Path(gate).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 @task
 def evaluate(expression):
@@ -61,11 +69,7 @@ def delete_notes():
 
 @task
 def write_note(text, begun="", gate="", attempts=1):
-    if begun:
-        Path(begun).touch()
-    deadline = time.monotonic() + 60
-    while gate and not Path(gate).exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait(begun, gate)
     error = None
     for number in range(attempts):
         try:
@@ -75,6 +79,16 @@ def write_note(text, begun="", gate="", attempts=1):
                 raise
             error = str(exception)
     return error
+
+@task
+async def write_note_async(text, begun, gate):
+    await asyncio.to_thread(wait, begun, gate)
+    await Note.objects.acreate(text=text)
+
+@task
+def write_later(text, begun, gate):
+    wait(begun, gate)
+    write_note.enqueue(text)
 """
 # Every program of a site begins with these lines, and works on under `if __name__ == "__main__"`.
 PROGRAM = """
