@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -15,7 +15,7 @@ from django.utils.module_loading import import_string
 from .databases import TaskDatabases, databases_of_test
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     from .databases import Places
 
@@ -70,19 +70,23 @@ class Carried:
         """Return a sentence if the databases differ from those at enqueue(), else None."""
         return None if self.databases is None else self.databases.difference()
 
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Run the task with the values. Called from: the Context that was made for the task."""
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Call the task with the values. Called from: the Context that was made for the task."""
+        if self.databases is None:
+            return self._call_with_values(function)
+        return self.databases.enforce(lambda: self._call_with_values(function))
+
+    def _call_with_values(self, function: Callable[[], Any]) -> Any:
+        if not self.values:
+            return function()
         with ExitStack() as stack:
-            if self.databases is not None:
-                stack.enter_context(self.databases.enforced())
             for path, value in self.values.items():
                 target = _target(path)
                 if isinstance(target, ContextVar):
                     target.set(value)
                 else:
                     stack.enter_context(target.restore(value))
-            yield
+            return function()
 
 
 def carry(paths: tuple[str, ...]) -> Carried | None:

@@ -10,7 +10,6 @@ places of all databases, and fails if one of them differs at its start or at a n
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from django.dispatch import receiver
 from .exceptions import DatabaseChanged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -71,14 +70,18 @@ class TaskDatabases:
                 return _describe(alias, place, now)
         return None
 
-    @contextmanager
-    def enforced(self) -> Iterator[None]:
-        """Raise DatabaseChanged at the start, at a new connection and, after that, at the end."""
+    def enforce(self, function: Callable[[], Any]) -> Any:
+        """
+        Call a function; raise DatabaseChanged before it, at a new connection, and then after it.
+
+        This is no context manager, because contextlib reads attributes of the task's exception, and
+        those of a user's class may raise anything.
+        """
         _current.set(self)
         if difference := self.difference():
             raise DatabaseChanged(difference)
         try:
-            yield
+            return function()
         finally:
             if self.error is not None:  # The task may have caught the exception.
                 raise DatabaseChanged(self.error)

@@ -48,8 +48,7 @@ def execute(run: Runnable) -> Outcome:
     try:
         if run.carried is None:
             return Outcome(_return_value(run))
-        with run.carried.restored():
-            return Outcome(_return_value(run))
+        return Outcome(run.carried.call(lambda: _return_value(run)))
     except BaseException as exception:  # noqa: BLE001 - SystemExit must not end the worker
         return Outcome.failure(exception)
     finally:
