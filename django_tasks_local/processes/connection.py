@@ -7,7 +7,8 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from .wire import READ_SIZE, FrameReader, decode
+from .frames import READ_SIZE, FrameReader
+from .wire import decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

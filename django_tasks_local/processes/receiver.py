@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from ..new_thread import new_thread
-from .wire import READ_SIZE, FrameReader
+from .frames import READ_SIZE, FrameReader
 
 if TYPE_CHECKING:
     import socket

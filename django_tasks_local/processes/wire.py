@@ -33,6 +33,7 @@ from django.tasks.base import TaskError
 
 from ..events import Progress
 from ..execution import Outcome
+from .frames import MAX_BODY, frame
 from .loading import task_options
 
 if TYPE_CHECKING:
@@ -40,16 +41,8 @@ if TYPE_CHECKING:
     from ..context import Carried, PlainCarried
     from .loading import TaskOptions
 
-HEADER = struct.Struct("!Q")  # the length of the body in bytes
-_TASK_HEADER = struct.Struct("!QQ")  # HEADER, then the ticket, with which the body begins
+_TASK_HEADER = struct.Struct("!QQ")  # a frame's header, and the ticket of its body
 _TICKET = struct.Struct("!Q")
-# bytes of a body. A longer length is invalid: it would make the reader wait, and buffer all that
-# follows. A return value of this size is rather a file.
-MAX_BODY = 1 << 30
-READ_SIZE = 1 << 16  # bytes of one recv(), so that a fast worker does not delay the other workers
-
-_unpack_header = HEADER.unpack_from
-_pack_header = HEADER.pack
 _PROGRESS_FIELDS = tuple(field.name for field in fields(Progress))
 _progress_values = attrgetter(*_PROGRESS_FIELDS)
 
@@ -69,65 +62,6 @@ class RemoteError(Exception):
     exception. The path and message are the text of a RemoteError; its `__cause__` is a
     RemoteTraceback with the traceback.
     """
-
-
-# Functions and a class that make and split frames
-
-
-def frame(body: bytes) -> bytes:
-    """Return the frame of a body. Raises ValueError if it is longer than MAX_BODY."""
-    if len(body) > MAX_BODY:
-        raise ValueError(f"A message of {len(body):,} bytes is longer than {MAX_BODY:,} bytes.")
-    return _pack_header(len(body)) + body
-
-
-CANCEL = frame(b"")  # asks a worker to cancel its task and to end
-
-
-class FrameReader:
-    """Splits the bytes that a socket receives into the bodies of frames."""
-
-    def __init__(self) -> None:
-        self._partial = bytearray()  # the beginning of a frame that is not complete
-        self._wanted = HEADER.size  # the length of `_partial` at which feed() parses it
-
-    @property
-    def incomplete(self) -> int:
-        """Return the number of bytes received of a frame that is not complete."""
-        return len(self._partial)
-
-    def feed(self, data: bytes) -> list[memoryview]:
-        """
-        Add received bytes; return the bodies of all frames that are complete now.
-
-        In place of a frame with an invalid length and of all bytes after it, returns an empty body,
-        which decode() does not accept.
-        """
-        stream: bytes | bytearray = data
-        if self._partial:
-            self._partial += data
-            if len(self._partial) < self._wanted:
-                # Parse a long frame once, and not again for each of its thousand pieces.
-                return []
-            stream, self._partial = self._partial, bytearray()
-        view = memoryview(stream)
-        bodies = []
-        start, size = 0, len(view)
-        self._wanted = HEADER.size
-        while size - start >= HEADER.size:
-            length = _unpack_header(view, start)[0]
-            if length > MAX_BODY:
-                bodies.append(view[:0])
-                return bodies
-            end = start + HEADER.size + length
-            if size < end:
-                self._wanted = end - start
-                break
-            bodies.append(view[start + HEADER.size : end])
-            start = end
-        if start < size:
-            self._partial += view[start:]
-        return bodies
 
 
 # Messages that the parent sends

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 from ..clocks import Clocks
 from ..exceptions import TaskCancelled, TaskTimeout
 from . import facilities
-from .wire import CANCEL, frame_task
+from .frames import CANCEL
+from .wire import frame_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

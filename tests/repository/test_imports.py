@@ -46,6 +46,7 @@ FLOORS = (
     (
         "processes.applying",
         "processes.facilities",
+        "processes.frames",
         "processes.loading",
         "processes.multiprocessing_limits",
         "processes.pace",

@@ -13,8 +13,9 @@ from django_tasks_local.processes.assigning import (
     MAX_AHEAD_SIZE,
     Assigner,
 )
+from django_tasks_local.processes.frames import FrameReader
 from django_tasks_local.processes.task import ProcessTask
-from django_tasks_local.processes.wire import FrameReader, decode_task, ticket_of
+from django_tasks_local.processes.wire import decode_task, ticket_of
 from django_tasks_local.processes.worker_process import PATIENCE, State
 from tests.support.fake_worker import FakeWorker, new_task
 from tests.support.systems import needs_tickets

@@ -12,8 +12,8 @@ from django.test import override_settings
 from django_tasks_local import cancel
 from django_tasks_local.processes import facilities
 from django_tasks_local.processes.connection import socketpair
+from django_tasks_local.processes.frames import CANCEL, frame
 from django_tasks_local.processes.receiver import ReceiverThread
-from django_tasks_local.processes.wire import CANCEL, frame
 from tests.project import process_tasks as tasks
 from tests.support.systems import kill
 from tests.support.waiting import LIMIT, finished, running, wait_until

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from django.test import override_settings
 
-from django_tasks_local.processes.wire import HEADER, frame
+from django_tasks_local.processes.frames import HEADER, frame
 from tests.project import odd, process_tasks
 from tests.support.backends import PROCESSES
 from tests.support.programs import require

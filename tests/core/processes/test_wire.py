@@ -11,12 +11,10 @@ from hypothesis import strategies as st
 
 from django_tasks_local.events import Progress
 from django_tasks_local.execution import Outcome
-from django_tasks_local.processes import wire
+from django_tasks_local.processes import frames, wire
+from django_tasks_local.processes.frames import HEADER, MAX_BODY, FrameReader, frame
 from django_tasks_local.processes.wire import (
-    HEADER,
-    MAX_BODY,
     Broken,
-    FrameReader,
     Ready,
     RemoteError,
     Result,
@@ -30,7 +28,6 @@ from django_tasks_local.processes.wire import (
     encode_result,
     encode_sample,
     encode_task,
-    frame,
     frame_task,
     ticket_of,
     to_datetime,
@@ -165,7 +162,8 @@ def test_length_over_the_limit_is_unreadable() -> None:
 
 
 def test_return_value_over_the_limit_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "MAX_BODY", 5000)
+    for module in (frames, wire):
+        monkeypatch.setattr(module, "MAX_BODY", 5000)
     result = sent(encode_result("id", 0.5, Outcome("x" * 6000), (0, None)))
     assert result.error[0] == "builtins.ValueError"
     assert "longer than 5,000 bytes" in result.message

@@ -9,9 +9,8 @@ import pytest
 from django_tasks_local.exceptions import TaskCancelled, TaskTimeout
 from django_tasks_local.execution import Outcome
 from django_tasks_local.processes import facilities, worker_process
+from django_tasks_local.processes.frames import CANCEL, HEADER, FrameReader
 from django_tasks_local.processes.wire import (
-    CANCEL,
-    FrameReader,
     Ready,
     Started,
     decode,
@@ -328,7 +327,7 @@ def test_messages_are_received(worker: FakeWorker) -> None:
 
 def test_what_a_dead_worker_has_sent_is_received(worker: FakeWorker) -> None:
     long = Started("x" * 100_000, 1.5)
-    worker.sock.send(encode(long) + encode(Ready()) + b"half a frame")
+    worker.sock.send(encode(long) + encode(Ready()) + HEADER.pack(10) + b"half")
     worker.sock.close()
     assert list(worker.parent.connection.receive_rest()) == [long, Ready()]
 
