@@ -5,10 +5,11 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING, Any, ClassVar, override
 
-from django.tasks import task_backends
 from django.tasks.backends.base import BaseTaskBackend
+from django.tasks.exceptions import TaskResultDoesNotExist
 
 from . import signal_handlers
+from .aliases import task_reference
 from .conf import Options, ProcessOptions, ThreadOptions
 from .execution.normalizing import json_arguments
 from .pools import Pool, PoolStatistics, pool_for
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .aliases import AnyResult, AnyTask
+    from .record import TaskRecord
 
 # A backend remembers this many tasks that validate_task() has accepted. A site has fewer task
 # functions, but a program may create any number of Task objects with Task.using().
@@ -96,8 +98,8 @@ class LocalBackend(BaseTaskBackend):
         Queue a task and return a snapshot of its result, which its `refresh()` method updates.
 
         Raises InvalidTask for a task that this backend cannot run, TypeError for arguments that
-        are not JSON, QueueFull if MAX_PENDING + MAX_WORKERS tasks are unfinished, and RuntimeError
-        after the backend was closed.
+        are not JSON, QueueFull if MAX_PENDING + MAX_WORKERS tasks are unfinished, and ShuttingDown
+        while the backend is being closed and after the process has begun to end.
         """
         valid_tasks = self._shared.valid_tasks
         if valid_tasks.get(id(task)) is not task:
@@ -118,24 +120,47 @@ class LocalBackend(BaseTaskBackend):
         validate_task() runs when the task is created, before its module has a name for it.
         """
 
-    def get_result(self, result_id: str) -> AnyResult:
-        """Return a snapshot of a result. Raises TaskResultDoesNotExist for an unknown id."""
-        return self._pool.results.get(str(result_id)).task_result()
+    def enqueue_again(self, task_result: AnyResult) -> AnyResult:
+        """Queue the task of a finished result again. For details see django_tasks_local.retry()."""
+        return self._pool.enqueue(
+            task_result.task, task_result.args, task_result.kwargs, task_result.id
+        )
 
-    async def aget_result(self, result_id: str) -> AnyResult:
+    def record(self, result_id: Any) -> TaskRecord:
+        """
+        Return the state of a task. Raises TaskResultDoesNotExist for an unknown id.
+
+        Like all methods with a parameter `result_id`, it takes a TaskResult, a str or a UUID.
+        """
+        return self._pool.results.get(task_reference(result_id, self.alias)[1])
+
+    def has_result(self, result_id: Any) -> bool:
+        """Return whether this backend has a task with this id in this process."""
+        try:
+            self.record(result_id)
+        except TaskResultDoesNotExist:
+            return False
+        return True
+
+    def get_result(self, result_id: Any) -> AnyResult:
+        """Return a snapshot of a result. Raises TaskResultDoesNotExist for an unknown id."""
+        return self.record(result_id).task_result()
+
+    async def aget_result(self, result_id: Any) -> AnyResult:
         """Call get_result() directly; it reads memory and never blocks the event loop."""
         return self.get_result(result_id)
 
-    def cancel(self, result_id: str) -> bool:
+    def cancel(self, result_id: Any) -> bool:
         """Cancel a task of this backend. For details see django_tasks_local.cancel()."""
-        return self._pool.cancel(str(result_id))
+        return self._pool.cancel(task_reference(result_id, self.alias)[1])
 
     def close(self, timeout: float | None = None) -> None:
         """
         Refuse new tasks, fail the waiting ones, and give running ones `timeout` seconds to finish.
 
         The default of `timeout` is the option SHUTDOWN_TIMEOUT. Tasks that still run after that
-        time fail with TaskLost and are logged. When the process exits, it closes every backend.
+        time fail with TaskLost and are logged. The results stay, and a task that is enqueued after
+        close() has returned runs in new workers. When the process exits, it closes every backend.
         """
         self._pool.close(timeout)
 
@@ -199,25 +224,3 @@ def _raise_if_not_pickleable(*arguments: object) -> None:
         pickle.dumps(arguments)
     except Exception as error:
         raise ValueError(f"The arguments of a task must be pickleable: {error}") from error
-
-
-def cancel(result_id: str, backend: str = "default") -> bool:
-    """
-    Cancel a task of the backend with this alias. May be called from any thread.
-
-    A waiting task fails and never runs. In a running task the next call of `report_progress()` or
-    step of `track()` raises TaskCancelled, and a coroutine is cancelled at its next await. The
-    result is then FAILED, unless the task catches TaskCancelled and returns. In a worker process a
-    signal handler raises TaskCancelled at any point of the task, and half a second later the pool
-    kills the process.
-
-    Returns False if the task has finished already. Raises TaskResultDoesNotExist for an unknown
-    id, and NotImplementedError if the backend has no method `cancel`.
-    """
-    backend_instance = task_backends[backend]
-    cancel_task = getattr(backend_instance, "cancel", None)
-    if cancel_task is None:
-        raise NotImplementedError(
-            f"The task backend {backend!r} ({type(backend_instance).__qualname__}) cannot cancel."
-        )
-    return bool(cancel_task(result_id))

@@ -30,3 +30,7 @@ class DatabaseChanged(Exception):  # noqa: N818
 
 class QueueFull(TaskException):
     """Raised by enqueue() if MAX_PENDING + MAX_WORKERS tasks of the backend are unfinished."""
+
+
+class ShuttingDown(TaskException, RuntimeError):  # noqa: N818
+    """Raised by enqueue() when its backend, or the whole process, has begun to shut down."""

@@ -22,7 +22,7 @@ from .hub import hub
 from .logs import get_logger
 from .progress import current_result_id
 from .progress.reporter import PROGRESS_INTERVAL, Reporter, Reporting, current_reporting
-from .publishing import event_from_result, run_of
+from .publishing import event_from_result, retried_id, run_of
 
 if TYPE_CHECKING:
     from contextvars import Token
@@ -117,8 +117,16 @@ def _publishes_events(sender: Any) -> bool:
 @receiver(task_enqueued, dispatch_uid=ENQUEUED_UID)
 def _on_enqueued(sender: Any, task_result: AnyResult, **kwargs: Any) -> None:
     if not _publishes_events(sender):
+        retried_from = retried_id.get()
+        if retried_from is not None:
+            # A task that the ImmediateBackend runs in enqueue() may itself enqueue other tasks.
+            retried_id.set(None)
         event = event_from_result(
-            task_result, kind=EventKind.ENQUEUED, run=0, sequence=ENQUEUED_SEQUENCE
+            task_result,
+            kind=EventKind.ENQUEUED,
+            run=0,
+            sequence=ENQUEUED_SEQUENCE,
+            retried_from=retried_from,
         )
         hub.publish(event)
 

@@ -27,7 +27,8 @@ def newest_event(task_result: AnyResult) -> TaskEvent:
     if event is not None and (is_local or event.is_last):
         return event
     run = int(task_result.started_at is not None) if is_local else None
-    stored = event_from_result(task_result, run=run)
+    retried_from = None if event is None else event.retried_from
+    stored = event_from_result(task_result, run=run, retried_from=retried_from)
     return stored if event is None or stored.version > event.version else event
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from django.tasks import TaskResultStatus
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from django.tasks.base import TaskError
 
     from .aliases import AnyResult
+
+# retry() sets the id of the old task while it enqueues a task of another backend again.
+retried_id: ContextVar[str | None] = ContextVar("retried_id", default=None)
 
 _REASONS = {
     f"{exception.__module__}.{exception.__qualname__}": reason
@@ -66,6 +70,7 @@ def event_from_result(
     run: int | None = None,
     sequence: int | None = None,
     progress: Progress | None = None,
+    retried_from: str | None = None,
 ) -> TaskEvent:
     """
     Return the event that describes the state of a task result.
@@ -93,6 +98,7 @@ def event_from_result(
         status=task_result.status,
         name=task_result.task.name,
         backend=task_result.backend,
+        retried_from=retried_from,
         progress=progress,
         enqueued_at=task_result.enqueued_at,
         started_at=task_result.started_at,

@@ -63,6 +63,7 @@ class TaskRecord(Topic, Reporting):
         "enqueued_at",
         "interval",
         "kwargs",
+        "retried_from",
         "task",
         # `lock` guards changes of the following attributes, and of the event.
         "changes",
@@ -111,6 +112,8 @@ class TaskRecord(Topic, Reporting):
         self.kwargs = kwargs
         self.enqueued_at = enqueued_at
         self.carried = carried  # None for most tasks
+        # The id of the task that this one repeats; Pool.enqueue() sets it before enqueue().
+        self.retried_from: str | None = None
         self.interval = interval  # At least this many seconds pass between two progress samples.
         self.status = READY
         self.position: int | None = None  # The last published number of tasks before this one.
@@ -324,6 +327,7 @@ def _make_event(record: TaskRecord) -> tuple[int, TaskEvent]:
         name=record.task.name,
         backend=record.backend,
         position=position if status is READY else None,
+        retried_from=record.retried_from,
         progress=progress,
         enqueued_at=record.enqueued_at,
         started_at=started_at,

@@ -129,7 +129,9 @@ def drain() -> None:
     """
     with _exit.lock:
         is_first, _exit.draining = not _exit.draining, True
-        pools = list(_exit.pools)
+        # register() no longer finds a pool after this line, so enqueue() raises ShuttingDown for
+        # every pool, although refuse() closes them one after the other.
+        pools, _exit.pools = list(_exit.pools), set()
     if not is_first:
         while not _exit.drained.wait(limit_wait()):
             pass

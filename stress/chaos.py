@@ -471,7 +471,7 @@ class Chaos:
             "files": len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - only the number is used
             "threads": threading.active_count(),
             "children": len(worker_processes()),
-            "tasks of the hub": hub.statistics().tasks,
+            "tasks of the hub": hub.statistics().events,
         }
 
     def finish_all(self) -> None:

@@ -27,14 +27,18 @@ _pools_lock = threading.RLock()
 def pool_for(
     pool_class: type[Pool[Any, Any]], sender: type, alias: str, options: Options
 ) -> Pool[Any, Any]:
-    """Return this process's pool for a backend alias; the first call creates it."""
+    """Return this process's pool for a backend alias; create it at first and after its close()."""
     key = (sender, alias, options)
     pool = _pools.get(key)
-    if pool is None:
+    if pool is None or pool.is_replaced:
         with _pools_lock:
-            pool = _pools.get(key)
-            if pool is None:
-                pool = _pools[key] = pool_class(sender, alias, options)
+            closed = pool = _pools.get(key)
+            if pool is None or pool.is_replaced:
+                pool = pool_class(sender, alias, options)
+                if closed is not None:
+                    pool.results = closed.results
+                    shutdown.unregister(closed)
+                _pools[key] = pool
     return pool
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from .. import shutdown
 from ..context import carry
 from ..databases import TEST_UTILS
-from ..exceptions import TaskCancelled, TaskLost
+from ..exceptions import ShuttingDown, TaskCancelled, TaskLost
 from ..execution import Outcome
 from ..hub import hub
 from ..logs import get_logger
@@ -59,7 +59,8 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         self.options = options
         self.closed = False
         self._context = options.context
-        # True if the alias needs a new pool: TASKS has changed, or fork() created this process.
+        # True if the alias needs a new pool: close() has returned, TASKS has changed, or fork()
+        # created this process.
         self.is_replaced = False
         unfinished = None
         if options.max_pending is not None:
@@ -114,20 +115,29 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
 
     # Methods in the order in which a task passes through them
 
-    def enqueue(self, task: AnyTask, args: list[Any], kwargs: dict[str, Any]) -> AnyResult:
+    def enqueue(
+        self,
+        task: AnyTask,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        retried_from: str | None = None,
+    ) -> AnyResult:
         """
         Store and queue a new task; return a snapshot of its result.
 
-        The caller has normalized `args` and `kwargs` to JSON and must not change them. Raises
-        QueueFull if MAX_PENDING + MAX_WORKERS tasks are unfinished, and RuntimeError after close().
+        The caller has normalized `args` and `kwargs` to JSON and must not change them.
+        `retried_from` is the id of the task that this one repeats. Raises QueueFull if MAX_PENDING
+        + MAX_WORKERS tasks are unfinished, and ShuttingDown after refuse().
         """
         carried = None
         if TEST_UTILS in modules or self._context:
             carried = carry(self._context)
         record = self._make_record(task, args, kwargs, carried)
+        if retried_from is not None:
+            record.retried_from = retried_from
         # Race: another thread may close the pool before register(), so `closed` is read twice.
         if self.closed or not shutdown.register(self) or self.closed:
-            raise RuntimeError(
+            raise ShuttingDown(
                 f"The task backend {self.alias!r} is shutting down; "
                 f"task {record.path} was not enqueued."
             )
@@ -232,11 +242,13 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         Refuse new tasks, fail the waiting ones, and give the running ones `timeout` seconds.
 
         Tasks that still run after that time fail with TaskLost, and one log record lists them. The
-        default of `timeout` is the option SHUTDOWN_TIMEOUT. A closed pool cannot be reopened.
+        default of `timeout` is the option SHUTDOWN_TIMEOUT. A closed pool cannot be reopened, but
+        pool_for() replaces it by a new one, which keeps its results.
         """
         self.refuse()
         self.drain(self.options.shutdown_timeout if timeout is None else timeout)
         self.close_workers()
+        self.is_replaced = True
 
     def refuse(self) -> None:
         """Refuse new tasks and fail the waiting ones. close() calls this as its first step."""

@@ -71,7 +71,7 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
                 f"Task {task.module_path} was not enqueued: a worker process cannot "
                 f"enqueue tasks of a ProcessPoolBackend. Enqueue what follows a task in a receiver "
                 f"of task_finished; AppConfig.ready() runs in worker processes too, where "
-                f"django_tasks_local.processes.child.in_worker_process() returns True."
+                f"django_tasks_local.in_worker_process() returns True."
             )
         dispatcher = self._dispatcher
         has_dispatcher = dispatcher is not None and not dispatcher.has_failed

@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubStatistics:
-    """Counts of a hub: open subscriptions, tasks, and event loops that have subscriptions."""
+    """Counts of a hub: open subscriptions, events, and event loops that have subscriptions."""
 
     subscriptions: int
-    # Tasks with an event in the hub, and TaskResults without one that a subscription names.
-    tasks: int
+    # Latest events, one for each task that the hub knows. A task whose TaskResult a subscription
+    # names counts too, although the hub may have no event of it yet.
+    events: int
     event_loops: int
 
 
@@ -118,17 +119,17 @@ class Hub:
         """
         Return the latest event of a task, or None if the hub does not know the task.
 
-        `result_or_id` is a TaskResult or its id; `backend` is the backend's alias, which is needed
-        only if two backends have a task with this id. Raises TypeError if `result_or_id` has
-        another type, and ValueError for an ambiguous id.
+        `result_or_id` is a TaskResult or its id (str or UUID); `backend` is the backend's alias,
+        which is needed only if two backends have a task with this id. Raises TypeError if
+        `result_or_id` has another type, and ValueError for an ambiguous id, or if the TaskResult
+        is of another backend.
         """
         topic = self.find(result_or_id, backend)
         return None if topic is None else topic.event
 
     def find(self, result_or_id: Any, backend: str | None = None) -> Topic | None:
         """Return the topic of a task, or None if the hub has none. For arguments see snapshot()."""
-        alias, id = task_reference(result_or_id)
-        return self._latest.find(backend or alias, id)
+        return self._latest.find(*task_reference(result_or_id, backend))
 
     def subscribe(self, *results_or_ids: Any) -> Subscription:
         """
@@ -159,7 +160,7 @@ class Hub:
         """Return the counts of this hub, which are read one after the other, without a lock."""
         return HubStatistics(
             subscriptions=len(self._open),
-            tasks=len(self._latest),
+            events=len(self._latest),
             event_loops=len(self._mailboxes),
         )
 

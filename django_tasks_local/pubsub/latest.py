@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
+from ..aliases import ambiguous_id
 from ..clocks import Clocks
 
 if TYPE_CHECKING:
@@ -85,6 +87,9 @@ class Topic:
             event.version <= known.version or (known.is_last and event.run <= known.run)
         ):
             return False
+        if known is not None and known.retried_from is not None and event.retried_from is None:
+            # Only the `enqueued` event of a task of another backend is made where this is known.
+            event = replace(event, retried_from=known.retried_from)
         self._event = event
         return True
 
@@ -154,11 +159,7 @@ class Latest:
             if (topic := topics.get(id)) is not None and topic.event is not None
         ]
         if len(found) > 1:
-            aliases = " and ".join(repr(topic.backend) for topic in found)
-            raise ValueError(
-                f"The id {id!r} is ambiguous: the task backends {aliases} each have a task with "
-                f"it. Pass the TaskResult instead."
-            )
+            raise ambiguous_id(id, [str(topic.backend) for topic in found])
         return found[0] if found else None
 
     def find_or_await(self, backend: str | None, id: str) -> Topic:

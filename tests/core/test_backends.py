@@ -13,13 +13,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.tasks import TaskResultStatus, default_task_backend, task_backends
-from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist, TaskResultMismatch
+from django.tasks.exceptions import (
+    InvalidTask,
+    TaskException,
+    TaskResultDoesNotExist,
+    TaskResultMismatch,
+)
 from django.tasks.signals import task_enqueued, task_finished, task_started
 from django.utils import timezone
 
 import django_tasks_local
 from django_tasks_local import ThreadPoolBackend, cancel, current_result_id, pools
-from django_tasks_local.exceptions import QueueFull, TaskLost
+from django_tasks_local.exceptions import QueueFull, ShuttingDown, TaskLost
 from django_tasks_local.hub import hub
 from django_tasks_local.pools import positions
 from django_tasks_local.record import TaskRecord
@@ -94,8 +99,8 @@ def test_get_result(alias: str) -> None:
         tasks.noop.using(backend=alias).get_result(result.id)
 
 
-@pytest.mark.parametrize("result_id", ["", "no such id", "x" * 100_000, None, 7])
-def test_get_result_of_an_unknown_id(alias: str, result_id: Any) -> None:
+@pytest.mark.parametrize("result_id", ["", "no such id", "x" * 100_000])
+def test_get_result_of_an_unknown_id(alias: str, result_id: str) -> None:
     with pytest.raises(TaskResultDoesNotExist, match="MAX_RESULTS"):
         task_backends[alias].get_result(result_id)
 
@@ -697,12 +702,30 @@ def test_close_loses_unfinished_tasks(gate: str, caplog: pytest.LogCaptureFixtur
             assert result.status == TaskResultStatus.FAILED
             assert result.errors[0].exception_class is django_tasks_local.exceptions.TaskLost
             assert hub.snapshot(result.id).error.reason == "lost"
-        with pytest.raises(RuntimeError, match=r"'default' is shutting down; task .*noop was not"):
-            tasks.noop.enqueue()
         warnings = [record for record in caplog.records if record.levelname == "WARNING"]
         text = "\n".join(record.getMessage() for record in warnings)
         assert all(result.id in text for result in (busy, *waiting))
         assert "tests.project.tasks.gated" in text
+
+
+@pytest.mark.parametrize("alias", ["threads", "processes"])
+def test_closed_pool_is_replaced(alias: str) -> None:
+    """After close() the next task gets new workers, and the results of earlier tasks remain."""
+    with settings_with(MAX_WORKERS=1, MAX_RESULTS=2):
+        backend: Any = task_backends[alias]
+        results = []
+        for number in range(3):
+            backend.close()
+            assert backend.statistics().workers == 0
+            results.append(finished(tasks.add.using(backend=alias).enqueue(number)))
+        assert [result.return_value for result in results] == [1, 2, 3]
+        wait_until(lambda: backend.statistics().results == 2, "the limit holds no longer")
+        with pytest.raises(TaskResultDoesNotExist):
+            results[0].refresh()
+        assert hub.snapshot(results[0]) is None
+        assert backend.get_result(results[1].id).return_value == 2
+        backend.close()
+        assert [pool.alias for pool in pools.all_pools()].count(alias) == 1
 
 
 def test_close_waits_for_running_task(gate: str) -> None:
@@ -712,6 +735,11 @@ def test_close_waits_for_running_task(gate: str) -> None:
         closing = threading.Thread(target=default_task_backend.close, args=(LIMIT,))
         closing.start()
         wait_until(lambda: pool._unfinished._waiters, "close() does not wait for the task")
+        # TaskException is the base class of Django's own exceptions of tasks.
+        assert issubclass(ShuttingDown, TaskException)
+        assert issubclass(ShuttingDown, RuntimeError)
+        with pytest.raises(ShuttingDown, match=r"'default' is shutting down; task .*noop was not"):
+            tasks.noop.enqueue()
         tasks.gates[gate].set()
         closing.join(LIMIT)
         assert finished(busy).return_value == gate

@@ -175,7 +175,7 @@ class Config(AppConfig):
     name = "preloading_app"
 
     def ready(self):
-        from django_tasks_local.processes.child import in_worker_process
+        from django_tasks_local import in_worker_process
         if in_worker_process():
             return
         from tests.project.tasks import sign

@@ -193,14 +193,42 @@ def test_new_pool_is_refused_after_drain() -> None:
     done = run_script("""
 tasks.noop.enqueue()
 shutdown.drain()
+from django_tasks_local import ShuttingDown
 for alias in ("default", "other"):
     try:
         tasks.noop.using(backend=alias).enqueue()
-    except RuntimeError as error:
+    except ShuttingDown as error:
         say(error)
 """)
     assert done.stdout.count("is shutting down; task tests.project.tasks.noop was not") == 2
     assert done.returncode == 0, done.stderr
+
+
+def test_drain_refuses_tasks_in_all_pools_at_once() -> None:
+    """
+    While a drain fails the waiting tasks of one pool, no other pool accepts a task that is lost.
+    """
+    done = run_script("""
+import tempfile
+from django.tasks.signals import task_finished
+from django_tasks_local import ShuttingDown
+gate = tempfile.mktemp()
+tasks.gates[gate] = tasks.Gate(gate)
+def enqueue(task_result, **kwargs):
+    for alias in ("default", "other"):
+        try:
+            tasks.noop.using(backend=alias).enqueue()
+        except ShuttingDown:
+            say("refused")
+for alias in ("default", "other"):
+    for _ in range(11):
+        tasks.gated.using(backend=alias).enqueue(gate)
+task_finished.connect(enqueue)
+shutdown.drain()
+os._exit(0)
+""")
+    assert set(done.stdout.split()) == {"refused"}, done.stderr
+    assert "noop" not in done.stderr
 
 
 def test_exit_names_lost_tasks() -> None:

@@ -9,6 +9,7 @@ import asyncio
 import os
 import threading
 import time
+import warnings
 from collections import defaultdict
 from contextvars import ContextVar
 from pathlib import Path
@@ -21,7 +22,7 @@ from django.db import connections
 from django.tasks import TaskContext, task
 from django.utils import timezone, translation
 
-from django_tasks_local import current_result_id, report_progress, track
+from django_tasks_local import ajoin, current_result_id, join, report_progress, track
 from django_tasks_local.exceptions import TaskCancelled
 from tests.project.gates import Gate, wait_for
 
@@ -402,3 +403,27 @@ def nested() -> str:
     if inner.return_value != inner.id:
         raise AssertionError("the inner task had the wrong id")
     return current_result_id.get()
+
+
+@task
+def enqueue_noop(alias: str) -> str:
+    """Enqueue the task `noop` with another backend; return the id of its result."""
+    return noop.using(backend=alias).enqueue().id
+
+
+@task
+def join_task(id: str) -> list[str]:
+    """Join the task with this id; return the texts of the warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        join(id, LIMIT)
+    return [str(warning.message) for warning in caught]
+
+
+@task
+async def ajoin_task(id: str) -> list[str]:
+    """Join the task with this id in async code; return the texts of the warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        await ajoin(id, LIMIT)
+    return [str(warning.message) for warning in caught]

@@ -60,7 +60,8 @@ FLOORS = (
     ("processes.dispatcher",),
     ("processes.pool",),
     ("backends",),
-    ("apps", "testing", ""),
+    ("apps", "operations", "testing"),
+    ("",),
 )
 
 
@@ -168,6 +169,30 @@ def test_core_imports_neither_sse_nor_django_eventstream() -> None:
             text = " ".join([getattr(node, "module", None) or "", *names])
             assert "django_tasks_local_sse" not in text, name
             assert "eventstream" not in text, name
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from django_tasks_local import hub",
+        "from django_tasks_local.hub import hub",
+        "import django_tasks_local.hub",
+        "import django_tasks_local.pubsub.facade",
+        "import django_tasks_local.foreign",
+        "import importlib; importlib.import_module('django_tasks_local.hub')",
+    ],
+)
+def test_hub_is_the_object_and_a_module(first: str) -> None:
+    """Whichever import comes first, both documented imports return the same Hub object."""
+    code = f"""
+{first}
+from django_tasks_local import hub
+from django_tasks_local.hub import Hub, hub as same
+import django_tasks_local.hub
+assert isinstance(hub, Hub)
+assert hub is same is django_tasks_local.hub
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT, timeout=60)
 
 
 def test_import_has_no_side_effect() -> None:

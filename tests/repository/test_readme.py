@@ -69,6 +69,10 @@ def main():
     assert result.return_value == result.id
     assert stop(result) is False
 
+    from reports.again import run_again
+    again = run_again(result)
+    assert again.return_value == again.id != result.id
+
     from reports.computing import render_pages
     result = render_pages.enqueue(3)
     last = wait_for(result)

@@ -99,7 +99,7 @@ def test_two_backends_with_the_same_id(hub: Hub) -> None:
         hub.snapshot("1")
     with pytest.raises(ValueError, match="ambiguous"), hub.subscribe("2", "1"):
         pass
-    assert hub.statistics() == HubStatistics(subscriptions=0, tasks=2, event_loops=0)
+    assert hub.statistics() == HubStatistics(subscriptions=0, events=2, event_loops=0)
     with hub.subscribe(hub.snapshot("1", "first")) as subscription:
         hub.publish(event("1", 6, "finished", backend="second"))
         assert [(e.backend, e.sequence) for e in subscription.take(timeout=0)] == [("first", 2)]
@@ -342,7 +342,7 @@ def test_subscriptions_closed_after_their_loop_has_stopped(hub: Hub, task_id: st
         subscription.close()
     loop.close()
     hub.publish(event("other", 1))
-    assert hub.statistics() == HubStatistics(subscriptions=0, tasks=1, event_loops=0)
+    assert hub.statistics() == HubStatistics(subscriptions=0, events=1, event_loops=0)
     assert not hub.to_all
     assert not hub._latest._awaited
 
@@ -357,12 +357,12 @@ def test_subscription_of_a_closed_loop_to_an_id_that_is_never_published(
 
     async def read() -> None:
         async with hub.subscribe():
-            assert hub.statistics() == HubStatistics(subscriptions=1, tasks=0, event_loops=1)
+            assert hub.statistics() == HubStatistics(subscriptions=1, events=0, event_loops=1)
 
     for id in (task_id, "another"):
         asyncio.run(subscribe(id))
     asyncio.run(read())
-    assert hub.statistics() == HubStatistics(subscriptions=0, tasks=0, event_loops=0)
+    assert hub.statistics() == HubStatistics(subscriptions=0, events=0, event_loops=0)
     assert not hub._latest._awaited
 
 
@@ -388,7 +388,7 @@ async def test_subscription_closed_while_its_loop_adds_another(hub: Hub, task_id
             await asyncio.sleep(0)
             hub.publish(event(task_id, 1, "finished"))
             assert sequences(await second.atake(timeout=LIMIT)) == [1]
-    assert hub.statistics() == HubStatistics(subscriptions=0, tasks=1, event_loops=0)
+    assert hub.statistics() == HubStatistics(subscriptions=0, events=1, event_loops=0)
 
 
 async def test_subscription_closed_by_another_thread(hub: Hub, task_id: str) -> None:
@@ -400,7 +400,7 @@ async def test_subscription_closed_by_another_thread(hub: Hub, task_id: str) -> 
         closing = threading.Thread(target=first.close)
         closing.start()
         closing.join(LIMIT)
-        assert hub.statistics() == HubStatistics(subscriptions=1, tasks=0, event_loops=1)
+        assert hub.statistics() == HubStatistics(subscriptions=1, events=0, event_loops=1)
         await asyncio.sleep(0)
         hub.publish(event(task_id, 1, "finished"))
         assert sequences(await second.atake(timeout=LIMIT)) == [1]

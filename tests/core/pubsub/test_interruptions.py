@@ -42,7 +42,7 @@ def bounded(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def assert_empty(hub: Hub, tasks: int) -> None:
     """Check that the hub has `tasks` tasks and keeps no trace of the closed subscriptions."""
-    assert hub.statistics() == HubStatistics(subscriptions=0, tasks=tasks, event_loops=0)
+    assert hub.statistics() == HubStatistics(subscriptions=0, events=tasks, event_loops=0)
     assert hub._latest._awaited == {}
     assert [topic for topic in hub._latest if topic.readers] == []
 

@@ -2,7 +2,7 @@
 
 from django.apps import AppConfig
 
-from django_tasks_local.processes.child import in_worker_process
+from django_tasks_local import in_worker_process
 
 
 class BrokenConfig(AppConfig):
