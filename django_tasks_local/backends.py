@@ -5,10 +5,13 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING, Any, ClassVar, override
 
+from django.conf import settings
+from django.core.signals import setting_changed
+from django.dispatch import receiver
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.exceptions import TaskResultDoesNotExist
 
-from . import signal_handlers
+from . import checks, signal_handlers
 from .aliases import task_reference
 from .conf import Options, ProcessOptions, ThreadOptions
 from .execution.normalizing import json_arguments
@@ -19,6 +22,8 @@ from .processes.pool import ProcessPool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from django.core.checks import CheckMessage
 
     from .aliases import AnyResult, AnyTask
     from .record import TaskRecord
@@ -35,7 +40,7 @@ class _Shared:
     Django makes one instance for each thread or asyncio task, so an instance must be cheap.
     """
 
-    __slots__ = ("options", "params", "pool", "valid_tasks")
+    __slots__ = ("options", "params", "pool", "valid_tasks", "warned_paths")
 
     def __init__(self, params: dict[str, Any], options: Options) -> None:
         self.params = params  # The settings TASKS[alias] from which `options` were created.
@@ -44,9 +49,19 @@ class _Shared:
         # Tasks that validate_task() has accepted, by id(). The value keeps the task alive, so that
         # no other object can get the same id().
         self.valid_tasks: dict[int, AnyTask] = {}
+        self.warned_paths: set[str] = set()  # Tasks of which warn_in_atomic_block() has warned.
 
 
 _shared: dict[tuple[type, str], _Shared] = {}
+
+
+@receiver(setting_changed, dispatch_uid="django_tasks_local.debug_changed")
+def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
+    """Let enqueue() check DEBUG again for each task when a test overrides it."""
+    if setting == "DEBUG":
+        for shared in list(_shared.values()):
+            shared.valid_tasks.clear()
+            shared.warned_paths.clear()
 
 
 class LocalBackend(BaseTaskBackend):
@@ -105,9 +120,13 @@ class LocalBackend(BaseTaskBackend):
         if valid_tasks.get(id(task)) is not task:
             self.validate_task(task)
             self._validate_enqueued_task(task)
-            # The result of an overridden validate_task() is not remembered, because it may accept a
-            # task in one call and reject it in the next.
-            if type(self).validate_task is BaseTaskBackend.validate_task:
+            # With DEBUG no task is remembered, so that each call comes here; without DEBUG a call
+            # costs no more than without this check. The result of an overridden validate_task() is
+            # not remembered either, because it may accept a task in one call and reject it in the
+            # next.
+            if settings.DEBUG:
+                checks.warn_in_atomic_block(task.module_path, self._shared.warned_paths)
+            elif type(self).validate_task is BaseTaskBackend.validate_task:
                 if len(valid_tasks) >= VALID_TASKS_LIMIT:
                     valid_tasks.clear()
                 valid_tasks[id(task)] = task
@@ -119,6 +138,15 @@ class LocalBackend(BaseTaskBackend):
 
         validate_task() runs when the task is created, before its module has a name for it.
         """
+
+    def check(self, **kwargs: Any) -> list[CheckMessage]:
+        """Return warnings about settings for `manage.py check`; wrong OPTIONS raise in __init__."""
+        alias, params, options = self.alias, self._shared.params, self._shared.options
+        return [
+            *checks.check_web_workers(alias),
+            *checks.check_misplaced_options(alias, params, frozenset(options.known())),
+            *checks.check_sqlite(alias, options),
+        ]
 
     def enqueue_again(self, task_result: AnyResult) -> AnyResult:
         """Queue the task of a finished result again. For details see django_tasks_local.retry()."""
@@ -193,6 +221,10 @@ class ProcessPoolBackend(LocalBackend):
 
     options_class = ProcessOptions
     pool_class = ProcessPool
+
+    @override
+    def check(self, **kwargs: Any) -> list[CheckMessage]:
+        return [*super().check(**kwargs), *checks.check_local_memory_cache(self.alias)]
 
     @override
     def _validate_enqueued_task(self, task: AnyTask) -> None:

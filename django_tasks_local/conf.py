@@ -3,7 +3,8 @@
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any, Self
 
 from django.core.exceptions import ImproperlyConfigured
@@ -98,6 +99,11 @@ class Options:
     )
 
     @classmethod
+    def known(cls) -> dict[str, Field[Any]]:
+        """Return the fields of this class by the keys that they have in the setting."""
+        return {option.name.upper(): option for option in fields(cls)}
+
+    @classmethod
     def from_params(cls, alias: str, params: dict[str, Any]) -> Self:
         """
         Return the validated options in `params`, which is the setting `TASKS[alias]`.
@@ -108,12 +114,15 @@ class Options:
         options = params.get("OPTIONS") or {}
         if not isinstance(options, dict):
             raise ImproperlyConfigured(f"{where} must be a dict, not {options!r}.")
-        known = {option.name.upper(): option for option in fields(cls)}
+        known = cls.known()
         values = {}
         for key, value in options.items():
             if key not in known:
+                similar = get_close_matches(str(key).upper(), known, n=1)
+                question = f" Did you mean {similar[0]!r}?" if similar else ""
                 raise ImproperlyConfigured(
-                    f"{where} has the unknown key {key!r}. Valid keys: {', '.join(sorted(known))}."
+                    f"{where} has the unknown key {key!r}.{question} "
+                    f"Valid keys: {', '.join(sorted(known))}."
                 )
             if type(value) is list:  # Options must be hashable.
                 value = tuple(value)

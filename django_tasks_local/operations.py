@@ -19,6 +19,7 @@ from django.tasks.exceptions import TaskResultDoesNotExist
 
 from .aliases import ambiguous_id, task_reference
 from .backends import LocalBackend
+from .checks import CALLED_BY_USERS
 from .hub import hub
 from .progress.reporter import current_reporting
 from .publishing import retried_id
@@ -231,5 +232,5 @@ def _warn_in_task_of(alias: str) -> None:
             f"Task {task.module_path} waits for another task of its own backend {alias!r}: if all "
             f"workers wait like this, no task ends. Use another backend for one of them.",
             RuntimeWarning,
-            stacklevel=3,
+            skip_file_prefixes=CALLED_BY_USERS,
         )

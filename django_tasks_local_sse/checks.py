@@ -4,7 +4,6 @@ Source: Django's topic guide "System check framework"."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from django.apps import apps
@@ -13,9 +12,6 @@ from django.contrib.staticfiles import finders
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
 from django.core.exceptions import ImproperlyConfigured
-from django.tasks import task_backends
-
-from django_tasks_local.backends import LocalBackend
 
 from .conf import find_mistakes, sse_settings
 
@@ -107,29 +103,10 @@ def _finds_script() -> bool:
         return True  # A check of Django's app staticfiles reports this wrong setting.
 
 
-def check_web_workers(**kwargs: Any) -> list[CheckMessage]:
-    """Report several web workers: they do not share tasks, results and events."""
-    workers = os.environ.get("WEB_CONCURRENCY", "")
-    local = [alias for alias in task_backends if isinstance(task_backends[alias], LocalBackend)]
-    if not workers.isdecimal() or int(workers) < 2 or not local:
-        return []
-    return [
-        CheckWarning(
-            f"WEB_CONCURRENCY announces {workers} web workers, and each knows its own tasks only: "
-            f"a stream from another worker reports them as 'unknown'. "
-            f"Task backends in the web process: {', '.join(local)}.",
-            hint="Run one web worker, with threads or async views; or let the load balancer send "
-            "each visitor to the same worker every time, and silence this check.",
-            id="django_tasks_local_sse.W002",
-        )
-    ]
-
-
 CHECKS = (
     check_settings,
     check_channel_manager,
     check_bridge,
     check_eventstream,
     check_static_files,
-    check_web_workers,
 )

@@ -55,6 +55,7 @@ DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": os.devnull,
+        "OPTIONS": {"transaction_mode": "IMMEDIATE"},  # as docs/databases.md recommends
         "TEST": {"NAME": str(_DATABASE)},
     }
 }

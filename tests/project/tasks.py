@@ -18,7 +18,7 @@ from typing import Any
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
 from django.core.cache import cache
-from django.db import connections
+from django.db import connections, transaction
 from django.tasks import TaskContext, task
 from django.utils import timezone, translation
 
@@ -208,6 +208,15 @@ def query(name: str) -> int:
     """Count the users in the database, and note the database connection of this thread."""
     count = get_user_model().objects.count()
     notes[name].append(connections["default"].connection)
+    return count
+
+
+@task
+def add_user(name: str) -> int:
+    """Count the users in the database and then add one, in one transaction; return the count."""
+    with transaction.atomic():
+        count = get_user_model().objects.count()
+        get_user_model().objects.create(username=name)
     return count
 
 

@@ -16,7 +16,7 @@ PACKAGES = ("django_tasks_local", "django_tasks_local_sse")
 FLOORS = (
     ("clocks", "logs"),
     ("conf", "events", "exceptions", "forking", "new_thread", "waiting"),
-    ("aliases", "databases", "identifiers"),
+    ("aliases", "checks", "databases", "identifiers"),
     ("context",),
     ("publishing", "pubsub.latest", "progress.values", "progress.rate"),
     ("cancellation", "signal_handlers", "ticker", "progress.loops", "results"),

@@ -14,6 +14,7 @@ from tests.support.paths import ROOT
 README = (ROOT / "README.md").read_text()
 DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text()
 HTTP = (ROOT / "docs" / "http.md").read_text()
+DATABASES = (ROOT / "docs" / "databases.md").read_text()
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -23,6 +24,8 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 # Settings that the code blocks need and that the README does not show.
 REST_OF_SETTINGS = """
+from pathlib import Path
+BASE_DIR = Path(__file__).parent
 SECRET_KEY = "only for this test"
 ALLOWED_HOSTS = ["testserver"]
 ROOT_URLCONF = "urls"
@@ -31,7 +34,6 @@ TEMPLATES = [{
     "BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True,
     "OPTIONS": {"context_processors": ["django.template.context_processors.request"]},
 }]
-DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "db.sqlite3"}}
 """
 MODELS = """
 from django.db import models
@@ -118,6 +120,15 @@ def main():
            for user in ("ada", "bob", None)}
     assert may == {"ada": True, "bob": False, None: False}
 
+    # The transaction of docs/databases.md.
+    from reports.orders import save
+    from django_tasks_local.testing import collect_progress, wait_until_idle
+    from reports.tasks import build_report
+    with collect_progress(build_report) as events:
+        save(Report(owner="bob", result_id="1"))
+        wait_until_idle()
+    assert events[-1].progress.message == "Page 20"
+
     body = ""
     default = "django_eventstream.channelmanager.DefaultChannelManager"
     with override_settings(EVENTSTREAM_CHANNELMANAGER_CLASS=default):
@@ -146,7 +157,12 @@ if __name__ == "__main__":  # worker processes import this file
 
 def test_code_blocks(tmp_path: Path) -> None:
     files: dict[str, str] = {"settings.py": REST_OF_SETTINGS}
-    for language, block in blocks(README) + blocks(DEPLOYMENT) + blocks(HTTP):
+    for language, block in [
+        *blocks(README),
+        *blocks(DEPLOYMENT),
+        *blocks(HTTP),
+        *blocks(DATABASES),
+    ]:
         if language in {"python", "html"}:
             name = re.match(r"(?:# |<!-- )(\S+)", block)
             assert name is not None, f"the first line of a code block names no file: {block}"
@@ -188,6 +204,7 @@ def test_languages_of_blocks() -> None:
     assert {language for language, _ in blocks(README)} == {"bash", "html", "python"}
     assert {language for language, _ in blocks(DEPLOYMENT)} == {"nginx", "python"}
     assert {language for language, _ in blocks(HTTP)} == {"json", "python"}
+    assert {language for language, _ in blocks(DATABASES)} == {"python"}
 
 
 def test_options_are_documented() -> None:
@@ -198,9 +215,11 @@ def test_options_are_documented() -> None:
 
 
 def test_checks_are_documented() -> None:
-    package = ROOT / "django_tasks_local_sse"
-    source = "".join((package / name).read_text() for name in ("checks.py", "conf.py"))
-    ids = set(re.findall(r"django_tasks_local_sse\.[EW]\d+", source))
+    sources = ("django_tasks_local/checks.py", "django_tasks_local_sse/checks.py")
+    source = "".join(
+        (ROOT / path).read_text() for path in (*sources, "django_tasks_local_sse/conf.py")
+    )
+    ids = set(re.findall(r"django_tasks_local\w*\.[EW]\d+", source))
     assert ids == set(re.findall(r"^\| `(\S+\.[EW]\d+)`", DEPLOYMENT, re.MULTILINE))
 
 

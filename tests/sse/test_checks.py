@@ -89,13 +89,6 @@ def test_missing_channel_manager(bridge: bool, caplog: pytest.LogCaptureFixture)
         assert "is ignored" in caplog.text
 
 
-@override_settings(TASKS={"default": {"BACKEND": "django_tasks_local.ThreadPoolBackend",
-                                      "OPTIONS": {"MAX_WORKER": 2}}})  # fmt: skip
-def test_invalid_options_are_reported() -> None:
-    with pytest.raises(Exception, match="unknown key 'MAX_WORKER'"):
-        run_checks()
-
-
 def problems(**settings: Any) -> list[str]:
     with override_settings(**settings):
         return [f"{problem.id}: {problem.msg} {problem.hint}" for problem in run_checks()]
@@ -137,16 +130,6 @@ def test_static_files_without_finder(changed: dict[str, Any], reason: str) -> No
 def test_static_files_without_url() -> None:
     found = [problem for problem in problems(STATIC_URL=None) if "django_tasks_local" in problem]
     assert ["W001" in problem and "STATIC_URL" in problem for problem in found] == [True]
-
-
-@pytest.mark.parametrize("workers", ["4", "1", "0", "", "many"])
-def test_several_web_workers(monkeypatch: pytest.MonkeyPatch, workers: str) -> None:
-    monkeypatch.setenv("WEB_CONCURRENCY", workers)
-    assert [("W002" in problem, "4 web workers" in problem) for problem in problems()] == (
-        [(True, True)] if workers == "4" else []
-    )
-    immediate = {"BACKEND": "django.tasks.backends.immediate.ImmediateBackend"}
-    assert problems(TASKS={"default": immediate}) == []
 
 
 def test_django_eventstream_package_missing(monkeypatch: pytest.MonkeyPatch) -> None:
