@@ -98,6 +98,11 @@ class Options:
         default_factory=_default_shutdown_timeout, metadata={"check": _seconds}
     )
 
+    @property
+    def max_unfinished(self) -> int | None:
+        """Return the number of unfinished tasks above which enqueue() raises QueueFull."""
+        return None if self.max_pending is None else self.max_pending + self.max_workers
+
     @classmethod
     def known(cls) -> dict[str, Field[Any]]:
         """Return the fields of this class by the keys that they have in the setting."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from django.tasks import Task
 
+    from .aliases import TaskKey
     from .events import TaskEvent
 
 TIMEOUT = 10.0  # wait_until_idle() raises TimeoutError after this many seconds by default.
@@ -74,18 +75,18 @@ def collect_progress(*tasks: Task[Any, Any] | TaskResult[Any, Any]) -> Iterator[
     the list has the `finished` event. With `"PROGRESS_INTERVAL": 0` each call of report_progress()
     publishes an event, but the steps of track() are still sampled.
     """
-    ids = {task.id for task in tasks if isinstance(task, TaskResult)}
+    keys = {(task.backend, task.id) for task in tasks if isinstance(task, TaskResult)}
     names = {task.name for task in tasks if not isinstance(task, TaskResult)}
     events: list[TaskEvent] = []
-    last: dict[str, object] = {}
+    last: dict[TaskKey, object] = {}
 
     def record(event: TaskEvent) -> None:
-        if event.progress is None or (tasks and event.id not in ids and event.name not in names):
+        if event.progress is None or (tasks and event.key not in keys and event.name not in names):
             return
         progress = event.progress
         told = progress.current, progress.total, progress.message, progress.data
-        if event.kind is EventKind.PROGRESS or told != last.get(event.id):
-            last[event.id] = told
+        if event.kind is EventKind.PROGRESS or told != last.get(event.key):
+            last[event.key] = told
             events.append(event)
 
     with hub.recording(record):

@@ -26,7 +26,7 @@ from ..exceptions import ShuttingDown, TaskCancelled, TaskLost
 from ..execution import Outcome
 from ..hub import hub
 from ..logs import get_logger
-from ..record import READY, RUNNING, TaskRecord
+from ..record import TaskRecord
 from . import signals
 from .positions import Positions
 from .queue import TaskQueue, make_queue
@@ -62,11 +62,10 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         # True if the alias needs a new pool: close() has returned, TASKS has changed, or fork()
         # created this process.
         self.is_replaced = False
-        unfinished = None
-        if options.max_pending is not None:
-            unfinished = options.max_pending + options.max_workers
         self.results = ResultStore(
-            alias=alias, max_results=options.max_results, max_unfinished=unfinished
+            alias=alias,
+            max_results=options.max_results,
+            max_unfinished=options.max_unfinished,
         )
         # The queue has the tasks that no worker has taken and no thread has cancelled.
         self.queue: TaskQueue[RecordT] = make_queue()
@@ -137,10 +136,7 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
             record.retried_from = retried_from
         # Race: another thread may close the pool before register(), so `closed` is read twice.
         if self.closed or not shutdown.register(self) or self.closed:
-            raise ShuttingDown(
-                f"The task backend {self.alias!r} is shutting down; "
-                f"task {record.path} was not enqueued."
-            )
+            raise _shutting_down(self.alias, record)
         self.results.add(record)
         position = 0
         try:
@@ -198,11 +194,8 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         if is_first:
             self._finished(record, outcome)
         else:
-            logger.info(
-                "Task id=%s path=%s had an outcome already; a later one is dropped.",
-                record.id,
-                record.path,
-            )
+            message = "Task id=%s path=%s had an outcome already; a later one is dropped."
+            logger.info(message, record.id, record.path)
         return is_first
 
     def cancel(self, result_id: str) -> bool:
@@ -242,8 +235,8 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         Refuse new tasks, fail the waiting ones, and give the running ones `timeout` seconds.
 
         Tasks that still run after that time fail with TaskLost, and one log record lists them. The
-        default of `timeout` is the option SHUTDOWN_TIMEOUT. A closed pool cannot be reopened, but
-        pool_for() replaces it by a new one, which keeps its results.
+        default of `timeout` is the option SHUTDOWN_TIMEOUT. The next call of pool_for() replaces
+        the closed pool by a new one, which keeps the results.
         """
         self.refuse()
         self.drain(self.options.shutdown_timeout if timeout is None else timeout)
@@ -288,16 +281,8 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
 
     def statistics(self) -> PoolStatistics:
         """Return the counts of this pool, which are read one after the other, without a lock."""
-        unfinished = [(record.status, record.enqueued_at) for record in self._unfinished.records()]
-        waiting = [enqueued_at for status, enqueued_at in unfinished if status is READY]
-        return PoolStatistics(
-            workers=self.count_workers(),
-            waiting=len(waiting),
-            running=sum(status is RUNNING for status, _ in unfinished),
-            unfinished=len(unfinished),
-            oldest_waiting=min(waiting, default=None),
-            results=len(self.results),
-        )
+        records = self._unfinished.records()
+        return PoolStatistics.of(records, self.count_workers(), len(self.results))
 
     # Methods that other methods of the pool call
 
@@ -338,6 +323,12 @@ def _log_outlived(record: TaskRecord, outcome: Outcome, difference: str) -> None
             difference,
         )
     outcome.exception = None  # Break the cycle that send_finished() describes.
+
+
+def _shutting_down(alias: str, record: TaskRecord) -> ShuttingDown:
+    return ShuttingDown(
+        f"The task backend {alias!r} is shutting down; task {record.path} was not enqueued."
+    )
 
 
 def _log_lost(alias: str, records: Sequence[TaskRecord]) -> None:

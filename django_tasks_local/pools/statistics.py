@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
+
+from ..record import READY, RUNNING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
+
+    from ..record import TaskRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,3 +27,17 @@ class PoolStatistics:
     oldest_waiting: datetime | None
     # Results in the store, including those of unfinished tasks.
     results: int
+
+    @classmethod
+    def of(cls, unfinished: Sequence[TaskRecord], workers: int, results: int) -> Self:
+        """Return the counts of a pool with these unfinished tasks."""
+        tasks = [(record.status, record.enqueued_at) for record in unfinished]
+        waiting = [enqueued_at for status, enqueued_at in tasks if status is READY]
+        return cls(
+            workers=workers,
+            waiting=len(waiting),
+            running=sum(status is RUNNING for status, _ in tasks),
+            unfinished=len(tasks),
+            oldest_waiting=min(waiting, default=None),
+            results=results,
+        )

@@ -25,9 +25,11 @@ from django_tasks_local import (
     retry,
 )
 from django_tasks_local.events import TaskEvent
+from django_tasks_local.lookup import newest_event
 from django_tasks_local.pools import threads
 from tests.project import tasks
 from tests.support.backends import PROCESSES, THREADS, settings_with
+from tests.support.factories import event, task_result
 from tests.support.waiting import LIMIT, finished, running, wait_until
 
 STORING = "tests.project.backends.StoringBackend"
@@ -203,6 +205,14 @@ def test_task_that_a_retried_immediate_task_enqueues() -> None:
     again = retry(result)
     assert hub.snapshot(again).retried_from == result.id
     assert hub.snapshot(again.return_value, "storing").retried_from is None
+
+
+def test_newest_event_of_a_retried_task_of_another_process() -> None:
+    """An event that is made from the stored result keeps the `retried_from` of the hub's event."""
+    hub.publish(event("2", 1, "enqueued", backend="dummy", retried_from="1"))
+    result = replace(task_result(), id="2", backend="dummy", status=TaskResultStatus.RUNNING)
+    newest = newest_event(result)
+    assert (newest.kind, newest.retried_from) == ("started", "1")
 
 
 def test_retry_of_an_unfinished_task(gate: str) -> None:

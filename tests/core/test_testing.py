@@ -16,7 +16,7 @@ from django.tasks.signals import task_finished
 from django.test import SimpleTestCase, TestCase, TransactionTestCase
 
 from django_tasks_local import foreign
-from django_tasks_local.events import TaskEvent
+from django_tasks_local.events import Progress, TaskEvent
 from django_tasks_local.hub import hub
 from django_tasks_local.testing import (
     collect_progress,
@@ -26,6 +26,7 @@ from django_tasks_local.testing import (
 )
 from tests.project import tasks
 from tests.support.backends import settings_with
+from tests.support.factories import event
 from tests.support.paths import ROOT
 from tests.support.waiting import LIMIT, running
 
@@ -154,6 +155,15 @@ def test_collect_progress_of_some_tasks(alias: str, gate: str) -> None:
     assert {event.name for event in events} == {"steps", "report"}
     assert {event.name for event in everything} == {"steps", "report", "tracked"}
     assert sorted(currents(events)) == [1, 2, 7]
+
+
+def test_collect_progress_of_a_result_whose_id_another_backend_uses() -> None:
+    """collect_progress() collects no event of a task with the same id in another backend."""
+    result = tasks.noop.enqueue()
+    wait_until_idle(timeout=LIMIT)
+    with collect_progress(result) as events:
+        hub.publish(event(result.id, 3, backend="elsewhere", progress=Progress(current=1)))
+    assert events == []
 
 
 @pytest.mark.parametrize("backend", ["threads", "immediate"])
