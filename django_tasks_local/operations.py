@@ -20,6 +20,7 @@ from django.tasks.exceptions import TaskResultDoesNotExist
 from .aliases import ambiguous_id, task_reference
 from .backends import LocalBackend
 from .checks import CALLED_BY_USERS
+from .clocks import Clocks
 from .hub import hub
 from .progress.reporter import current_reporting
 from .publishing import retried_id
@@ -208,9 +209,9 @@ def _finished_result(task_result: AnyResult, timeout: float | None) -> AnyResult
 
 def _seconds_left(timeout: float | None) -> Iterator[float | None]:
     """Yield the seconds that are left of `timeout`, until none are; None means no limit."""
-    deadline = None if timeout is None else time.monotonic() + timeout
+    deadline = None if timeout is None else Clocks.monotonic() + timeout
     while True:
-        left = None if deadline is None else deadline - time.monotonic()
+        left = None if deadline is None else deadline - Clocks.monotonic()
         if left is not None and left <= 0:
             return
         yield left

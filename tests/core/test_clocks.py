@@ -10,6 +10,7 @@ import pytest
 from django.tasks import task_backends
 from freezegun import freeze_time
 
+from django_tasks_local import join
 from django_tasks_local.clocks import Clocks
 from django_tasks_local.hub import hub
 from tests.project import tasks
@@ -44,6 +45,12 @@ def test_wait_for_an_event_ends_while_the_time_is_frozen(gate: str) -> None:
     with hub.subscribe(result.id) as subscription:
         subscription.take(0)
         assert subscription.take(0.01) == []
+
+
+def test_join_ends_while_the_time_is_frozen(gate: str) -> None:
+    result = running(tasks.gated.enqueue(gate))
+    with pytest.raises(TimeoutError, match=r"after 0\.01 seconds"):
+        join(result, 0.01)
 
 
 def test_last_report_is_published_while_the_time_is_frozen(gate: str) -> None:
