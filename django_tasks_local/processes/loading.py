@@ -80,7 +80,10 @@ def load_task(path: str, options: TaskOptions) -> AnyTask:
     try:
         return _cached_task(path, options)
     except TypeError:  # A field of the project's own Task class has a value that is not hashable.
-        return _make_task(path, options)
+        pass
+    # Outside of the `except` block, so that the TypeError is not part of the traceback of an error
+    # in the task's module.
+    return _make_task(path, options)
 
 
 def _make_task(path: str, options: TaskOptions) -> AnyTask:

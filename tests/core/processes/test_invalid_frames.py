@@ -10,6 +10,7 @@ import pytest
 from django.test import override_settings
 
 from django_tasks_local.processes.frames import HEADER, frame
+from django_tasks_local.processes.loading import load_task
 from tests.project import odd, process_tasks
 from tests.support.backends import PROCESSES
 from tests.support.programs import require
@@ -72,6 +73,16 @@ def test_options_that_a_worker_cannot_load_fail_only_their_task() -> None:
         assert failed.errors[0].exception_class is ValueError
         assert "not a number" in failed.errors[0].traceback
         assert finished(process_tasks.noop.enqueue()).worker_ids == first.worker_ids
+
+
+def test_error_of_the_tasks_module_does_not_begin_with_an_internal_type_error() -> None:
+    """The options of the task have a list, which is not hashable."""
+    with pytest.raises(ImportError) as raised:
+        load_task("tests.project.absent.task", ([],))
+    error: BaseException | None = raised.value
+    while error is not None:
+        assert not isinstance(error, TypeError)
+        error = error.__context__
 
 
 class Unloadable:
