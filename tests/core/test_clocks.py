@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 from django.tasks import task_backends
+from django.test import override_settings
 from freezegun import freeze_time
 
 from django_tasks_local import join
 from django_tasks_local.clocks import Clocks
 from django_tasks_local.hub import hub
 from tests.project import tasks
-from tests.support.backends import settings_with
+from tests.support.backends import PROCESSES, THREADS, settings_with
 from tests.support.paths import ROOT
 from tests.support.waiting import finished, running, wait_for_event
 
@@ -64,7 +65,8 @@ def test_coroutine_sleeps_while_the_time_is_frozen() -> None:
 
 
 def test_task_takes_too_long_while_the_time_is_frozen() -> None:
-    with settings_with(TIMEOUT=0.05, MAX_WORKERS=1):
+    processes = {"BACKEND": PROCESSES, "OPTIONS": {"TIMEOUT": 0.05, "MAX_WORKERS": 1}}
+    with override_settings(TASKS={"default": {"BACKEND": THREADS}, "processes": processes}):
         result = finished(tasks.endless.using(backend="processes").enqueue())
     assert result.errors[0].exception_class_path.endswith(".TaskTimeout")
 

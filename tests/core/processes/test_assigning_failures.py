@@ -4,6 +4,7 @@ import threading
 from typing import Any
 
 import pytest
+from django.test import override_settings
 
 from django_tasks_local.conf import ProcessOptions
 from django_tasks_local.exceptions import TaskLost
@@ -175,22 +176,25 @@ def test_two_threads_recover_the_same_interrupted_call(stage: Stage, new_worker:
     assert ids(worker) == ["a"]
 
 
-def test_tasks_wait_while_workers_with_former_databases_are_replaced(
+def test_tasks_wait_while_workers_with_former_settings_are_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Until the workers are replaced, another thread does not take the new names as checked."""
-    checks: list[bool] = []
+    """Until the workers are replaced, another thread does not take the new settings as sent."""
+    watches: list[object] = []
     pool = ProcessPool(object, "default", ProcessOptions(max_workers=1))
 
     class FakeDispatcher:
         """A dispatcher whose workers are about to be replaced."""
 
-        def replace_workers(self) -> None:
-            checks.append(pool._databases == pool_module.database_names())
+        def replace_workers(self, settings: object) -> None:
+            watches.append(pool._watch)
 
-    pool._dispatcher = FakeDispatcher()  # type: ignore[assignment]
     monkeypatch.setattr(pool_module, "refuse_databases_in_memory", lambda: None)
-    monkeypatch.setattr(pool_module, "database_names", lambda: {"default": "new"})
-    pool._check_databases()
-    pool._check_databases()
-    assert checks == [False]
+    pool._update_settings()
+    former = pool._watch
+    pool._dispatcher = FakeDispatcher()  # type: ignore[assignment]
+    with override_settings(MEDIA_ROOT="another folder"):
+        pool._update_settings()
+        pool._update_settings()
+    assert watches == [former]
+    assert pool._watch is not former
