@@ -63,9 +63,7 @@ def test_option_beside_options(key: str) -> None:
     ],
 )
 def test_unknown_option_is_an_error_with_a_proposal(key: Any, question: str) -> None:
-    expected = re.escape(
-        f"has the unknown key {key!r}. {question}Valid keys: CONTEXT, MAX_PENDING, "
-    )
+    expected = re.escape(f"has the unknown key {key!r}. {question}Valid keys: ")
     with pytest.raises(ImproperlyConfigured, match=expected):
         problems(OPTIONS={key: 2})
 
