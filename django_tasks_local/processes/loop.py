@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-MAX_SELECT_SECONDS = 3600.0  # epoll accepts at most 24 days
+# While a deadline is due, the thread wakes at least this often, so that it measures how long its
+# process was suspended. (epoll accepts at most 24 days.)
+MAX_SELECT_SECONDS = 5.0
 # If the thread wakes later than requested by more than this number of seconds, the process was
 # suspended: by SIGSTOP, a paused container or a laptop's sleep. A busy machine delays it for less.
 SUSPENSION_SECONDS = 5.0
@@ -177,9 +179,10 @@ class Loop:
             while not self._is_done():
                 began = self._clock()
                 ready = self._selector.select(timeout)
-                late = 0.0 if timeout is None else self._clock() - began - timeout
+                seconds = self._clock() - began
+                was_suspended = timeout is not None and seconds - timeout > SUSPENSION_SECONDS
                 # Use an empty context for each turn, because log handlers may set variables in it.
-                timeout = Context().run(self._turn, ready, late)
+                timeout = Context().run(self._turn, ready, seconds if was_suspended else 0.0)
         except BaseException as error:
             logger.exception("The thread %r has ended because of an error.", self._thread.name)
             failure = error
@@ -187,10 +190,12 @@ class Loop:
         self.call(self.close)
         self.call(close_thread_resources)
 
-    def _turn(self, ready: list[tuple[selectors.SelectorKey, int]], late: float) -> float | None:
+    def _turn(
+        self, ready: list[tuple[selectors.SelectorKey, int]], suspended: float
+    ) -> float | None:
         drop_stale_connections()
-        if late > SUSPENSION_SECONDS:
-            self.call(self._on_suspension, late)
+        if suspended:
+            self.call(self._on_suspension, suspended)
         for key, events in ready:
             self.call(key.data, events)
         if self._was_woken or self._commands:

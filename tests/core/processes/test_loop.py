@@ -73,7 +73,7 @@ def test_the_time_of_a_suspension_is_reported(sleep: float, reported: list[float
 
     A clock that jumps during the second select() stands for the suspension.
     """
-    readings = iter([0.0, 0.0, 0.0, sleep, sleep])
+    readings = iter([0.0, 0.0, 0.0, 0.0, sleep, sleep])
     turns, suspensions = [], []
 
     def turn() -> float:
