@@ -48,7 +48,8 @@ def task_reference(value: Any, backend: str | None = None) -> tuple[str | None, 
 
 def ambiguous_id(id: str, aliases: Iterable[str]) -> ValueError:
     """Return the exception for an id without an alias that tasks of several backends have."""
+    names = " and ".join(map(repr, sorted(aliases)))
     return ValueError(
-        f"The id {id!r} is ambiguous: the task backends {' and '.join(map(repr, aliases))} each "
-        f"have a task with it. Pass the TaskResult, which names its backend, or `backend=`."
+        f"The id {id!r} is ambiguous: the task backends {names} each have a task with it. "
+        f"Pass the TaskResult, which names its backend, or `backend=`."
     )
