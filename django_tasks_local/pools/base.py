@@ -26,8 +26,10 @@ from ..exceptions import ShuttingDown, TaskCancelled, TaskLost
 from ..execution import Outcome
 from ..hub import hub
 from ..logs import get_logger
+from ..notifier import Notifier
 from ..record import TaskRecord
 from . import signals
+from .completion import Completion
 from .positions import Positions
 from .queue import TaskQueue, make_queue
 from .statistics import PoolStatistics
@@ -35,7 +37,7 @@ from .store import ResultStore
 from .unfinished import UnfinishedTasks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
     from ..aliases import AnyResult, AnyTask
@@ -44,6 +46,10 @@ if TYPE_CHECKING:
     from ..events import Progress
 
 logger = get_logger(__name__)
+
+# When SHUTDOWN_TIMEOUT has passed, drain() waits for this many more seconds until the notifier has
+# called the receivers: they store that a task is lost.
+RECEIVERS_SECONDS = 1.0
 
 
 class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
@@ -74,7 +80,8 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         self._positions = Positions(
             self.queue, self._unfinished, count_ahead=self.waiting_in_workers
         )
-        self._discarded = False
+        self.notifier = Notifier(alias)
+        self._completion = Completion(sender, self.results, self._unfinished, self.notifier)
 
     # Methods that a subclass implements
 
@@ -97,8 +104,8 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         """Stop a task that a worker has begun. May be called from any thread."""
 
     @abstractmethod
-    def close_workers(self) -> None:
-        """End idle workers, and stop busy ones if possible. close() calls this as its last step."""
+    def _close_workers(self) -> None:
+        """End idle workers, and stop busy ones if possible."""
 
     @abstractmethod
     def count_workers(self) -> int:
@@ -108,9 +115,13 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         """Return how many tasks were assigned to workers but not begun; they precede the queue."""
         return 0
 
-    def _call_receivers(self, send: Callable[..., object], *args: object) -> None:
-        """Call `send(*args)`, which calls signal receivers; a subclass may prepare the thread."""
-        send(*args)
+    @abstractmethod
+    def _send_started(self, record: RecordT) -> None:
+        """Call the receivers of task_started, or have the notifier call them."""
+
+    @abstractmethod
+    def _send_finished(self, record: RecordT, outcome: Outcome) -> None:
+        """Send task_finished for a task that a worker has begun, as _send_started() has sent."""
 
     # Methods in the order in which a task passes through them
 
@@ -156,7 +167,7 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
                 self.lose_waiting([record])
             else:
                 self._submit(record)
-                if record.id not in self._unfinished:
+                if record.is_finished:
                     self.queue.discard(record)  # The task was cancelled before _submit() queued it.
         if position:
             self.queue_changed()  # A task ahead of this one may have started or been cancelled.
@@ -172,8 +183,7 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         if not record.start(worker_id, started_at):
             return False
         self.queue_changed()
-        if record.carried is None or not record.carried.difference():
-            signals.started.deliver(self.sender, record, logging.INFO, self._call_receivers)
+        self._send_started(record)
         return True
 
     def finish(
@@ -192,7 +202,7 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         else:
             is_first = record.fail(outcome.error, outcome.message, last)
         if is_first:
-            self._finished(record, outcome)
+            self._send_finished(record, outcome)
         else:
             message = "Task id=%s path=%s had an outcome already; a later one is dropped."
             logger.info(message, record.id, record.path)
@@ -221,10 +231,10 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         assert outcome.error is not None
         if not record.fail(outcome.error, outcome.message, only_waiting=True):
             return False
-        self._finished(record, outcome)
-        # _finished() has removed the task from `_unfinished`. If enqueue() queues the task after
-        # this line, enqueue() checks `_unfinished` and takes the task out of the queue again.
+        # If enqueue() queues the task after the line below, enqueue() finds that it is finished and
+        # takes it out of the queue again.
         self.queue.discard(record)
+        self._completion.post(record, outcome)
         self.queue_changed()
         return True
 
@@ -249,14 +259,30 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         self.lose_waiting(self._unfinished.records())
 
     def drain(self, timeout: float) -> None:
-        """Wait `timeout` seconds for running tasks, then fail them; the second step of close()."""
-        records = self.wait_until_idle(timeout)
-        message = "The process ended before the task finished."
-        lost = [r for r in records if self.finish(r, Outcome.failure(TaskLost(message)))]
-        _log_lost(self.alias, lost)
-        for record in lost:
+        """
+        Wait `timeout` seconds for running tasks, then fail them; the second step of close().
+
+        Receivers that have not returned by then get RECEIVERS_SECONDS more.
+        """
+        lost: list[tuple[RecordT, Outcome]] = []
+        for record in self.wait_until_idle(timeout):
+            outcome = Outcome.failure(TaskLost("The process ended before the task finished."))
+            assert outcome.error is not None
+            if record.fail(outcome.error, outcome.message):
+                lost.append((record, outcome))
+        _log_lost(self.alias, [record for record, _ in lost])
+        for record, outcome in lost:
+            self._completion.post(record, outcome)
             # The process may continue after close(), and a lost task must not occupy its worker.
             self._stop(record)
+        self.wait_until_idle(RECEIVERS_SECONDS)
+
+    def close_workers(self) -> None:
+        """End the workers, and the notifier's threads; close() calls this as its last step."""
+        try:
+            self._close_workers()
+        finally:
+            self.notifier.close()
 
     def wait_until_idle(self, timeout: float) -> list[RecordT]:
         """
@@ -269,11 +295,11 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
     def discard(self) -> None:
         """Close the pool with a timeout of 0 seconds, and remove all of its tasks from the hub."""
         self.close(timeout=0)
-        self._discarded = True
-        # While a task is in _unfinished, another thread runs _finished() for it. That thread calls
-        # release() itself, because the pool is discarded. The copy is made before that of the
-        # results, and after `_discarded` is set: it locks the dict, so a thread that removes its
-        # task after the copy reads the new `_discarded`, also without a GIL.
+        self._completion.discarded = True
+        # While a task is in _unfinished, another thread will remove it. That thread calls release()
+        # itself, because the pool is discarded. The copy is made before that of the results, and
+        # after `discarded` is set: it locks the dict, so a thread that removes its task after the
+        # copy reads the new `discarded`, also without a GIL.
         unfinished = set[TaskRecord](self._unfinished.records())
         for record in self.results.records():
             if record not in unfinished:
@@ -291,38 +317,10 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         if not self._positions.has_moved and self.queue and not self.closed:
             self._positions.schedule()
 
-    def _finished(self, record: RecordT, outcome: Outcome) -> None:
-        try:
-            if record.carried is not None and (difference := record.carried.difference()):
-                # A receiver would write into a database of which the test run knows nothing.
-                _log_outlived(record, outcome, difference)
-            else:
-                signals.send_finished(self.sender, record, outcome, self._call_receivers)
-        finally:
-            # Also after an exception, such as one that another thread has raised in this thread:
-            # close() and wait_until_idle() would wait for this task.
-            for evicted in self.results.make_evictable(record):
-                hub.release(evicted)
-            self._unfinished.remove(record)
-            if self._discarded:
-                hub.release(record)
-
     def lose_waiting(self, records: list[RecordT]) -> None:
         """Fail tasks of a closed pool that have not started, and log their ids."""
         message = "The process ended before the task started."
         _log_lost(self.alias, [r for r in records if self.fail_waiting(r, TaskLost(message))])
-
-
-def _log_outlived(record: TaskRecord, outcome: Outcome, difference: str) -> None:
-    if not isinstance(outcome.exception, TaskLost):  # _log_lost() names a lost task.
-        logger.warning(
-            "No receiver was called for the end of task id=%s path=%s state=%s. %s",
-            record.id,
-            record.path,
-            record.status,
-            difference,
-        )
-    outcome.exception = None  # Break the cycle that send_finished() describes.
 
 
 def _shutting_down(alias: str, record: TaskRecord) -> ShuttingDown:

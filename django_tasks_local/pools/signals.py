@@ -14,8 +14,9 @@ entries of `Signal.receivers` (if their shape is unknown, send_robust() is used 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from django.tasks import TaskResult
 from django.tasks import signals as django_signals
 
 from .. import foreign
@@ -25,12 +26,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from django.dispatch import Signal
+    from django.tasks import TaskResultStatus
 
-    from ..aliases import AnyResult
+    from ..aliases import AnyResult, AnyTask
+    from ..context import Carried
     from ..execution import Outcome
     from ..record import TaskRecord
 
 logger = get_logger(__name__)
+
+
+class LoggedState(NamedTuple):
+    """Has the fields of a TaskResult that Django's log receivers read, at one point in time."""
+
+    id: str
+    task: AnyTask
+    status: TaskResultStatus
+    backend: str
+
+
+type State = AnyResult | TaskRecord | LoggedState
 
 # Django's log receivers write to this logger.
 _tasks_logger = logging.getLogger("django.tasks")
@@ -73,29 +88,38 @@ class TaskSignal:
         self._known = first, second
         return False
 
-    def deliver(
-        self,
-        sender: type,
-        record: TaskRecord,
-        level: int,
-        call_receivers: Callable[..., object],
-    ) -> None:
+    def state_for_receivers(self, record: TaskRecord, level: int) -> State | None:
         """
-        Call all receivers, or only Django's log receiver if there is no other one to call.
+        Return what deliver() needs: None if there is nothing to call.
+
+        This is a TaskResult of the present state, or the record itself if only Django's log
+        receiver is to be called, which writes a log record with this level.
+        """
+        if self.has_receivers:
+            return record.task_result()
+        return record if _tasks_logger.isEnabledFor(level) else None
+
+    def deliver(self, sender: type, state: State | None, carried: Carried | None) -> None:
+        """
+        Call all receivers with a TaskResult, or only Django's log receiver with another object.
+
+        The receivers can connect only to the databases that the task has `carried`.
 
         Logs every exception and raises none.
         """
+        if state is None:
+            return
         try:
-            if self.has_receivers:
-                databases = None if record.carried is None else record.carried.databases
+            if isinstance(state, TaskResult):
+                databases = None if carried is None else carried.databases
                 send = self.send if databases is None else databases.guard(self.send)
-                call_receivers(send, sender, record.task_result())
-            elif _tasks_logger.isEnabledFor(level):
-                self._log(sender=sender, task_result=record)
+                send(sender, state)
+            else:
+                self._log(sender=sender, task_result=state)
         except BaseException:
             # BaseException, because a receiver that raises SystemExit must neither end a worker
             # thread nor prevent the outcome of a task from being recorded.
-            logger.exception("A receiver failed for task id=%s.", record.id)
+            logger.exception("A receiver failed for task id=%s.", state.id)
 
     def send(self, sender: type, task_result: AnyResult) -> None:
         """
@@ -134,22 +158,39 @@ finished = TaskSignal(
 )
 
 
+def state_of_started(record: TaskRecord) -> State | None:
+    """Return what started.deliver() needs when the task may have ended before it is called."""
+    state = started.state_for_receivers(record, logging.INFO)
+    if state is record:
+        return LoggedState(record.id, record.task, record.status, record.backend)
+    return state
+
+
+def state_of_finished(record: TaskRecord, outcome: Outcome) -> State | None:
+    """Return what send_finished() needs."""
+    level = logging.INFO if outcome.error is None else logging.ERROR
+    return finished.state_for_receivers(record, level)
+
+
+def send_started(sender: type, state: State | None, carried: Carried | None) -> None:
+    """Deliver task_started, unless a test run has ended and its databases have been replaced."""
+    if carried is None or not carried.difference():
+        started.deliver(sender, state, carried)
+
+
 def send_finished(
-    sender: type,
-    record: TaskRecord,
-    outcome: Outcome,
-    call_receivers: Callable[..., object],
+    sender: type, state: State | None, carried: Carried | None, outcome: Outcome
 ) -> None:
     """Deliver task_finished while sys.exc_info() returns the exception that failed the task."""
     exception = outcome.exception
     if exception is None:
-        finished.deliver(sender, record, logging.INFO, call_receivers)
+        finished.deliver(sender, state, carried)
         return
     try:
         raise exception
     except BaseException:  # noqa: BLE001 - the line above raised this exception
         # Django's log receiver reads the traceback of a failed task from sys.exc_info().
-        finished.deliver(sender, record, logging.ERROR, call_receivers)
+        finished.deliver(sender, state, carried)
     finally:
         del exception  # The traceback of the exception now refers to this frame.
         outcome.drop_exception()

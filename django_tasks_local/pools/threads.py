@@ -7,6 +7,7 @@ work: with one worker, five waiting 2-second tasks would delay the exit by ten s
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from contextvars import Context
@@ -26,6 +27,7 @@ from ..identifiers import new_id
 from ..logs import get_logger
 from ..new_thread import new_thread
 from ..record import TaskRecord
+from . import signals
 from .base import Pool
 
 if TYPE_CHECKING:
@@ -144,7 +146,17 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
         record.get_cancellation().request()
 
     @override
-    def close_workers(self) -> None:
+    def _send_started(self, record: TaskRecord) -> None:
+        state = signals.started.state_for_receivers(record, logging.INFO)
+        signals.send_started(self.sender, state, record.carried)
+
+    @override
+    def _send_finished(self, record: TaskRecord, outcome: Outcome) -> None:
+        # The worker's thread calls the receivers itself, in the context of the task.
+        self._completion.complete(record, outcome)
+
+    @override
+    def _close_workers(self) -> None:
         with self._workers_lock:
             self._stopping = True
             for _ in range(self._idle):

@@ -10,8 +10,8 @@ from django.utils import timezone
 
 from .. import shutdown
 from ..conf import ProcessOptions
-from ..execution.connections import close_old_resources, drop_stale_connections
 from ..identifiers import new_id
+from ..pools import signals
 from ..pools.base import Pool
 from .child import in_worker_process
 from .dispatcher import Dispatcher
@@ -20,10 +20,9 @@ from .task import ProcessTask
 from .wire import encode_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ..aliases import AnyTask
     from ..context import Carried
+    from ..execution import Outcome
     from .settings import DjangoSettings
     from .worker_process import WorkerProcess
 
@@ -169,23 +168,21 @@ class ProcessPool(Pool[ProcessOptions, ProcessTask]):
             self._dispatcher.stop(record)
 
     @override
-    def _call_receivers(self, send: Callable[..., object], *args: object) -> None:
-        # Call the receivers in a new context, and close old connections afterwards, because the
-        # dispatcher's thread, which calls this method, serves all tasks.
-        Context().run(_call_with_resources, send, *args)
+    def _send_started(self, record: ProcessTask) -> None:
+        state = signals.state_of_started(record)
+        if state is not None:
+            record.context = Context()
+            self.notifier.post(
+                record.id, record.context, signals.send_started, self.sender, state, record.carried
+            )
 
     @override
-    def close_workers(self) -> None:
+    def _send_finished(self, record: ProcessTask, outcome: Outcome) -> None:
+        self._completion.post(record, outcome, record.context)
+
+    @override
+    def _close_workers(self) -> None:
         with self._dispatcher_lock:
             dispatcher = self._dispatcher
         if dispatcher is not None:
             dispatcher.close()
-
-
-def _call_with_resources(function: Callable[..., object], *args: object) -> None:
-    """Call signal receivers, and close old database connections and caches afterwards."""
-    drop_stale_connections()
-    try:
-        function(*args)
-    finally:
-        close_old_resources()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..record import TaskRecord
 
 if TYPE_CHECKING:
+    from contextvars import Context
     from datetime import datetime
 
     from ..aliases import AnyTask
@@ -22,7 +23,7 @@ class ProcessTask(TaskRecord):
     started. So exactly one thread decides between "cancelled while waiting" and "sent to a worker".
     """
 
-    __slots__ = ("_claim", "body", "has_started", "is_cancelled", "sends", "ticket")
+    __slots__ = ("_claim", "body", "context", "has_started", "is_cancelled", "sends", "ticket")
 
     def __init__(
         self,
@@ -38,6 +39,8 @@ class ProcessTask(TaskRecord):
     ) -> None:
         super().__init__(task, id, args, kwargs, backend, enqueued_at, interval, carried)
         self.body = body  # the encoded RunTask; empty once a worker has started the task
+        # The context in which the notifier has called the receivers of task_started, if it has.
+        self.context: Context | None = None
         self.sends = 0  # sends to workers, without those revoked before the worker began
         self.ticket = 0  # the number of its ticket; 0 if it was not sent ahead
         self.has_started = False  # True once the worker's message Started has arrived.

@@ -44,6 +44,8 @@ class ManualPool(Pool[ThreadOptions, TaskRecord]):
         self.ticker = FakeTicker()
         self._positions = Positions(self.queue, self._unfinished, ticker=self.ticker)
         self.stopped: list[TaskRecord] = []
+        # The machine compares the states after each step, so no other thread may call receivers.
+        self._completion.post = self._completion.complete  # type: ignore[method-assign,assignment]
 
     @property
     def unfinished(self) -> set[str]:
@@ -60,7 +62,13 @@ class ManualPool(Pool[ThreadOptions, TaskRecord]):
     def _stop(self, record: TaskRecord) -> None:
         self.stopped.append(record)
 
-    def close_workers(self) -> None:
+    def _send_started(self, record: TaskRecord) -> None:
+        pass
+
+    def _send_finished(self, record: TaskRecord, outcome: Outcome) -> None:
+        self._completion.complete(record, outcome)
+
+    def _close_workers(self) -> None:
         pass
 
     def count_workers(self) -> int:

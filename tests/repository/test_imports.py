@@ -29,7 +29,7 @@ FLOORS = (
         "execution.normalizing",
         "execution.outcome",
     ),
-    ("pubsub.facade", "progress", "execution.coroutines"),
+    ("pubsub.facade", "progress", "execution.coroutines", "notifier"),
     ("hub", "pubsub"),
     ("execution", "foreign", "lookup", "record", "shutdown"),
     (
@@ -40,6 +40,7 @@ FLOORS = (
         "pools.store",
         "pools.unfinished",
     ),
+    ("pools.completion",),
     ("pools.base",),
     ("pools", "pools.threads"),
     ("processes", "processes.lifeline", "processes.sender", "processes.task", "processes.settings"),
