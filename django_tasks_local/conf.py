@@ -93,6 +93,8 @@ class Options:
     progress_interval: float = _option(0.05, _seconds)
     # A task sees these variables as they are when it is enqueued.
     context: tuple[str, ...] = _option((), _dotted_paths)
+    # The pool cancels a task that runs for longer than this and fails it with TaskTimeout.
+    timeout: float | None = _option(None, _or_none(_some_seconds))
     # When the process exits, it gives running tasks this time to finish, and then fails them.
     shutdown_timeout: float = field(
         default_factory=_default_shutdown_timeout, metadata={"check": _seconds}
@@ -166,8 +168,6 @@ class ProcessOptions(Options):
     max_workers: int = field(
         default_factory=_default_process_count, metadata={"check": _whole_number(1)}
     )
-    # The pool stops a task that runs for longer than this and fails it with TaskTimeout.
-    timeout: float | None = _option(None, _or_none(_some_seconds))
     # The pool replaces a worker process that has run this many tasks. None means never.
     max_tasks_per_worker: int | None = _option(None, _or_none(_whole_number(1)))
     start_method: str = _option(_START_METHODS[0], _one_of(*_START_METHODS))

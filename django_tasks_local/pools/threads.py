@@ -27,6 +27,7 @@ from ..identifiers import new_id
 from ..logs import get_logger
 from ..new_thread import new_thread
 from ..record import TaskRecord
+from ..time_limit import TimeLimit, timeout_error
 from . import signals
 from .base import Pool
 
@@ -245,7 +246,8 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
         if not self.begin(record, worker_id):
             return  # Another thread has cancelled the task or closed the pool.
         try:
-            outcome = execute(record)
+            timeout = self.options.timeout
+            outcome = execute(record) if timeout is None else self._execute(record, timeout)
         finally:
             if os.getpid() != self._pid:
                 # This process is a child that the task has forked. It has a copy of the queue and
@@ -253,3 +255,36 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
                 os._exit(0)
         self.finish(record, outcome)
         close_old_resources()  # The receivers of task_finished may have opened connections.
+
+    def _execute(self, record: TaskRecord, timeout: float) -> Outcome:
+        """Run a task; cancel it after `timeout` seconds, and fail it if it has noticed that."""
+        cancellation = record.get_cancellation()
+        has_expired = False
+
+        def expire() -> None:
+            nonlocal has_expired
+            if cancellation.requested or cancellation.delivered:
+                return  # cancel() was called before.
+            has_expired = True
+            cancellation.request()
+            # The notifier writes the log record, because the ticker must not wait for a handler.
+            self.notifier.post(
+                record.id,
+                Context(),
+                logger.warning,
+                "Task id=%s path=%s takes longer than TIMEOUT = %s seconds. It was cancelled, but "
+                "occupies a worker thread until it ends.",
+                record.id,
+                record.path,
+                timeout,
+            )
+
+        time_limit = TimeLimit(timeout, expire)
+        try:
+            outcome = execute(record)
+        finally:
+            time_limit.stop()
+        if has_expired and cancellation.delivered:
+            outcome.drop_exception()
+            return Outcome.failure(timeout_error(timeout))
+        return outcome

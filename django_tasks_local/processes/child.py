@@ -4,8 +4,10 @@ Run a worker process: set up Django as in the parent, then run one task after an
     the parent's dispatcher          main thread                    ticker's thread
     -----------------------          -----------                    ---------------
     RunTask -----------------------> reads the task
+            <----- Acknowledged ---- imports the task's module, if it has not
             <------- Started ------- runs the task, in a fresh context
             <------- Sample -------- report_progress()              sends a Sample when due
+            <------------------------------- TimedOut ------------- after TIMEOUT seconds
             <------- Result -------- sends the outcome
 
 If the next task has already arrived, the main thread sends the Result of a task together with the
@@ -21,6 +23,7 @@ import time
 from collections import deque
 from contextvars import Context
 from datetime import datetime
+from functools import partial
 from traceback import format_exc
 from typing import TYPE_CHECKING
 
@@ -32,16 +35,19 @@ from ..context import Carried
 from ..execution import Outcome, Runnable, execute
 from ..execution.connections import close_old_resources, drop_stale_connections
 from ..results import make_result
+from ..time_limit import TimeLimit
 from .applying import set_up_django
 from .lifeline import die_with_parent
-from .loading import load_task
+from .loading import is_imported, load_task
 from .receiver import Receiver, ReceiverThread
 from .sender import Sender
 from .tickets import TicketReader
 from .wire import (
+    Acknowledged,
     Broken,
     Ready,
     Started,
+    TimedOut,
     decode_task,
     encode,
     encode_result,
@@ -122,12 +128,12 @@ class RunningTask(Runnable):
         "worker",
     )
 
-    def __init__(self, worker: WorkerMain, message: RunTask, started_at: float) -> None:
+    def __init__(self, worker: WorkerMain, message: RunTask) -> None:
         """Import the task's module and load its arguments. Raises any exception of these two."""
         self.worker = worker
         self.id = message.result_id
         self.message = message
-        self.started_at = started_at
+        self.started_at = 0.0  # time.time(), which WorkerMain sets when it sends Started.
         self.interval = worker.progress_interval
         self.lock = threading.RLock()
         self.reporter: Reporter | None = None
@@ -180,6 +186,7 @@ class WorkerMain:
         self._pid = os.getpid()
         self.id = f"{settings.name}@{self._pid}"
         self.progress_interval = settings.progress_interval
+        self._timeout = settings.timeout
         self._thread = threading.get_ident()
         self._handles_sigterm = handles_sigterm
         self._receiver = (
@@ -242,21 +249,33 @@ class WorkerMain:
         return not ticket or (self._tickets is not None and self._tickets.take(ticket))
 
     def _run(self, message: RunTask) -> None:
-        started_at = time.time()
-        self._send_result(encode(Started(message.result_id, started_at)))
-        drop_stale_connections()
+        if not is_imported(message.path):
+            # The import may take longer than the parent waits for a worker that does not read.
+            self._send_result(encode(Acknowledged(message.result_id)))
+        running, failed = None, None
         try:
-            running = RunningTask(self, message, started_at)
+            running = RunningTask(self, message)
         except BaseException as exception:  # noqa: BLE001 - the import may raise anything
             failed = Outcome.failure(exception)
+        started_at = time.time()
+        self._send_result(encode(Started(message.result_id, started_at)))
+        if running is None:
+            assert failed is not None
             self._defers_sigterm = True
             self._unsent = encode_result(message.result_id, 0.0, failed, (0, None))
             failed.drop_exception()
             return
-        # Exclude the import of the task's module, which happens once per worker.
+        running.started_at = started_at
+        drop_stale_connections()
+        time_limit = None
+        if self._timeout is not None:
+            timed_out = encode(TimedOut(message.result_id))
+            time_limit = TimeLimit(self._timeout, partial(self._sender.send, timed_out))
         began = Clocks.perf_counter()
         outcome = self._execute(running)
         seconds = Clocks.perf_counter() - began
+        if time_limit is not None:
+            time_limit.stop()
         if os.getpid() != self._pid:
             os._exit(0)  # The task called fork(), and its child must not continue as a worker.
         outcome.drop_exception()  # The parent gets its text.

@@ -35,11 +35,24 @@ from .. import shutdown
 from ..clocks import Clocks
 from ..exceptions import TaskCancelled
 from ..forking import reset_in_child
+from ..time_limit import timeout_error
 from .assigning import Assigner
 from .crew import Crew
+from .deadlines import act_on_deadline
 from .loop import Loop
 from .starting import Starter, forget_parents_children, make_launch
-from .wire import Broken, Ready, Result, Sample, Started, Unreadable, to_datetime
+from .wire import (
+    Acknowledged,
+    Broken,
+    Ready,
+    Result,
+    Sample,
+    Started,
+    TimedOut,
+    Unreadable,
+    to_datetime,
+)
+from .worker_process import ACKNOWLEDGE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -139,7 +152,9 @@ class Dispatcher:
             if worker.has_expired(now):
                 self._loop.call(self._on_deadline, worker)
         self._loop.call(self._assign)
-        due_at = None
+        # A thread that gives a task to an idle worker does not wake this one, so check regularly
+        # whether the workers have acknowledged their tasks.
+        due_at = now + ACKNOWLEDGE_SECONDS if self._crew else None
         for worker in self.workers():
             connection = worker.connection
             if connection.has_unsent is not connection.is_watched_for_writing:
@@ -180,15 +195,21 @@ class Dispatcher:
         for worker in self.workers():
             if task not in worker.tasks:
                 continue
-            self._assigner.recall(worker)
-            if task not in worker.tasks:
+            if not self._stop_running(worker, task, error):
                 break
-            # If the worker has begun a later task, `task` has ended: the worker sends its Result
-            # together with the Started of the later task.
-            if worker.tasks[-1] is task:
-                self._crew.terminate(worker, error, task)
             return
         self._pool.fail_waiting(task, error)
+
+    def _stop_running(self, worker: WorkerProcess, task: ProcessTask, error: BaseException) -> bool:
+        """Stop a worker that runs this task; return False if the task was recalled from it."""
+        self._assigner.recall(worker)
+        if task not in worker.tasks:
+            return False
+        # If the worker has begun a later task, `task` has ended: the worker sends its Result
+        # together with the Started of the later task.
+        if worker.tasks[-1] is task:
+            self._crew.terminate(worker, error, task)
+        return True
 
     def _on_deadline(self, worker: WorkerProcess) -> None:
         """Act on a deadline of a worker, or take back tasks that wait for too long."""
@@ -199,7 +220,7 @@ class Dispatcher:
             return
         self._assigner.recall(worker)
         if worker.deadline is not None and worker.deadline <= Clocks.monotonic():
-            worker.act_on_deadline()
+            act_on_deadline(worker, self._options.timeout)
 
     def _listen_to(self, worker: WorkerProcess, undo: ExitStack) -> None:
         self._loop.watch(worker.connection.sock, partial(self._on_socket, worker))
@@ -241,6 +262,19 @@ class Dispatcher:
 
     def _on_broken(self, worker: WorkerProcess, message: Broken) -> None:
         worker.start_error = message.error
+
+    def _on_acknowledged(self, worker: WorkerProcess, message: Acknowledged) -> None:
+        task = worker.first_task
+        if task is None or task.id != message.result_id or task.has_started:
+            self._reject(worker, message)
+        else:
+            worker.acknowledge_first()
+
+    def _on_timed_out(self, worker: WorkerProcess, message: TimedOut) -> None:
+        task, timeout = worker.first_task, self._options.timeout
+        # A thread of the worker may send this message after the task's Result.
+        if task is not None and task.id == message.result_id and timeout is not None:
+            self._stop_running(worker, task, timeout_error(timeout))
 
     def _on_started(self, worker: WorkerProcess, message: Started) -> None:
         task = worker.first_task
@@ -285,6 +319,8 @@ class Dispatcher:
 
     _handlers: ClassVar[dict[type[WorkerMessage], Callable[..., None]]] = {
         Ready: _on_ready,
+        Acknowledged: _on_acknowledged,
+        TimedOut: _on_timed_out,
         Broken: _on_broken,
         Started: _on_started,
         Sample: _on_sample,

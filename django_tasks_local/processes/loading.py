@@ -75,6 +75,11 @@ def option_names(task_class: type[AnyTask]) -> tuple[str, ...]:
 # Called from: a worker process
 
 
+def is_imported(path: str) -> bool:
+    """Return whether this process has imported the module of the function at this dotted path."""
+    return path.rpartition(".")[0] in modules
+
+
 def load_task(path: str, options: TaskOptions) -> AnyTask:
     """Return the Task with the function at this dotted path and these options."""
     try:

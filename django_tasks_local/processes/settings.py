@@ -88,6 +88,7 @@ class WorkerSettings:
 
     name: str
     progress_interval: float
+    timeout: float | None
     setup: str | None  # the option WORKER_SETUP
     environ: dict[str, str]
     django: DjangoSettings

@@ -160,6 +160,7 @@ def launch(
                 WorkerSettings(
                     name=name,
                     progress_interval=options.progress_interval,
+                    timeout=options.timeout,
                     setup=options.worker_setup,
                     environ=dict(os.environ),
                     django=settings,

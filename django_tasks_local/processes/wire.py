@@ -144,6 +144,12 @@ class Broken(NamedTuple):
     error: str  # a traceback
 
 
+class Acknowledged(NamedTuple):
+    """Reports that the worker has read a task, and imports the task's module before Started."""
+
+    result_id: str
+
+
 class Started(NamedTuple):
     """Reports that the worker begins the task, so the parent must give it to no other worker."""
 
@@ -162,6 +168,12 @@ class Sample(NamedTuple):
     def progress(self) -> Progress:
         """Return the Progress with the values of this sample."""
         return _progress(self.values)
+
+
+class TimedOut(NamedTuple):
+    """Reports that the running task takes longer than TIMEOUT by the worker's clock."""
+
+    result_id: str
 
 
 class Result(NamedTuple):
@@ -201,12 +213,13 @@ class Unreadable(NamedTuple):
     error: Exception
 
 
-type WorkerMessage = Ready | Broken | Started | Sample | Result | Unreadable
+type SentMessage = Ready | Broken | Acknowledged | Started | Sample | TimedOut | Result
+type WorkerMessage = SentMessage | Unreadable
 
 # The first byte of a body is the index of the message's class in this tuple. Its fields follow as a
 # pickled tuple.
-_KINDS: tuple[type[Ready | Broken | Started | Sample | Result], ...]
-_KINDS = (Ready, Broken, Started, Sample, Result)
+_KINDS: tuple[type[SentMessage], ...]
+_KINDS = (Ready, Broken, Started, Sample, Result, Acknowledged, TimedOut)
 _INDEXES = {kind: index for index, kind in enumerate(_KINDS)}
 
 # Most tasks need no other messages than Started, and a Result without value, error and progress.
@@ -224,7 +237,7 @@ class _PlainUnpickler(pickle.Unpickler):  # noqa: S301 - find_class() refuses al
         raise pickle.UnpicklingError(f"a message refers to {module_name}.{global_name}")
 
 
-def encode(message: Ready | Broken | Started | Sample | Result) -> bytes:
+def encode(message: SentMessage) -> bytes:
     """Return the frame of a worker's message. Raises ValueError if it is too long."""
     if type(message) is Started:
         return _encode_short(_STARTED, message.started_at, message.result_id)

@@ -23,7 +23,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from ..clocks import Clocks
-from ..exceptions import TaskCancelled, TaskTimeout
+from ..exceptions import TaskCancelled
 from . import facilities
 from .frames import CANCEL
 from .wire import frame_task
@@ -36,6 +36,16 @@ if TYPE_CHECKING:
     from .task import ProcessTask
     from .wire import Result
 
+# Seconds from the start of a worker until it is ready: a warning is logged, the worker is ended.
+START_WARNING_SECONDS = 30.0
+START_SECONDS = 300.0
+# Seconds until a worker that does not read its task is killed, and another one gets the task.
+ACKNOWLEDGE_SECONDS = 5.0
+# Seconds after which a warning is logged that a worker still imports a task's module.
+IMPORT_WARNING_SECONDS = 30.0
+# Seconds after TIMEOUT by which the worker itself has reported that its task takes too long, if any
+# of its threads can run: a call in C may hold the GIL.
+FALLBACK_SECONDS = 5.0
 KILL_AFTER = 0.5  # seconds from SIGTERM to SIGKILL
 PATIENCE = 0.005  # seconds after which the dispatcher takes back tasks that it has sent ahead
 RETIRE_TIME = 5.0  # seconds from retire() to SIGTERM for an idle worker that does not end
@@ -55,7 +65,7 @@ class State(Enum):
 _LEGAL_MOVES = {
     State.STARTING: (State.IDLE, State.ENDING, State.DEAD),
     State.IDLE: (State.BUSY, State.ENDING, State.DEAD),
-    # BUSY to BUSY sets or removes the deadline of the running task.
+    # BUSY to BUSY sets the deadline of the next task.
     State.BUSY: (State.IDLE, State.BUSY, State.ENDING, State.DEAD),
     # ENDING to ENDING changes the deadline at SIGTERM, SIGKILL or the end of the socket.
     State.ENDING: (State.ENDING, State.DEAD),
@@ -88,9 +98,12 @@ class WorkerProcess:
         self.was_ready = False
         self.is_outdated = False  # True if later tasks need other settings.
         self.start_error: str | None = None  # the traceback if the worker cannot set up Django
-        self._timeout: float | None = None  # the seconds that the running task may take
-        # Only _move() sets `terminated`; only _move() and postpone() set `deadline`.
-        self.deadline: float | None = None  # when act_on_deadline() must run
+        # The worker has acknowledged its first task, and imports the task's module.
+        self.is_importing = False
+        # Only _move() sets `terminated`; only _move(), limit() and postpone() set `deadline`. At
+        # this time deadlines.act_on_deadline() must run.
+        self.deadline: float | None = clock() + START_WARNING_SECONDS
+        self.has_warned = False  # True after a warning that the worker takes long to be ready.
         self.terminated = False
         # Only terminate() sets `reason` and `stopped_task`.
         self.reason: BaseException | None = None  # why `stopped_task` was stopped
@@ -154,8 +167,8 @@ class WorkerProcess:
                 self.recall_at += seconds
 
     def never_became_ready(self) -> bool:
-        """Return whether the worker has never been ready, and terminate() was not called."""
-        return not self.was_ready and not self.terminated
+        """Return whether the worker has never been ready, and not because it had to end."""
+        return not self.was_ready and (not self.terminated or self.start_error is not None)
 
     def must_retire(self, max_tasks: int | None) -> bool:
         """Return whether the worker must end: it has run `max_tasks` tasks or is outdated."""
@@ -189,7 +202,7 @@ class WorkerProcess:
             if not self.is_available():
                 return False
             # Move before send(), because the first Result may arrive before send() returns.
-            self._move(State.BUSY)
+            self._move(State.BUSY, seconds=ACKNOWLEDGE_SECONDS)
             tasks[0].ticket = 0
             self._number(tasks[1:])
             self._send(tasks)
@@ -246,14 +259,25 @@ class WorkerProcess:
         waits = len(self.tasks) > 1
         self.recall_at = self._clock() + PATIENCE if waits else None
 
+    def acknowledge_first(self) -> None:
+        """Note that the worker has read the first task, and now imports the task's module."""
+        self.is_importing = True
+        self.limit(IMPORT_WARNING_SECONDS)
+
+    def limit(self, seconds: float | None) -> None:
+        """Set the deadline of a starting or busy worker, or remove it."""
+        with self.lock:
+            if self._state is State.STARTING or self._state is State.BUSY:
+                self.deadline = None if seconds is None else self._clock() + seconds
+
     def start_first(self, timeout: float | None) -> None:
-        """Note that the first task has started; set its deadline in `timeout` seconds."""
+        """Note that the first task has started, and may take `timeout` seconds."""
         task = self.tasks[0]
         task.has_started = True
         task.body = b""  # The task will not be sent again.
-        if timeout is not None and self._state is State.BUSY:
-            self._timeout = timeout
-            self._move(State.BUSY, seconds=timeout)
+        self.is_importing = False
+        # The worker's own clock decides about TIMEOUT; this deadline is for a worker that cannot.
+        self.limit(None if timeout is None else timeout + FALLBACK_SECONDS)
         self._limit_wait()
 
     def end_first(self) -> None:
@@ -261,7 +285,10 @@ class WorkerProcess:
         self.tasks.popleft()
         self.completed += 1
         if self._state is State.BUSY:
-            self._move(State.BUSY if self.tasks else State.IDLE)
+            if self.tasks:
+                self._move(State.BUSY, seconds=ACKNOWLEDGE_SECONDS)
+            else:
+                self._move(State.IDLE)
         self._limit_wait()
 
     def retire(self) -> None:
@@ -296,25 +323,10 @@ class WorkerProcess:
             self._move(State.ENDING, seconds=KILL_AFTER)
             self.connection.discard_unsent()
 
-    def act_on_deadline(self) -> None:
-        """
-        Terminate a worker whose task takes too long; terminate or kill one that does not end.
-
-        Called from: the dispatcher, after recall(), so that at most the last task can be running.
-        """
-        if self._state is not State.BUSY:
-            if self.terminated:
-                self._move(State.ENDING)
-                self.process.kill()
-            else:
-                self.terminate()
-        elif len(self.tasks) > 1:
-            # The worker has begun the next task, so the first one has ended. The worker sends the
-            # Result of the first one together with the Started of the next one.
-            self._move(State.BUSY)
-        else:
-            error = TaskTimeout(f"The task took longer than {self._timeout} seconds.")
-            self.terminate(error, self.first_task)
+    def kill(self) -> None:
+        """Send SIGKILL, without SIGTERM before it, or after SIGTERM had no effect."""
+        self._move(State.ENDING, terminated=True)
+        self.process.kill()
 
     def bury(self) -> str:
         """Close the connection of a dead worker; return a sentence with its exit code or signal."""

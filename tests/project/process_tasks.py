@@ -284,3 +284,11 @@ def enqueue_another() -> None:
 def media_root() -> str:
     """Return the setting MEDIA_ROOT as the worker process sees it."""
     return str(settings.MEDIA_ROOT)
+
+
+@task
+def sleep_in_steps(steps: int, seconds: float) -> None:
+    """Report progress, then sleep in steps, so that a stopped process does not sleep."""
+    report_progress(1)
+    for _ in range(steps):
+        time.sleep(seconds)

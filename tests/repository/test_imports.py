@@ -20,7 +20,7 @@ FLOORS = (
     ("context",),
     ("publishing", "pubsub.latest", "progress.values", "progress.rate"),
     ("cancellation", "signal_handlers", "ticker", "progress.loops", "results"),
-    ("pubsub.mailbox", "progress.reporter"),
+    ("pubsub.mailbox", "progress.reporter", "time_limit"),
     (
         "pubsub.subscription",
         "progress.tracking",
@@ -57,7 +57,7 @@ FLOORS = (
     ("processes.connection", "processes.receiver"),
     ("processes.child", "processes.worker_process"),
     ("processes.starting", "processes.assigning", "processes.loop"),
-    ("processes.crew",),
+    ("processes.crew", "processes.deadlines"),
     ("processes.dispatcher",),
     ("processes.pool",),
     ("backends",),

@@ -351,7 +351,6 @@ def test_child_of_worker_dies_of_sigterm(task: Any) -> None:
 
 
 def test_timeout(tmp_path: Path) -> None:
-    # TIMEOUT includes the time in which the worker imports the task.
     with processes(MAX_WORKERS=1, TIMEOUT=2):
         result = run_task(tasks.until_cancelled, str(tmp_path / "marker"), swallow=True)
         assert error_of(result) == ("timeout", "The task took longer than 2 seconds.")

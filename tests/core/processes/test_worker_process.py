@@ -9,6 +9,7 @@ import pytest
 from django_tasks_local.exceptions import TaskCancelled, TaskTimeout
 from django_tasks_local.execution import Outcome
 from django_tasks_local.processes import facilities, worker_process
+from django_tasks_local.processes.deadlines import act_on_deadline
 from django_tasks_local.processes.frames import CANCEL, HEADER, FrameReader
 from django_tasks_local.processes.wire import (
     Ready,
@@ -19,7 +20,13 @@ from django_tasks_local.processes.wire import (
     encode_result,
     frame_task,
 )
-from django_tasks_local.processes.worker_process import KILL_AFTER, PATIENCE, RETIRE_TIME, State
+from django_tasks_local.processes.worker_process import (
+    FALLBACK_SECONDS,
+    KILL_AFTER,
+    PATIENCE,
+    RETIRE_TIME,
+    State,
+)
 from tests.support.fake_worker import FakeWorker, new_task
 from tests.support.systems import needs_tickets
 
@@ -108,7 +115,7 @@ def test_a_move_replaces_the_deadline(worker: FakeWorker) -> None:
     assert worker.parent.deadline == worker.now + KILL_AFTER
     assert not worker.parent.has_expired(worker.now)
     assert worker.parent.has_expired(worker.now + KILL_AFTER)
-    worker.parent.act_on_deadline()
+    act_on_deadline(worker.parent, 2.0)
     assert worker.parent.deadline is None
 
 
@@ -179,7 +186,7 @@ def test_terminate_then_kill(worker: FakeWorker) -> None:
     worker.parent.terminate()
     worker.parent.terminate()
     assert worker.process.calls == ["terminate"], "the worker must receive SIGTERM once"
-    worker.parent.act_on_deadline()
+    act_on_deadline(worker.parent, 2.0)
     assert worker.process.calls == ["terminate", "kill"]
 
 
@@ -194,7 +201,7 @@ def test_frame_replaces_signal_that_cannot_be_handled(
     assert worker.sock.recv(1 << 16) == CANCEL
     assert worker.process.calls == []
     assert worker.parent.deadline == worker.now + KILL_AFTER
-    worker.parent.act_on_deadline()
+    act_on_deadline(worker.parent, 2.0)
     assert worker.process.calls == ["kill"]
 
 
@@ -210,7 +217,7 @@ def test_worker_without_task_is_ended_at_once(
 def test_a_retired_worker_that_does_not_end_is_terminated(worker: FakeWorker) -> None:
     worker.parent.become_ready()
     worker.parent.retire()
-    worker.parent.act_on_deadline()
+    act_on_deadline(worker.parent, 2.0)
     assert worker.process.calls == ["terminate"]
     assert worker.parent.deadline == worker.now + KILL_AFTER
 
@@ -218,10 +225,10 @@ def test_a_retired_worker_that_does_not_end_is_terminated(worker: FakeWorker) ->
 def test_timeout(worker: FakeWorker) -> None:
     busy(worker)
     worker.parent.start_first(timeout=2)
-    assert worker.parent.deadline == worker.now + 2
-    worker.parent.act_on_deadline()
+    assert worker.parent.deadline == worker.now + 2 + FALLBACK_SECONDS
+    act_on_deadline(worker.parent, 2.0)
     assert isinstance(worker.parent.reason, TaskTimeout)
-    assert str(worker.parent.reason) == "The task took longer than 2 seconds."
+    assert str(worker.parent.reason) == "The task took longer than 2.0 seconds."
     assert worker.process.calls == ["terminate"]
 
 
@@ -238,7 +245,7 @@ def test_no_timeout_if_the_next_task_has_begun(worker: FakeWorker) -> None:
     assert worker.parent.give_ahead([new_task("next"), new_task("last")])
     assert worker.reader.take(1)
     assert [task.id for task in worker.parent.recall()] == ["last"]
-    worker.parent.act_on_deadline()
+    act_on_deadline(worker.parent, 2.0)
     assert worker.parent.state is BUSY
     assert worker.parent.deadline is None
     assert worker.process.calls == []
