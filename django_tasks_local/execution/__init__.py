@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 from django.tasks import Task, TaskContext
 
 from ..progress.reporter import Reporting, current_reporting, current_result_id
+from ..signals import task_postrun, task_prerun
 from .connections import close_old_resources
 from .coroutines import run_coroutine
 from .normalizing import UNCHANGED, json_dict, json_list, json_return_value
 from .outcome import Outcome
 
 if TYPE_CHECKING:
+    from django.dispatch import Signal
+
     from ..aliases import AnyResult, AnyTask
     from ..context import Carried
 
@@ -56,6 +59,22 @@ def execute(run: Runnable) -> Outcome:
 
 
 def _return_value(run: Runnable) -> Any:
+    if not task_prerun.receivers and not task_postrun.receivers:
+        return _value_of_call(run)
+    _send(task_prerun, run)
+    try:
+        return _value_of_call(run)
+    finally:
+        _send(task_postrun, run)
+
+
+def _send(signal: Signal, run: Runnable) -> None:
+    # send_robust() logs the exceptions of receivers. It raises one itself if it has to call async
+    # receivers in the thread of a running event loop, which the thread of a task has not.
+    signal.send_robust(sender=run.task, task_result=run.task_result())
+
+
+def _value_of_call(run: Runnable) -> Any:
     value = _call(run)
     if type(value) in UNCHANGED:
         return value
