@@ -90,6 +90,10 @@ class Notifier:
             # Another thread writes the log record, because the handler may be the call that waits.
             self._threads[index].report_dropped_in(self._threads[(index + 1) % MAX_THREADS])
 
+    def post_log(self, function: Callable[..., object], *args: object) -> None:
+        """Have a thread call log handlers for a thread that must not wait for them."""
+        self.post("", Context(), function, *args)
+
     def close(self) -> None:
         """End the threads after the calls that wait now. A later post() starts a thread again."""
         for thread in self._threads:

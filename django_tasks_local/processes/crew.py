@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..exceptions import WorkerDied
 from ..execution import Outcome
-from .worker_process import State
+from .worker_process import ACKNOWLEDGE_SECONDS, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,6 +65,24 @@ class Crew:
 
     def _serving(self) -> int:
         return sum(worker.counts_as_serving() for worker in self._workers)
+
+    def next_deadline(self, now: float) -> float | None:
+        """Return when to check the deadlines of the workers again; None without workers."""
+        if not self._workers:
+            return None
+        # A thread that gives a task to an idle worker does not wake the dispatcher, so it checks
+        # regularly whether the workers have acknowledged their tasks.
+        due_at = now + ACKNOWLEDGE_SECONDS
+        for worker in self._workers:
+            for at in (worker.deadline, worker.recall_at):
+                if at is not None and at < due_at:
+                    due_at = at
+        return due_at
+
+    def postpone(self, seconds: float) -> None:
+        """Postpone all deadlines, because for `seconds` no process could work towards them."""
+        for worker in self._workers:
+            worker.postpone(seconds)
 
     # Methods that start workers
 

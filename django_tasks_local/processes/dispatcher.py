@@ -52,7 +52,6 @@ from .wire import (
     Unreadable,
     to_datetime,
 )
-from .worker_process import ACKNOWLEDGE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -89,7 +88,8 @@ class Dispatcher:
                 on_turn=self._on_turn,
                 is_done=lambda: self._crew.closing and not self._crew,
                 on_end=self._on_end,
-                on_suspension=self._postpone,
+                write_log=pool.notifier.post_log,
+                on_suspension=lambda seconds: self._crew.postpone(seconds),
             )
             undo.callback(self._loop.close)
             self._assigner = Assigner(pool, self._loop.wake, self.stop)
@@ -140,8 +140,8 @@ class Dispatcher:
     def _on_end(self, error: BaseException | None) -> None:
         self._finalizer.cancel()
         if error is not None:
-            # Set the flag first: a thread that adds a task to the queue reads it afterwards, so
-            # either the line below fails the task or that thread starts another dispatcher.
+            # A thread that adds a task to the queue reads the flag afterwards: either the line
+            # below fails the task, or that thread starts another dispatcher.
             self.has_failed = True
             self._crew.abandon(error, self._loop.call)
 
@@ -152,27 +152,17 @@ class Dispatcher:
             if worker.has_expired(now):
                 self._loop.call(self._on_deadline, worker)
         self._loop.call(self._assign)
-        # A thread that gives a task to an idle worker does not wake this one, so check regularly
-        # whether the workers have acknowledged their tasks.
-        due_at = now + ACKNOWLEDGE_SECONDS if self._crew else None
         for worker in self.workers():
             connection = worker.connection
             if connection.has_unsent is not connection.is_watched_for_writing:
                 self._watch_writing(connection)
-            for at in (worker.deadline, worker.recall_at):
-                if at is not None and (due_at is None or at < due_at):
-                    due_at = at
+        due_at = self._crew.next_deadline(now)
         retry_at = self.starter.retry_at
         # `now` is the time at which this turn began: `retry_at` may have passed after
         # start_missing() checked it, and then the next turn must start the worker.
         if self._pool.queue and retry_at > now:
             due_at = retry_at if due_at is None else min(due_at, retry_at)
         return due_at
-
-    def _postpone(self, seconds: float) -> None:
-        """Postpone all deadlines, because for `seconds` no process could work towards them."""
-        for worker in self.workers():
-            worker.postpone(seconds)
 
     def _assign(self) -> None:
         """Give waiting tasks to idle workers, and start workers for the others."""
@@ -213,8 +203,7 @@ class Dispatcher:
 
     def _on_deadline(self, worker: WorkerProcess) -> None:
         """Act on a deadline of a worker, or take back tasks that wait for too long."""
-        # The worker may have sent a result before its deadline, while this thread called receivers
-        # of Django's task signals instead of reading the result.
+        # The worker may have sent a result before its deadline, while this process was suspended.
         self._handle(worker, worker.connection.receive_rest())
         if worker not in self._crew or not worker.has_expired(Clocks.monotonic()):
             return
@@ -272,7 +261,7 @@ class Dispatcher:
 
     def _on_timed_out(self, worker: WorkerProcess, message: TimedOut) -> None:
         task, timeout = worker.first_task, self._options.timeout
-        # A thread of the worker may send this message after the task's Result.
+        # The worker may have sent this message after the task's Result.
         if task is not None and task.id == message.result_id and timeout is not None:
             self._stop_running(worker, task, timeout_error(timeout))
 

@@ -12,18 +12,12 @@ import selectors
 import threading
 from collections import deque
 from contextlib import ExitStack, suppress
-from contextvars import Context
 from functools import partial
 from multiprocessing import connection
 from typing import TYPE_CHECKING
 
 from ..clocks import Clocks
-from ..execution.connections import (
-    close_old_resources,
-    close_thread_resources,
-    drop_stale_connections,
-)
-from ..logs import get_logger
+from ..logs import get_logger, write_in_other_thread
 from ..new_thread import new_thread
 from ..waiting import limit_wait
 from . import facilities
@@ -57,6 +51,7 @@ class Loop:
         on_end: Callable[[BaseException | None], object],
         on_suspension: Callable[[float], object],
         clock: Callable[[], float] = Clocks.monotonic,
+        write_log: Callable[..., object] | None = None,
     ) -> None:
         """
         Open the selector and the sockets for wake(). Raises OSError.
@@ -64,13 +59,15 @@ class Loop:
         The thread calls `on_turn` at the end of each turn; it returns the time of the next turn, or
         None. The thread ends when `is_done` returns True, or after an error in this class. It then
         calls `on_end` with the error or None. Before the first turn after a suspension of
-        the process it calls `on_suspension` with its seconds.
+        the process it calls `on_suspension` with its seconds. `write_log(function, *args)` has
+        another thread call log handlers.
         """
         self._on_turn = on_turn
         self._is_done = is_done
         self._on_end = on_end
         self._on_suspension = on_suspension
         self._clock = clock
+        self._write_log = write_log
         self._commands: deque[Callable[[], object]] = deque()
         self._wake_pending = False
         self._was_woken = False  # Only the loop's thread uses it.
@@ -175,25 +172,24 @@ class Loop:
     def _run(self) -> None:
         timeout: float | None = None
         failure: BaseException | None = None
+        if self._write_log is not None:
+            write_in_other_thread(self._write_log)
         try:
             while not self._is_done():
                 began = self._clock()
                 ready = self._selector.select(timeout)
                 seconds = self._clock() - began
                 was_suspended = timeout is not None and seconds - timeout > SUSPENSION_SECONDS
-                # Use an empty context for each turn, because log handlers may set variables in it.
-                timeout = Context().run(self._turn, ready, seconds if was_suspended else 0.0)
+                timeout = self._turn(ready, seconds if was_suspended else 0.0)
         except BaseException as error:
             logger.exception("The thread %r has ended because of an error.", self._thread.name)
             failure = error
         self.call(self._on_end, failure)
         self.call(self.close)
-        self.call(close_thread_resources)
 
     def _turn(
         self, ready: list[tuple[selectors.SelectorKey, int]], suspended: float
     ) -> float | None:
-        drop_stale_connections()
         if suspended:
             self.call(self._on_suspension, suspended)
         for key, events in ready:
@@ -202,7 +198,6 @@ class Loop:
             self._was_woken = False
             self._run_commands()
         due_at = self._on_turn()
-        close_old_resources()
         if due_at is None:
             return None
         return min(max(0.0, due_at - self._clock()), MAX_SELECT_SECONDS)

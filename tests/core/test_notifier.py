@@ -11,6 +11,7 @@ from django.dispatch import Signal
 from django.tasks import signals, task_backends
 
 from django_tasks_local import notifier as notifier_module
+from django_tasks_local import pools
 from django_tasks_local.exceptions import TaskCancelled
 from django_tasks_local.notifier import MAX_THREADS, Notifier
 from django_tasks_local.testing import wait_until_idle
@@ -290,3 +291,35 @@ def test_a_receiver_that_raises_system_exit_ends_no_thread(
     notifier.post("id", Context(), done.set)
     assert done.wait(LIMIT)
     assert "A receiver failed for task id=id." in caplog.text
+
+
+def test_log_handlers_of_the_dispatcher_run_in_a_notifier_thread(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A handler that waits for a mail server does not stop the dispatcher after its own error."""
+    threads: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            threads.append(threading.current_thread().name)
+
+    def fail() -> None:
+        raise ValueError("an error in the dispatcher")
+
+    handler = Handler()
+    logger = logging.getLogger("django_tasks_local.processes.loop")
+    logger.addHandler(handler)
+    try:
+        with settings_with(MAX_WORKERS=1):
+            finished(tasks.noop.using(backend="processes").enqueue())
+            [pool] = [pool for pool in pools.all_pools() if pool.alias == "processes"]
+            pool.dispatcher._loop.post(fail)  # type: ignore[attr-defined]
+            wait_until(lambda: threads, "nothing was logged")
+    finally:
+        logger.removeHandler(handler)
+    assert threads[0].startswith("django-tasks-notifier-processes-")
+    [record] = [r for r in caplog.records if r.name == logger.name]
+    assert (record.funcName, record.levelname) == ("call", "ERROR")
+    assert record.exc_info
+    assert record.exc_info[0] is ValueError
+    assert "the thread 'django-tasks-processes-dispatcher'" in record.getMessage()
