@@ -1,77 +1,80 @@
-"""Cancellation delivers the cancellation of a running task to the task's code, once."""
+"""Cancellation delivers the cancellation of a running task to each part of the task's code."""
 
 from __future__ import annotations
 
+import asyncio
+import sys
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from contextvars import ContextVar
+from typing import Any
 
 from .exceptions import TaskCancelled
-
-if TYPE_CHECKING:
-    import asyncio
 
 
 class Cancellation:
     """
-    Delivers the cancellation of one task, only once, so that `finally` blocks can complete.
+    Delivers the cancellation of one task, only once to each thread and asyncio task of the task.
 
-    In synchronous code report_progress() and track() raise TaskCancelled. A coroutine is cancelled
-    in its event loop. In a worker process a signal handler raises TaskCancelled.
+    In synchronous code report_progress() and track() raise TaskCancelled. The task's coroutine is
+    cancelled in its event loop. In a worker process a signal handler raises TaskCancelled.
+
+    A context variable records the delivery. So `finally` blocks can complete, and so can the
+    threads and asyncio tasks that start after the delivery, because they inherit the variable.
     """
 
     __slots__ = (
         "_has_coroutine",
+        "_interrupted",
         "_lock",
         "_watched",
-        "delivered",
         "has_cancelled_coroutine",
         "requested",
     )
 
     def __init__(self) -> None:
-        # Guards changes of `requested`, `delivered`, `_has_coroutine` and `_watched` that other
-        # threads may make. It is reentrant, because a signal handler or a finalizer may call any
-        # method while the same thread is inside one.
+        # Guards changes of `requested`, `_has_coroutine` and `_watched` that other threads may
+        # make. It is reentrant, because a signal handler or a finalizer may call any method while
+        # the same thread is inside one.
         self._lock = threading.RLock()
-        # True from request() until the cancellation is delivered. track() reads this attribute
-        # without the lock for each item.
+        # True after request(). track() reads this attribute without the lock for each item.
         self.requested = False
-        self.delivered = False
         self.has_cancelled_coroutine = False  # True after asyncio.Task.cancel() was called.
         self._has_coroutine = False  # True from expect_coroutine() or watch() on.
+        self._interrupted = False  # True after the first interrupt().
         self._watched: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None = None
 
     def request(self) -> None:
         """
-        Request the cancellation; do nothing if it was delivered. May be called from any thread.
+        Request the cancellation. May be called from any thread.
 
-        The next report_progress() or step of track() raises TaskCancelled, or the task's coroutine
-        is cancelled.
+        The next report_progress() or step of track() raises TaskCancelled in each thread and
+        asyncio task of the task, and the task's coroutine is cancelled.
         """
         with self._lock:
-            if self.delivered:
-                return
             self.requested = True
             watched = self._watched
         if watched is not None:
             self._cancel_soon(*watched)
 
-    def consume(self) -> bool:
-        """Return True once after request(); the caller must then deliver the cancellation."""
-        with self._lock:
-            if self.delivered or not self.requested:
-                return False
-            # No signal handler or finalizer can run between this check and these assignments, so
-            # no second caller gets True.
-            self.delivered = True
-            self.requested = False
-            return True
-
     def raise_if_requested(self) -> None:
-        """Raise TaskCancelled if request() was called and the cancellation was not delivered."""
-        if self.consume():
-            raise TaskCancelled("The task was cancelled.")
+        """Raise TaskCancelled after request(), once in the calling thread or asyncio task."""
+        if not self.requested or _delivered.get() is self or _is_asyncio_task_cancelled():
+            return
+        _delivered.set(self)
+        # Code in a context of its own, such as a coroutine in asyncio.run(), has raised the
+        # TaskCancelled that the calling code handles.
+        if isinstance(sys.exception(), TaskCancelled):
+            return
+        # Cancel the coroutine before the exception below can reach it. Otherwise the coroutine
+        # would be cancelled while it cleans up because of this exception.
+        if self._watched is not None:
+            loop, task = self._watched
+            if asyncio._get_running_loop() is loop:  # noqa: SLF001 - documented for libraries
+                self._cancel_in_loop(loop, task)
+            else:
+                self._cancel_soon(loop, task)
+        raise TaskCancelled("The task was cancelled.")
 
     def interrupt(self) -> None:
         """
@@ -80,7 +83,10 @@ class Cancellation:
         Raises TaskCancelled, unless the task is a coroutine, which its event loop cancels.
         """
         self.request()
-        if not self._has_coroutine:
+        # A second signal may arrive during the task's clean-up, outside of the context in which
+        # the first one has raised.
+        if not self._has_coroutine and not self._interrupted:
+            self._interrupted = True
             self.raise_if_requested()
 
     def expect_coroutine(self) -> None:
@@ -107,9 +113,30 @@ class Cancellation:
 
     def _cancel_soon(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
         with suppress(RuntimeError):  # The loop is closed, so the coroutine has ended already.
-            loop.call_soon_threadsafe(self._cancel_coroutine, task)
+            loop.call_soon_threadsafe(self._cancel_in_loop, loop, task)
 
-    def _cancel_coroutine(self, task: asyncio.Task[Any]) -> None:
-        if self._watched is not None and self.consume():
-            self.has_cancelled_coroutine = True
-            task.cancel()
+    def _cancel_in_loop(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+        context = task.get_context()
+        if self._watched is None or context.get(_delivered) is self:
+            return
+        try:
+            context.run(_delivered.set, self)
+        except RuntimeError:
+            # The coroutine runs at present: it has started an eager asyncio task, which reported.
+            self._cancel_soon(loop, task)
+            return
+        self.has_cancelled_coroutine = True
+        task.cancel()
+
+
+# The cancellation that was delivered to the code that runs in the current context.
+_delivered: ContextVar[Cancellation | None] = ContextVar("_delivered", default=None)
+
+
+def _is_asyncio_task_cancelled() -> bool:
+    """Return whether the current asyncio task was cancelled, e.g. because its TaskGroup ends."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # No event loop runs in this thread.
+        return False
+    return task is not None and task.cancelling() > 0

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from django.tasks.base import TaskError
 
+from ..exceptions import TaskCancelled
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -28,7 +30,16 @@ class Outcome:
 
     @classmethod
     def failure(cls, exception: BaseException) -> Self:
-        """Return the outcome of a task that raised; `error` and `message` have only plain str."""
+        """
+        Return the outcome of a task that raised; `error` and `message` have only plain str.
+
+        An asyncio.TaskGroup raises a group of the TaskCancelled that its tasks have raised. If the
+        group contains nothing else, the outcome is a TaskCancelled.
+        """
+        if _has_only_cancellations(exception):
+            cancelled = TaskCancelled("The task was cancelled.")
+            cancelled.__cause__ = exception
+            exception = cancelled
         path = _class_path(type(exception))
         return cls(
             error=TaskError(exception_class_path=path, traceback=_traceback(exception, path)),
@@ -57,6 +68,18 @@ def _text(make: Callable[[], str], default: str) -> str:
         return str.__str__(make())
     except BaseException:  # noqa: BLE001 - a user's __str__ may raise anything, such as SystemExit
         return default
+
+
+def _has_only_cancellations(exception: BaseException) -> bool:
+    """Return whether the exception is a group whose members, also in groups, are TaskCancelled."""
+    found = [exception]
+    while found:
+        one = found.pop()
+        if issubclass(type(one), BaseExceptionGroup):
+            found += _members_of(one)
+        elif not issubclass(type(one), TaskCancelled):
+            return False
+    return issubclass(type(exception), BaseExceptionGroup)
 
 
 _module_of = type.__dict__["__module__"].__get__

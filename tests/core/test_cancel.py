@@ -15,8 +15,9 @@ from django.test import override_settings
 
 from django_tasks_local import cancel
 from django_tasks_local.hub import hub
+from django_tasks_local.processes import worker_process
 from tests.project import tasks
-from tests.support.waiting import finished, running, wait_for_event, wait_until
+from tests.support.waiting import LIMIT, finished, running, wait_for_event, wait_until
 
 CANCELLED = "django_tasks_local.exceptions.TaskCancelled"
 ALIASES = ["default", "processes"]
@@ -167,3 +168,43 @@ def test_cancel_after_concurrent_cancel(gate: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(pool, "fail_waiting", lambda *args: fail_waiting(*args) and False)
     assert cancel(waiting.id) is False
     assert was_cancelled(finished(waiting))
+
+
+@pytest.fixture
+def long_kill_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give a busy machine more time before the parent kills a worker process that cleans up."""
+    monkeypatch.setattr(worker_process, "KILL_AFTER", LIMIT)
+
+
+@pytest.mark.usefixtures("long_kill_after")
+@pytest.mark.parametrize("alias", ALIASES)
+def test_cancel_reaches_threads_of_a_coroutine(alias: str, tmp_path: Path) -> None:
+    """cancel() ends the work of asyncio.to_thread() and sync_to_async(), not only the coroutine."""
+    note = str(tmp_path / "note")
+    result = running(tasks.work_in_threads.using(backend=alias).enqueue(note))
+    assert cancel(result.id, alias)
+    assert was_cancelled(finished(result))
+    ends = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert ends.pop("note-coroutine") == "cleaned up"
+    # A thread that had not begun to report when the task was cancelled was never started.
+    assert ends
+    assert set(ends.values()) == {"cancelled"}
+
+
+@pytest.mark.usefixtures("long_kill_after")
+@pytest.mark.parametrize("alias", ALIASES)
+def test_cancelled_task_group_counts_as_cancelled(alias: str) -> None:
+    """A TaskGroup raises a group of TaskCancelled; the outcome is a TaskCancelled."""
+    result = running(tasks.work_in_group.using(backend=alias).enqueue())
+    assert cancel(result.id, alias)
+    assert was_cancelled(finished(result))
+
+
+@pytest.mark.usefixtures("long_kill_after")
+def test_cancel_reaches_threads_of_asyncio_run(tmp_path: Path) -> None:
+    """cancel() ends the threads of an event loop in a sync task, and lets the task clean up."""
+    result = running(tasks.work_in_own_loop.enqueue(str(tmp_path / "note")))
+    assert cancel(result.id)
+    assert was_cancelled(finished(result))
+    event = hub.snapshot(result.id)
+    assert event.progress.message == "after the loop"

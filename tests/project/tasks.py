@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 from collections import defaultdict
+from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -401,6 +402,69 @@ async def sleep_until_cancelled(name: str) -> None:
         await asyncio.sleep(LIMIT)
     finally:
         notes[name].append("cleaned up")
+
+
+def report_until_cancelled(note: str) -> None:
+    """Report in a thread until the task is cancelled; write how the thread ended to `note`."""
+    deadline = time.monotonic() + LIMIT / 2
+    try:
+        while time.monotonic() < deadline:
+            report_progress(message="working in threads")
+            time.sleep(0.001)
+    except TaskCancelled:
+        # `note` appears complete, because a test waits for it.
+        with Path(f"{note}-new").open("w", encoding="utf-8") as file:
+            file.write("cancelled")
+        Path(f"{note}-new").replace(note)
+        raise
+
+
+@task
+async def work_in_threads(note: str) -> None:
+    """Report in a thread of asyncio.to_thread() and in one of sync_to_async() until cancelled."""
+    try:
+        await asyncio.gather(
+            asyncio.to_thread(report_until_cancelled, f"{note}-to_thread"),
+            sync_to_async(report_until_cancelled)(f"{note}-sync_to_async"),
+        )
+    finally:
+        # A thread that starts for the clean-up is not interrupted.
+        await asyncio.to_thread(report_progress, message="cleaning up")
+        Path(f"{note}-coroutine").write_text("cleaned up", encoding="utf-8")
+
+
+async def report_in_coroutine() -> None:
+    """Report in an asyncio task until the task is cancelled."""
+    try:
+        async for _ in track(ticks(), message="working in a group"):
+            pass
+    finally:
+        report_progress(message="cleaning up")
+
+
+async def ticks() -> AsyncIterator[None]:
+    """Yield often, for a limited time."""
+    deadline = time.monotonic() + LIMIT / 2
+    while time.monotonic() < deadline:
+        yield
+        # A sleep here would let the cancellation of the asyncio task come first.
+        time.sleep(0.001)  # noqa: ASYNC251
+
+
+@task
+async def work_in_group() -> None:
+    """Report in one asyncio task of a TaskGroup inside of another group."""
+    async with asyncio.TaskGroup(), asyncio.TaskGroup() as group:
+        group.create_task(report_in_coroutine())
+
+
+@task
+def work_in_own_loop(note: str) -> None:
+    """Run asyncio tasks and their threads in a loop of this sync task; report after the loop."""
+    try:
+        asyncio.run(work_in_threads.func(note))
+    finally:
+        report_progress(message="after the loop")
 
 
 @task

@@ -26,7 +26,7 @@ def test_a_signal_handler_interrupts_the_start_of_a_coroutine() -> None:
 
         with pytest.raises(TaskCancelled), interruption.by(cancellation.interrupt):
             run_coroutine(cancel_itself, cancellation)
-        assert cancellation.delivered
+        assert cancellation.requested
 
 
 def test_a_coroutine_function_that_raises_before_its_coroutine_exists() -> None:
