@@ -14,6 +14,7 @@ from .connections import close_old_resources
 from .coroutines import run_coroutine
 from .normalizing import UNCHANGED, json_dict, json_list, json_return_value
 from .outcome import Outcome
+from .sync_thread import enter_task, leave_task
 
 if TYPE_CHECKING:
     from django.dispatch import Signal
@@ -48,6 +49,7 @@ def execute(run: Runnable) -> Outcome:
     """
     current_result_id.set(run.id)
     current_reporting.set(run)
+    token = enter_task()
     try:
         if run.carried is None:
             return Outcome(_return_value(run))
@@ -55,6 +57,7 @@ def execute(run: Runnable) -> Outcome:
     except BaseException as exception:  # noqa: BLE001 - SystemExit must not end the worker
         return Outcome.failure(exception)
     finally:
+        leave_task(token)
         close_old_resources()
 
 

@@ -228,6 +228,17 @@ async def query_async() -> int:
 
 
 @task
+def query_in_own_loop(name: str) -> None:
+    """Query the database in an event loop of this sync task; note the thread and its connection."""
+
+    def query() -> None:
+        get_user_model().objects.count()
+        notes[name].append((threading.current_thread().name, connections["default"].connection))
+
+    asyncio.run(sync_to_async(query)())
+
+
+@task
 def use_cache() -> str:
     """Write a key to the default cache and return the value that the cache then has for it."""
     cache.set("key", "value")
@@ -419,6 +430,12 @@ def report_until_cancelled(note: str) -> None:
         raise
 
 
+def report_clean_up(note: str) -> None:
+    """Report in a thread that starts after the cancellation, which does not interrupt it."""
+    report_progress(message="cleaning up")
+    Path(note).write_text("cleaned up", encoding="utf-8")
+
+
 @task
 async def work_in_threads(note: str) -> None:
     """Report in a thread of asyncio.to_thread() and in one of sync_to_async() until cancelled."""
@@ -428,9 +445,7 @@ async def work_in_threads(note: str) -> None:
             sync_to_async(report_until_cancelled)(f"{note}-sync_to_async"),
         )
     finally:
-        # A thread that starts for the clean-up is not interrupted.
-        await asyncio.to_thread(report_progress, message="cleaning up")
-        Path(f"{note}-coroutine").write_text("cleaned up", encoding="utf-8")
+        await asyncio.to_thread(report_clean_up, f"{note}-coroutine")
 
 
 async def report_in_coroutine() -> None:

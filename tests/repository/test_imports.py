@@ -29,7 +29,13 @@ FLOORS = (
         "execution.normalizing",
         "execution.outcome",
     ),
-    ("pubsub.facade", "progress", "execution.coroutines", "notifier"),
+    (
+        "pubsub.facade",
+        "progress",
+        "execution.coroutines",
+        "execution.sync_thread",
+        "notifier",
+    ),
     ("hub", "pubsub"),
     ("execution", "foreign", "lookup", "record", "shutdown"),
     (

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -48,9 +49,10 @@ def test_connections_and_server_restart(postgres: Postgres, backend: str) -> Non
     """
     Workers keep at most one connection each, and tasks reconnect after PostgreSQL restarts.
 
-    Sync and async tasks use each of Django's ways to keep connections. PostgreSQL restarts twice:
-    while each worker has an idle connection to each alias, and while each worker runs a task that
-    has used one. Only a running task that queries again after the restart fails.
+    Sync tasks, async tasks and sync tasks that call asyncio.run() use each of Django's ways to keep
+    connections. PostgreSQL restarts twice: while each worker has an idle connection to each alias,
+    and while each worker runs a task that has used one. Only a running task that queries again after
+    the restart fails.
     """
     facts = run_script(postgres, backend, postgres.host, postgres.user, str(TASKS))
     each = {"SUCCESSFUL": TASKS // len(MODES)}
@@ -65,9 +67,24 @@ def test_connections_and_server_restart(postgres: Postgres, backend: str) -> Non
     assert after == {}
     broken = {"SUCCESSFUL": 1, "django.db.utils.OperationalError": 1}
     assert facts["outlived"] == [{"SUCCESSFUL": 2}, broken]
-    assert facts["later"] == [{mode: {"SUCCESSFUL": 20} for mode in MODES}] * 2
+    assert facts["later"] == [{mode: {"SUCCESSFUL": 30} for mode in MODES}] * 2
     # With ThreadPoolBackend psycopg's connection pool belongs to the script's own process and stays
     # open until it exits. close() has closed all other connections.
     (closed,) = facts["closed"]
     assert closed.pop("pooled", 0) <= (POOL if backend == "ThreadPoolBackend" else 0)
     assert closed == {}
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_encoding_of_server_depends_on_the_locale(
+    monkeypatch: pytest.MonkeyPatch, locale: str
+) -> None:
+    """The PostgreSQL of the tests uses UTF-8 in each locale, so that Django can store any text."""
+    monkeypatch.setenv("LC_ALL", locale)
+    with TemporaryDirectory(prefix="postgres-") as directory:
+        server = Postgres(Path(directory))
+        try:
+            with server.connect() as connection:
+                assert connection.execute("SHOW server_encoding").fetchone() == ("UTF8",)
+        finally:
+            server.stop()

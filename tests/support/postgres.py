@@ -37,7 +37,9 @@ class Postgres:
         self._owner = self.user if os.geteuid() == 0 else None
         if self._owner is not None:
             shutil.chown(directory, self._owner)
-        self._run("initdb", "--no-sync", "--auth=trust", f"--username={self.user}")
+        # Without --encoding, the locale of the environment decides; in "C" it would be SQL_ASCII.
+        options = "--no-sync", "--auth=trust", "--locale=C", "--encoding=UTF8"
+        self._run("initdb", *options, f"--username={self.user}")
         self._control("start", f"--options=-k {self.host} {SETTINGS}", f"--log={directory}/log")
 
     def restart(self) -> None:

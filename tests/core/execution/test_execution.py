@@ -91,6 +91,21 @@ def test_connection_of_coroutine_is_closed(monkeypatch: pytest.MonkeyPatch) -> N
     assert is_closed(opened[0])
 
 
+@pytest.mark.django_db(transaction=True)
+def test_asyncio_run_in_sync_tasks_uses_one_global_thread(gate: str) -> None:
+    """
+    The ORM's calls in asyncio.run() use a thread of the task, whose connection is closed with it.
+
+    In the one thread that asgiref has for the whole process a broken connection would stay.
+    """
+    with override_settings(TASKS=ONE_WORKER):
+        for _ in range(2):
+            assert finished(tasks.query_in_own_loop.enqueue(gate)).status == "SUCCESSFUL"
+    for name, opened in tasks.notes[gate]:
+        assert name == "django-tasks-sync"
+        assert is_closed(opened)
+
+
 class RecordedCache(LocMemCache):
     """A cache that records the name of each thread that calls close()."""
 
