@@ -33,7 +33,11 @@ from .. import signal_handlers
 from ..clocks import Clocks
 from ..context import Carried
 from ..execution import Outcome, Runnable, execute
-from ..execution.connections import close_old_resources, drop_stale_connections
+from ..execution.connections import (
+    close_old_resources,
+    close_pools_of_test_run,
+    drop_stale_connections,
+)
 from ..results import make_result
 from ..time_limit import TimeLimit
 from .applying import set_up_django
@@ -293,6 +297,7 @@ class WorkerMain:
             self._defers_sigterm = True
             self._running = None
         running.is_over = True
+        close_pools_of_test_run()
         return outcome
 
     def _send_result(self, following: bytes = b"") -> None:
