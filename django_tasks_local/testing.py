@@ -2,18 +2,23 @@
 This module helps tests of code that uses tasks to wait for the tasks and check their progress.
 
 With pytest, write `pytest_plugins = ["django_tasks_local.testing"]` into `conftest.py`, or import
-the fixtures `idle_tasks` and `task_progress` there. Without pytest this module has no fixtures.
+the fixtures `idle_tasks`, `immediate_tasks` and `task_progress` there. Without pytest this module
+has no fixtures.
 """
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from django.db import connections
 from django.tasks import TaskResult, task_backends
 from django.tasks.backends.immediate import ImmediateBackend
+from django.test import override_settings
 
 from .backends import LocalBackend
+from .checks import CALLED_BY_USERS
 from .events import EventKind
 from .hub import hub
 
@@ -41,6 +46,8 @@ def wait_until_idle(backend: str = "default", timeout: float = TIMEOUT) -> None:
     enqueue during the wait. For Django's ImmediateBackend it returns at once, because enqueue() has
     run the task. It blocks, so call it in an event loop as `asyncio.to_thread(wait_until_idle)`.
 
+    It warns in a TestCase, whose rows the tasks do not see, and which does not remove their rows.
+
     Raises TimeoutError that names each task that is unfinished after `timeout` seconds, and
     NotImplementedError for a backend that is neither of this package nor an ImmediateBackend.
     """
@@ -52,6 +59,7 @@ def wait_until_idle(backend: str = "default", timeout: float = TIMEOUT) -> None:
             f"The task backend {backend!r} ({type(backend_instance).__qualname__}) cannot tell "
             f"which tasks are unfinished."
         )
+    _warn_in_test_case(backend)
     unfinished = [
         f"{result.id} ({result.task.module_path}, {result.status})"
         for result in backend_instance.wait_until_idle(timeout)
@@ -61,6 +69,39 @@ def wait_until_idle(backend: str = "default", timeout: float = TIMEOUT) -> None:
             f"The task backend {backend!r} is not idle after {timeout:g} seconds. Unfinished: "
             f"{', '.join(unfinished)}."
         )
+
+
+def _warn_in_test_case(backend: str) -> None:
+    connection: Any
+    for connection in connections.all(initialized_only=True):
+        if any(block._from_testcase for block in connection.atomic_blocks):  # noqa: SLF001
+            warnings.warn(
+                f"A test in a transaction waits for tasks of {backend!r}. They use other "
+                f"connections to the database {connection.alias!r}: they do not see the rows of the "
+                f"test, and the rows that they write remain for later tests. Use TransactionTestCase, "
+                f"@pytest.mark.django_db(transaction=True) or "
+                f"django_tasks_local.testing.run_immediately().",
+                RuntimeWarning,
+                skip_file_prefixes=CALLED_BY_USERS,
+            )
+            return
+
+
+@contextmanager
+def run_immediately() -> Iterator[None]:
+    """
+    Replace the backend of every alias by Django's ImmediateBackend in the `with` block.
+
+    enqueue() then runs the task in the test's thread and transaction, so this works in a TestCase.
+    The pools that are in use at the beginning of the block are closed, as by override_settings().
+    """
+    queues = {
+        alias: {"QUEUES": settings["QUEUES"]} if "QUEUES" in settings else {}
+        for alias, settings in task_backends.settings.items()
+    }
+    path = f"{ImmediateBackend.__module__}.{ImmediateBackend.__qualname__}"
+    with override_settings(TASKS={a: {"BACKEND": path, **queue} for a, queue in queues.items()}):
+        yield
 
 
 @contextmanager
@@ -102,6 +143,12 @@ if pytest is not None:
         for alias in task_backends.settings:
             if isinstance(task_backends[alias], LocalBackend):
                 wait_until_idle(alias)
+
+    @pytest.fixture
+    def immediate_tasks() -> Iterator[None]:
+        """Run each task of this test in enqueue(), whatever backend the settings name."""
+        with run_immediately():
+            yield
 
     @pytest.fixture
     def task_progress() -> Iterator[list[TaskEvent]]:

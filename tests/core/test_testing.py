@@ -11,21 +11,24 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.tasks import TaskResultStatus
+from django.tasks import TaskResultStatus, task_backends
+from django.tasks.exceptions import InvalidTask
 from django.tasks.signals import task_finished
-from django.test import SimpleTestCase, TestCase, TransactionTestCase
+from django.test import SimpleTestCase, TestCase, TransactionTestCase, override_settings
 
-from django_tasks_local import foreign
+from django_tasks_local import ThreadPoolBackend, foreign
 from django_tasks_local.events import Progress, TaskEvent
 from django_tasks_local.hub import hub
 from django_tasks_local.testing import (
     collect_progress,
     idle_tasks,  # noqa: F401 - a fixture
+    immediate_tasks,  # noqa: F401 - a fixture
+    run_immediately,
     task_progress,  # noqa: F401 - a fixture
     wait_until_idle,
 )
 from tests.project import tasks
-from tests.support.backends import settings_with
+from tests.support.backends import PROCESSES, THREADS, settings_with
 from tests.support.factories import event
 from tests.support.paths import ROOT
 from tests.support.waiting import LIMIT, running
@@ -238,15 +241,47 @@ assert testing.wait_until_idle and not hasattr(testing, "idle_tasks")
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT, timeout=60)
 
 
+@pytest.mark.django_db
+def test_rows_of_tasks_leak_out_of_a_test_case(alias: str) -> None:
+    """wait_until_idle() warns in a transaction of a test, whatever the tasks do."""
+    tasks.noop.using(backend=alias).enqueue()
+    with pytest.warns(RuntimeWarning, match="the rows that they write remain") as caught:
+        wait_until_idle(alias, timeout=LIMIT)
+    assert [warning.filename for warning in caught] == [__file__]
+    wait_until_idle("immediate")  # A task of this backend uses the connection of the test.
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("immediate_tasks")
+def test_fixture_for_immediate_tasks(alias: str) -> None:
+    get_user_model().objects.create(username="somebody")
+    assert tasks.query.using(backend=alias).enqueue("a note").return_value == 1
+
+
+def test_immediate_tasks_keep_aliases_and_queues() -> None:
+    settings = {
+        "default": {"BACKEND": THREADS, "QUEUES": ["mail"], "OPTIONS": {"MAX_WORKERS": 1}},
+        "second": {"BACKEND": PROCESSES},
+    }
+    with override_settings(TASKS=settings):
+        with run_immediately():
+            for alias, queue in (("default", "mail"), ("second", "default")):
+                task = tasks.add.using(backend=alias, queue_name=queue)
+                assert task.enqueue(1).return_value == 2
+            with pytest.raises(InvalidTask, match="Queue 'default' is not valid"):
+                tasks.add.using(backend="default").enqueue(1)
+        assert isinstance(task_backends["default"], ThreadPoolBackend)
+
+
 class WithinTestCase(TestCase):
-    """In a TestCase, tasks that use no database work; other threads do not see its transaction."""
+    """In a TestCase, run_immediately() runs the tasks in the transaction of the test."""
 
     def test_it(self) -> None:
-        with collect_progress() as events:
-            result = tasks.steps.enqueue(2)
+        get_user_model().objects.create(username="somebody")
+        with run_immediately(), collect_progress() as events:
+            assert tasks.query.using(backend="processes").enqueue("a note").return_value == 1
+            assert tasks.steps.enqueue(2).return_value == 2
             wait_until_idle(timeout=LIMIT)
-        result.refresh()
-        assert result.return_value == 2
         assert currents(events) == [1, 2]
 
 
