@@ -94,6 +94,18 @@ def main():
     assert (progress.current, progress.total) == (3, 3)
     assert progress.message in ("Page 0", "Page 1", "Page 2")
 
+    import threading
+    from http.server import HTTPServer, SimpleHTTPRequestHandler
+    from reports.clients import fetch
+    with HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for _ in range(2):
+            fetched = fetch.enqueue([f"http://127.0.0.1:{server.server_port}/"] * 2)
+            wait_for(fetched)
+            fetched.refresh()
+            assert fetched.return_value == [200, 200]
+        server.shutdown()
+
     from django_tasks_local.hub import hub
     hub.release(hub.find(result.id))
     assert wait_for(result, timeout=0.01) is None
