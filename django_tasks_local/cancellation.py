@@ -28,6 +28,7 @@ class Cancellation:
         "_interrupted",
         "_lock",
         "_watched",
+        "delivered",
         "has_cancelled_coroutine",
         "requested",
     )
@@ -39,6 +40,7 @@ class Cancellation:
         self._lock = threading.RLock()
         # True after request(). track() reads this attribute without the lock for each item.
         self.requested = False
+        self.delivered = False  # True after the first delivery to any code of the task.
         self.has_cancelled_coroutine = False  # True after asyncio.Task.cancel() was called.
         self._has_coroutine = False  # True from expect_coroutine() or watch() on.
         self._interrupted = False  # True after the first interrupt().
@@ -62,6 +64,7 @@ class Cancellation:
         if not self.requested or _delivered.get() is self or _is_asyncio_task_cancelled():
             return
         _delivered.set(self)
+        self.delivered = True
         # Code in a context of its own, such as a coroutine in asyncio.run(), has raised the
         # TaskCancelled that the calling code handles.
         if isinstance(sys.exception(), TaskCancelled):
@@ -125,7 +128,7 @@ class Cancellation:
             # The coroutine runs at present: it has started an eager asyncio task, which reported.
             self._cancel_soon(loop, task)
             return
-        self.has_cancelled_coroutine = True
+        self.delivered = self.has_cancelled_coroutine = True
         task.cancel()
 
 

@@ -77,9 +77,9 @@ def _warn_in_test_case(backend: str) -> None:
         if any(block._from_testcase for block in connection.atomic_blocks):  # noqa: SLF001
             warnings.warn(
                 f"A test in a transaction waits for tasks of {backend!r}. They use other "
-                f"connections to the database {connection.alias!r}: they do not see the rows of the "
-                f"test, and the rows that they write remain for later tests. Use TransactionTestCase, "
-                f"@pytest.mark.django_db(transaction=True) or "
+                f"connections to the database {connection.alias!r}: they do not see the rows of "
+                f"the test, and the rows that they write remain for later tests. Use "
+                f"TransactionTestCase, @pytest.mark.django_db(transaction=True) or "
                 f"django_tasks_local.testing.run_immediately().",
                 RuntimeWarning,
                 skip_file_prefixes=CALLED_BY_USERS,

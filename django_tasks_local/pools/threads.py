@@ -263,7 +263,7 @@ class ThreadPool(Pool[ThreadOptions, TaskRecord]):
 
         def expire() -> None:
             nonlocal has_expired
-            if cancellation.requested or cancellation.delivered:
+            if cancellation.requested:
                 return  # cancel() was called before.
             has_expired = True
             cancellation.request()

@@ -51,8 +51,8 @@ def test_connections_and_server_restart(postgres: Postgres, backend: str) -> Non
 
     Sync tasks, async tasks and sync tasks that call asyncio.run() use each of Django's ways to keep
     connections. PostgreSQL restarts twice: while each worker has an idle connection to each alias,
-    and while each worker runs a task that has used one. Only a running task that queries again after
-    the restart fails.
+    and while each worker runs a task that has used one. Only a running task that queries again
+    after the restart fails.
     """
     facts = run_script(postgres, backend, postgres.host, postgres.user, str(TASKS))
     each = {"SUCCESSFUL": TASKS // len(MODES)}
