@@ -161,8 +161,7 @@ def _cancel(request: HttpRequest) -> HttpResponse:
         return HttpResponse("It cannot be cancelled.", status=501, content_type="text/plain")
     except TimeoutError:
         return _unavailable("The process that has the task does not answer.")
-    accepted = request.get_preferred_type(["application/json", "text/html"])
-    if accepted != "text/html" and "next" not in request.POST:
+    if not _is_form(request):
         return JsonResponse({"cancelled": cancelled})
     next_url = request.POST.get("next", "")
     hosts = {request.get_host()}
@@ -174,6 +173,16 @@ def _cancel(request: HttpRequest) -> HttpResponse:
 
 
 _cancel_with_csrf_token = csrf_protect(_cancel)
+
+
+def _is_form(request: HttpRequest) -> bool:
+    """Return whether a browser sent the request by submitting a form."""
+    if "next" in request.POST:
+        return True
+    try:
+        return request.get_preferred_type(["application/json", "text/html"]) == "text/html"
+    except (LookupError, ValueError):
+        return False  # Django raises these for an Accept header that it cannot parse.
 
 
 def _finish(response: HttpResponseBase, request: HttpRequest) -> HttpResponseBase:

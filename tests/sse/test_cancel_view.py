@@ -172,6 +172,15 @@ def test_script_gets_json(accept: str, result: AnyResult, cancelled: list[tuple[
     assert response.json() == {"cancelled": True}
 
 
+@pytest.mark.parametrize("accept", ["text/html; a*=bogus''x", "text/html;" + "a" * 20_000])
+def test_malformed_accept_header_is_answered_with_json(
+    accept: str, result: AnyResult, cancelled: list[tuple[str, str]]
+) -> None:
+    """An error after the cancellation would report to the client that the request failed."""
+    response = post(cancel_token(request_from(), result), Client(headers={"Accept": accept}))
+    assert response.json() == {"cancelled": True}
+
+
 def test_process_with_the_task_does_not_answer(
     result: AnyResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
