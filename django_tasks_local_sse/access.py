@@ -174,7 +174,7 @@ def watched_tasks(request: HttpRequest) -> list[TaskRef]:
     """
     user = _user(request)
     max_age = sse_settings().token_max_age
-    digests = ("", *user_digests(user))  # A logged-in user may also use a bearer link.
+    digests = (*user_digests(user), "")  # A logged-in user may also use a bearer link.
     refs: dict[TaskKey, TaskRef] = {}
     for text in dict.fromkeys(watch_tokens(request)):
         ref = _ref(text, read_token(Purpose.WATCH, text), digests, max_age)
@@ -207,7 +207,7 @@ def claimed_keys(request: HttpRequest) -> set[TaskKey]:
     return set(map(claimed_key, watch_tokens(request)))
 
 
-def _ref(text: str, token: Token | None, digests: Iterable[str], max_age: float) -> TaskRef:
+def _ref(text: str, token: Token | None, digests: tuple[str, ...], max_age: float) -> TaskRef:
     if token is None:
         return TaskRef(*claimed_key(text), None, Denial.UNKNOWN)
     denial = None
@@ -215,6 +215,9 @@ def _ref(text: str, token: Token | None, digests: Iterable[str], max_age: float)
         denial = Denial.OTHER_USER
     elif token.age > max_age:
         denial = Denial.EXPIRED
+    elif token.user:
+        # A renewed token must stay valid when its old key leaves SECRET_KEY_FALLBACKS.
+        token = token._replace(user=digests[0])
     return TaskRef(token.alias, token.id, token, denial)
 
 

@@ -60,7 +60,9 @@ def read_token(purpose: Purpose, text: str) -> Token | None:
         return None
     try:
         id, alias, user, made_at = _signer(purpose).unsign(text).split(".")
-    except BadSignature:
+    except (BadSignature, UnicodeEncodeError):
+        # UnicodeEncodeError: Django decodes a request with the charset of its Content-Type header,
+        # and some charsets, such as unicode_escape, yield surrogates.
         return None
     return Token(unquote(alias), unquote(id), user, b62_decode(made_at))
 

@@ -8,6 +8,7 @@ from urllib.parse import quote, unquote, urlencode
 import httpx
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core import signing
 from django.core.exceptions import SynchronousOnlyOperation
@@ -25,11 +26,13 @@ from django_eventstream.channelmanager import DefaultChannelManager
 
 from django_tasks_local_sse import views
 from django_tasks_local_sse.access import (
+    Denial,
     acancel_token,
     aevents_url,
     atask_links,
     cancel_token,
     events_url,
+    watched_tasks,
 )
 from django_tasks_local_sse.tokens import Purpose, claimed_key, read_token, user_digests
 from tests.project import tasks
@@ -156,6 +159,29 @@ def forged_tokens(token: str) -> list[str]:
         signing.Signer(sep=".", salt="another salt").sign(f"{result_id}.{alias}.{user}.{time}"),
         signing.dumps({"id": result_id}),
     ]
+
+
+@pytest.mark.parametrize("view", ["events", "status"])
+def test_token_with_surrogate_is_refused(view: str) -> None:
+    """The charset of the Content-Type header is one that decodes ASCII text to a surrogate."""
+    client = Client(headers={"Content-Type": "text/plain; charset=unicode_escape"})
+    response = client.get(rf"/tasks/{view}/?task=a.b.\ud800.c")
+    assert response.status_code == 403
+
+
+def test_renewed_token_outlives_a_fallback_key(users: list[User], result: AnyResult) -> None:
+    old_key = settings.SECRET_KEY
+    request = RequestFactory().get(events_url(request_from(users[0]), result))
+    request.user = users[0]
+    with override_settings(SECRET_KEY="new", SECRET_KEY_FALLBACKS=[old_key]):
+        [ref] = watched_tasks(request)
+        renewed = ref.renewed_token()
+    request = RequestFactory().get(events_path(renewed))
+    with override_settings(SECRET_KEY="new"):
+        for user, denial in ((users[0], None), (users[1], Denial.OTHER_USER)):
+            request.user = user
+            [ref] = watched_tasks(request)
+            assert ref.denial == denial
 
 
 def test_forged_tokens_are_refused(result: AnyResult) -> None:
