@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from django.http import StreamingHttpResponse
 
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
 # decide differently.
 MAX_STREAM_SECONDS = 300.0
 
-# The streams that this process is sending. Adding and removing are atomic, so no lock is needed.
-open_streams: set[Conversation] = set()
+# The streams that this process sends or is about to send. The set is weak, because Django drops a
+# response without closing it if the client disconnects before the view has returned.
+open_streams: WeakSet[Conversation] = WeakSet()
 
 _warnings = RareWarnings(get_logger(__name__))
 
@@ -90,9 +92,20 @@ class EventStreamResponse(StreamingHttpResponse):
     and when they are closed, our generator stays open until the garbage collector finds it.
     """
 
-    def __init__(self, content: AsyncIterator[bytes] | Iterator[bytes], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        content: AsyncIterator[bytes] | Iterator[bytes],
+        conversation: Conversation,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(content, **kwargs)
         self._content = content
+        self._conversation = conversation
+
+    def close(self) -> None:
+        """Close the response; its stream is then no longer counted, even if it never started."""
+        super().close()
+        open_streams.discard(self._conversation)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         if vars(self)["_iterator"] is self._content and isinstance(self._content, AsyncIterator):
@@ -104,7 +117,6 @@ async def stream_async(conversation: Conversation) -> AsyncIterator[bytes]:
     """Send the states of the tasks, then each change until the stream ends. Occupies no thread."""
     # The view runs in a thread under ASGI; here, in the event loop, this is the main thread.
     signal_handlers.install_signal_handlers()
-    open_streams.add(conversation)
     try:
         await release_request_thread()
         schedule = _Schedule(conversation.settings, _max_seconds())
@@ -156,7 +168,6 @@ def stream_sync(conversation: Conversation, hold: float) -> Iterator[bytes]:
     with the same client and the same URL.
     """
     signal_handlers.install_signal_handlers()
-    open_streams.add(conversation)
     try:
         schedule = _Schedule(conversation.settings, min(hold, _max_seconds()))
         with Subscription(hub, tuple(conversation.refs)) as subscription:

@@ -99,13 +99,17 @@ def events(request: HttpRequest) -> HttpResponseBase:
         text = "This server has too many open streams."
         return _finish(_unavailable(text), request)
     conversation = Conversation(refs, last_event_id, settings)
+    if request.method != "HEAD":
+        # Not when the stream starts: after a restart many requests arrive at once, and all of them
+        # would be accepted before the first stream starts.
+        open_streams.add(conversation)
     content: AsyncIterator[bytes] | Iterator[bytes]
     if isinstance(request, ASGIRequest):
         content = _empty_content() if request.method == "HEAD" else stream_async(conversation)
     else:
         hold = _hold_seconds(request, settings)
         content = iter(()) if request.method == "HEAD" else stream_sync(conversation, hold)
-    response = EventStreamResponse(content, content_type="text/event-stream")
+    response = EventStreamResponse(content, conversation, content_type="text/event-stream")
     # A middleware that compresses would buffer events. It skips a response with this header.
     response["Content-Encoding"] = "identity"
     return _finish(response, request)

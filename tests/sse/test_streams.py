@@ -500,7 +500,10 @@ async def test_content_is_closed_on_disconnect() -> None:
         finally:
             closed.append(True)
 
-    response = streams.EventStreamResponse(content(), content_type="text/event-stream")
+    conversation = Conversation([], "", sse_settings())
+    response = streams.EventStreamResponse(
+        content(), conversation, content_type="text/event-stream"
+    )
     # Django's ASGI handler also closes the iterator of the response at a disconnect.
     async with aclosing(aiter(response)) as parts:
         assert await anext(parts) == b"state"
@@ -510,7 +513,7 @@ async def test_content_is_closed_on_disconnect() -> None:
         async for part in parts:
             yield part.decode().upper()
 
-    response = streams.EventStreamResponse(content())
+    response = streams.EventStreamResponse(content(), conversation)
     # A middleware such as GZipMiddleware replaces the content in the same way.
     response.streaming_content = shout(response.streaming_content)
     assert [part async for part in response] == [b"STATE", b"NEWS"]

@@ -1,6 +1,7 @@
 """`events/` and `status/` over HTTP: methods, limits, refusals, headers, and their payloads."""
 
 import dataclasses
+import gc
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -327,8 +328,19 @@ def fresh_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(views, "_warnings", RareWarnings(logging.getLogger(views.__name__)))
 
 
+@pytest.fixture
+def no_streams() -> None:
+    """Wait until the streams of earlier tests, which may have dropped responses, are over."""
+    gc.collect()
+    wait_until(lambda: not streams.open_streams, "a stream of an earlier test is open")
+
+
 def test_process_accepts_any_number_of_streams(
-    server: str, gate: str, caplog: pytest.LogCaptureFixture, fresh_warnings: None
+    server: str,
+    gate: str,
+    caplog: pytest.LogCaptureFixture,
+    fresh_warnings: None,
+    no_streams: None,
 ) -> None:
     url = server + events_url(request_from(), running(tasks.gated.enqueue(gate)))
     with override_settings(TASKS_SSE={"MAX_STREAMS": 3}), ExitStack() as opened:
@@ -349,18 +361,39 @@ def test_process_accepts_any_number_of_streams(
 
 
 def test_streams_under_wsgi_are_counted(
-    gate: str, fresh_warnings: None, caplog: pytest.LogCaptureFixture
+    gate: str, fresh_warnings: None, no_streams: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = events_url(request_from(), running(tasks.gated.enqueue(gate)))
     with override_settings(TASKS_SSE={"MAX_STREAMS": 1, "WSGI_HOLD": LIMIT}):
-        unread = Client().get(url)
         held = Client().get(url).streaming_content
         assert b"event: progress" in next(held)
         assert Client().get(url).status_code == 503
         tasks.gates[gate].set()
         assert b"event: finished" in b"".join(held)
-        assert Client().get(url).status_code == 200
-    unread.close()
+        response = Client().get(url)
+        assert response.status_code == 200
+        response.close()
+
+
+def test_stream_is_counted_before_it_starts(
+    gate: str, fresh_warnings: None, no_streams: None
+) -> None:
+    """An accepted stream counts until its response is closed or dropped; HEAD has no stream."""
+    url = events_url(request_from(), running(tasks.gated.enqueue(gate)))
+    with override_settings(TASKS_SSE={"MAX_STREAMS": 1}):
+        for _ in range(2):
+            head = Client().head(url)
+            assert head.status_code == 200
+            unread = Client().get(url)
+            assert (unread.status_code, Client().get(url).status_code) == (200, 503)
+            unread.close()
+            head.close()
+        dropped = Client().get(url)
+        assert dropped.status_code == 200
+        del dropped
+        gc.collect()
+        assert not streams.open_streams
+    tasks.gates[gate].set()
 
 
 def test_default_of_max_streams(monkeypatch: pytest.MonkeyPatch) -> None:
