@@ -39,7 +39,13 @@ class Completion[RecordT: TaskRecord]:
 
     def complete(self, record: RecordT, outcome: Outcome) -> None:
         """Call the receivers of task_finished in the calling thread."""
-        self._deliver(record, signals.state_of_finished(record, outcome), outcome)
+        try:
+            self._send(record, signals.state_of_finished(record, outcome), outcome)
+        finally:
+            # Also after an exception, such as one that another thread has raised in this thread:
+            # close() and wait_until_idle() would wait for this task.
+            self._make_evictable(record)
+            self._forget(record)
 
     def post(self, record: RecordT, outcome: Outcome, context: Context | None = None) -> None:
         """
@@ -47,6 +53,9 @@ class Completion[RecordT: TaskRecord]:
 
         `context` is the one in which the notifier calls those of task_started, if it does.
         """
+        # The store evicts the tasks in the order of their ends. The threads of the notifier have no
+        # common order, so do not wait for the receivers.
+        self._make_evictable(record)
         state = signals.state_of_finished(record, outcome)
         if state is None and context is None:
             outcome.drop_exception()
@@ -64,21 +73,24 @@ class Completion[RecordT: TaskRecord]:
 
     def _deliver(self, record: RecordT, state: signals.State | None, outcome: Outcome) -> None:
         try:
-            carried = record.carried
-            if carried is not None and (difference := carried.difference()):
-                # A receiver would write into a database of which the test run knows nothing.
-                _log_outlived(record, outcome, difference)
-            else:
-                signals.send_finished(self._sender, state, carried, outcome)
+            self._send(record, state, outcome)
         finally:
-            # Also after an exception, such as one that another thread has raised in this thread:
-            # close() and wait_until_idle() would wait for this task.
             self._forget(record)
 
-    def _forget(self, record: RecordT) -> None:
-        """Let the store evict the task, whose receivers have returned or were dropped."""
+    def _send(self, record: RecordT, state: signals.State | None, outcome: Outcome) -> None:
+        carried = record.carried
+        if carried is not None and (difference := carried.difference()):
+            # A receiver would write into a database of which the test run knows nothing.
+            _log_outlived(record, outcome, difference)
+        else:
+            signals.send_finished(self._sender, state, carried, outcome)
+
+    def _make_evictable(self, record: RecordT) -> None:
         for evicted in self._results.make_evictable(record):
             hub.release(evicted)
+
+    def _forget(self, record: RecordT) -> None:
+        """Forget a task whose receivers have returned or were dropped."""
         self._unfinished.remove(record)
         if self.discarded:
             hub.release(record)

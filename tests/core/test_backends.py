@@ -475,7 +475,8 @@ def test_max_pending(alias: str, gate: str) -> None:
     [
         ({"MAX_WORKER": 3}, "unknown key 'MAX_WORKER'"),
         ({"max_workers": 3}, "unknown key 'max_workers'"),
-        ({"TIMEOUT": 3}, "unknown key 'TIMEOUT'"),
+        ({"START_METHOD": "spawn"}, "unknown key 'START_METHOD'"),
+        ({"TIMEOUT": 0}, "must be None or a number of seconds above 0"),
         ({3: 3}, "unknown key 3"),
         ({"MAX_WORKERS": 0}, "must be a whole number, 1 or more, not 0"),
         ({"MAX_WORKERS": "4"}, "must be a whole number, 1 or more, not '4'"),
