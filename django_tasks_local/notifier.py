@@ -14,11 +14,11 @@ delays only the calls in its own thread: a quarter of all calls.
 from __future__ import annotations
 
 import threading
-import time
 from contextvars import Context
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
+from .clocks import Clocks
 from .execution.connections import (
     close_old_resources,
     close_thread_resources,
@@ -187,7 +187,7 @@ class _NotifierThread:
             self._dropped += 1
             if len(self._dropped_ids) < MAX_REPORTED_IDS:
                 self._dropped_ids.append(call.id)
-            now = time.monotonic()
+            now = Clocks.monotonic()
             is_due = now >= self._report_at
             if is_due:
                 self._report_at = now + REPORT_INTERVAL

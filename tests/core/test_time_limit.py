@@ -14,7 +14,7 @@ from django_tasks_local.time_limit import CHECK_INTERVAL, TimeLimit
 from tests.project import tasks
 from tests.support.backends import settings_with
 from tests.support.stage import FakeTicker
-from tests.support.waiting import LIMIT, finished
+from tests.support.waiting import LIMIT, finished, wait_until
 
 
 class Stage:
@@ -90,7 +90,8 @@ def test_timeout_of_a_task_in_a_thread(swallow: bool, caplog: pytest.LogCaptureF
     [error] = result.errors
     assert error.exception_class_path == "django_tasks_local.exceptions.TaskTimeout"
     assert "The task took longer than 0.2 seconds." in error.traceback
-    assert f"Task id={result.id} path={result.task.module_path} takes longer" in caplog.text
+    warning = f"Task id={result.id} path={result.task.module_path} takes longer"
+    wait_until(lambda: warning in caplog.text, "no warning names the task")
 
 
 def test_timeout_of_a_coroutine_in_a_thread() -> None:
