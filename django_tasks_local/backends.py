@@ -11,7 +11,7 @@ from django.dispatch import receiver
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.exceptions import TaskResultDoesNotExist
 
-from . import checks, signal_handlers
+from . import checks, serving, signal_handlers
 from .aliases import task_reference
 from .conf import Options, ProcessOptions, ThreadOptions
 from .execution.normalizing import json_arguments
@@ -92,6 +92,7 @@ class LocalBackend(BaseTaskBackend):
             shared = _Shared(params, self.options_class.from_params(alias, params))
             _shared[key] = shared
             signal_handlers.install_signal_handlers()
+        serving.note_new_backend()
         self._shared = shared
 
     @property

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Self
 
 from django.core.exceptions import ImproperlyConfigured
@@ -71,10 +72,25 @@ def _option(default: Any, check: Callable[[Any], str | None]) -> Any:
     return field(default=default, metadata={"check": check})
 
 
+_RELOADING_SERVERS = {"uvicorn", "gunicorn", "granian", "hypercorn"}
+
+
 def _default_shutdown_timeout() -> float:
-    # The reloader of Django's development server sets RUN_MAIN. Its restart after a change of the
-    # code must not wait for a task.
-    return 0 if os.environ.get("RUN_MAIN") == "true" else 5
+    return 0 if _has_reloader() else 5
+
+
+def _has_reloader() -> bool:
+    """
+    Return whether a development server restarts this process after each change of the code.
+
+    Such a restart must not wait for a task. The reloader of Django's development server sets
+    RUN_MAIN; the other servers have an option, which multiprocessing copies to their workers.
+    """
+    if os.environ.get("RUN_MAIN") == "true":
+        return True
+    program = Path(sys.argv[0] if sys.argv else "")
+    name = program.parent.name if program.stem == "__main__" else program.stem
+    return name in _RELOADING_SERVERS and "--reload" in sys.argv
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,7 @@ if sys.platform == "win32":
     SIGNALS.append(signal.SIGBREAK)  # Ctrl-Break, with which Django's runserver asks to be ended
 
 
-def _take_no_signal(number: int) -> bool:
+def _take_no_signal(number: int, previous: Handler) -> bool:
     return False
 
 
@@ -44,23 +44,30 @@ class _State:
     """Holds the signal handlers that this module has installed in this process."""
 
     def __init__(self) -> None:
-        self.take_signal: Callable[[int], bool] = _take_no_signal
+        self.take_signal: Callable[[int, Handler], bool] = _take_no_signal
         self.may_install = True
         self.warned = False  # True if warn_if_unhandled() has logged its WARNING.
         # The key is a signal number; the value is the handler that this module has installed, and
         # the handler that was installed before.
         self.installed: dict[int, tuple[Handler, Handler]] = {}
+        # The handler for which take_signal() has returned True, by the signal's number. If the
+        # signal is sent again, it goes from that handler to the one before: a handler between two
+        # of this module may have been called already.
+        self.takers: dict[int, _Handler] = {}
 
 
 _state = _State()
 
 
-def before_signal(take_signal: Callable[[int], bool]) -> Callable[[int], bool]:
+def before_signal(
+    take_signal: Callable[[int, Handler], bool],
+) -> Callable[[int, Handler], bool]:
     """
     Set the function that is called with each signal before the handler that was installed before.
 
-    That handler is called only if the function returns False. Use this as a decorator. Python calls
-    the function in the main thread, where it may interrupt any code.
+    Its arguments are the number of the signal and that handler. That handler is called only if the
+    function returns False. Use this as a decorator. Python calls the function in the main thread,
+    where it may interrupt any code.
     """
     _state.take_signal = take_signal
     return take_signal
@@ -71,11 +78,24 @@ def leave_signals_alone() -> None:
     _state.may_install = False
 
 
-def install_signal_handlers() -> None:
+def are_left_alone() -> bool:
+    """Return whether leave_signals_alone() was called, because this is a worker process."""
+    return not _state.may_install
+
+
+def is_sigterm_handled_elsewhere() -> bool:
+    """Return whether other code has replaced the handler of this module, or the default action."""
+    present = signal.getsignal(signal.SIGTERM)
+    _, before = _state.installed.get(signal.SIGTERM, (None, signal.SIG_DFL))
+    return not isinstance(present, _Handler) and present not in (before, signal.SIG_IGN)
+
+
+def install_signal_handlers(*, at_exit: bool = False) -> None:
     """
     Install a handler in front of each present one; do nothing outside of the main thread.
 
-    May be called again, because a server may install its own handlers after the first call.
+    May be called again, because a server may install its own handlers after the first call. With
+    `at_exit` the main program has ended, and Ctrl-C must not raise KeyboardInterrupt.
     """
     if not _state.may_install:
         return
@@ -83,7 +103,10 @@ def install_signal_handlers() -> None:
         return
     for number in SIGNALS:
         present = signal.getsignal(number)
-        if not _is_left_alone(present) and not isinstance(present, _Handler):
+        replaces_default = at_exit and present is signal.default_int_handler
+        if isinstance(present, _Handler):
+            continue
+        if replaces_default or not _is_left_alone(present):
             # signal.signal() raises ValueError in a sub-interpreter, as mod_wsgi uses it, even in
             # its main thread.
             with suppress(ValueError):
@@ -155,10 +178,13 @@ class _Handler:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal. Python calls this in the main thread, between any two instructions."""
-        if _state.take_signal(number):
+        if _state.take_signal(number, self._previous):
+            _state.takers.setdefault(number, self)
             return
-        # This is a repeated signal: drain() has ended and its thread sent the signal again, or a
-        # user sent it again to end the process without waiting for the drain.
+        _state.takers.get(number, self).pass_on(number, frame)
+
+    def pass_on(self, number: int, frame: FrameType | None) -> None:
+        """Call the handler that was installed before."""
         if callable(self._previous):
             self._previous(number, frame)
         else:
@@ -173,6 +199,7 @@ def _reset_in_child() -> None:
         if signal.getsignal(number) == ours:
             signal.signal(number, previous)
     _state.installed.clear()
+    _state.takers.clear()
 
 
 # During a fork() both signals are blocked, so that a signal that is sent to the child waits until

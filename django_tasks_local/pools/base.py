@@ -284,6 +284,10 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         finally:
             self.notifier.close()
 
+    def unfinished_tasks(self) -> list[RecordT]:
+        """Return the tasks that have no outcome yet."""
+        return [record for record in self._unfinished.records() if not record.is_finished]
+
     def wait_until_idle(self, timeout: float) -> list[RecordT]:
         """
         Wait until all tasks have finished and the receivers of task_finished have returned.

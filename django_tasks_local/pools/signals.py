@@ -16,16 +16,17 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from django.dispatch import Signal
 from django.tasks import TaskResult
 from django.tasks import signals as django_signals
 
 from .. import foreign
+from ..exceptions import TaskCancelled, TaskLost
 from ..logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from django.dispatch import Signal
     from django.tasks import TaskResultStatus
 
     from ..aliases import AnyResult, AnyTask
@@ -49,8 +50,12 @@ type State = AnyResult | TaskRecord | LoggedState
 
 # Django's log receivers write to this logger.
 _tasks_logger = logging.getLogger("django.tasks")
+_safe_tasks_logger = get_logger("django.tasks")
 # Signal.connect() stores this id as the sender of a receiver that is connected for all senders.
 _ANY_SENDER = id(None)
+# TaskError.exception_class_path of a task that was cancelled or lost, which is no error of the
+# task: the log record has the level INFO and no traceback, so ADMINS get no mail.
+_NO_ERRORS = {f"{kind.__module__}.{kind.__qualname__}" for kind in (TaskCancelled, TaskLost)}
 
 
 class TaskSignal:
@@ -134,6 +139,18 @@ class TaskSignal:
             # async receivers in the thread of a running event loop.
             logger.exception("Not all receivers were called for task id=%s.", task_result.id)
 
+    def without_log(self) -> TaskSignal | None:
+        """Return a copy without Django's log receiver; None if that receiver cannot be found."""
+        try:
+            receivers = [one for one in self._signal.receivers if one[0] != self._django_key]
+        except (IndexError, TypeError):
+            return None
+        if len(receivers) != len(self._signal.receivers) - 1:
+            return None
+        signal = Signal()
+        signal.receivers = receivers
+        return TaskSignal(signal, lambda **kwargs: None, self._our_key[0])
+
     def log(self, sender: type, record: TaskRecord, level: int) -> None:
         """
         Call only Django's log receiver, unless its logger is disabled for `level`.
@@ -186,11 +203,19 @@ def send_finished(
     if exception is None:
         finished.deliver(sender, state, carried)
         return
+    signal = finished
+    if outcome.error is not None and outcome.error.exception_class_path in _NO_ERRORS:
+        others = finished.without_log()
+        if others is not None and state is not None:
+            signal = others
+            _safe_tasks_logger.info(
+                "Task id=%s path=%s state=%s", state.id, state.task.module_path, state.status
+            )
     try:
         raise exception
     except BaseException:  # noqa: BLE001 - the line above raised this exception
         # Django's log receiver reads the traceback of a failed task from sys.exc_info().
-        finished.deliver(sender, state, carried)
+        signal.deliver(sender, state, carried)
     finally:
         del exception  # The traceback of the exception now refers to this frame.
         outcome.drop_exception()

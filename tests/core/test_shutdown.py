@@ -8,50 +8,9 @@ import sys
 
 import pytest
 
+from tests.support.exit_scripts import ENDED_BY, run_script
 from tests.support.paths import ROOT
 from tests.support.systems import needs_fork
-
-SCRIPT = """
-import os, signal, sys, threading, time
-{before}
-from django.conf import settings
-options = {{"SHUTDOWN_TIMEOUT": 1}}
-backend = {{"BACKEND": "django_tasks_local.ThreadPoolBackend", "OPTIONS": options}}
-other = backend | {{"OPTIONS": {{"MAX_WORKERS": 1}}}}
-settings.configure(TASKS={{"default": backend, "other": other}})
-import django
-django.setup()
-from django_tasks_local import shutdown, signal_handlers
-from tests.project import tasks
-
-def say(text):
-    print(text, flush=True)
-
-def linger():
-    # Windows handles no signal during a wait of the main thread.
-    for _ in range(400):
-        time.sleep(0.05)
-
-if __name__ == "__main__":
-    {body}
-"""
-
-# The exit codes of a process that a signal ends; Windows has its own.
-ENDED_BY = {signal.SIGTERM: -signal.SIGTERM, signal.SIGINT: -signal.SIGINT}
-if sys.platform == "win32":
-    ENDED_BY = {signal.SIGTERM: 3, signal.SIGINT: 0xC000013A, signal.SIGBREAK: 3}
-
-
-def run_script(body: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    code = SCRIPT.format(before=before, body=body.strip().replace("\n", "\n    "))
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
 
 
 def test_warning_of_missing_handler() -> None:
@@ -239,8 +198,9 @@ gate = tempfile.mktemp()
 tasks.gates[gate] = tasks.Gate(gate)
 results = [tasks.gated.enqueue(gate) for _ in range(11)]
 say(results[-1].id)
+sys.exit(3)
 """)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr
     lost = "\n".join(line for line in done.stderr.splitlines() if "are lost" in line)
     assert f"{done.stdout.strip()} (tests.project.tasks.gated)" in lost
     assert lost.count("tests.project.tasks.gated") == 11
@@ -266,7 +226,7 @@ used = threading.Event()
 async def last_words():
     await asyncio.gather(sync_to_async(int)(), asyncio.to_thread(int))
     used.set()
-    while not shutdown._exit.draining:
+    while not shutdown._exit.exiting:
         await asyncio.sleep(0.001)
 
 last_words.enqueue()

@@ -15,7 +15,17 @@ PACKAGES = ("django_tasks_local", "django_tasks_local_sse")
 # stands for its `__init__`.
 FLOORS = (
     ("clocks", "logs"),
-    ("conf", "events", "exceptions", "forking", "new_thread", "signals", "waiting"),
+    (
+        "conf",
+        "events",
+        "exceptions",
+        "forking",
+        "new_thread",
+        "program_end",
+        "serving",
+        "signals",
+        "waiting",
+    ),
     ("aliases", "checks", "databases", "identifiers"),
     ("context",),
     ("publishing", "pubsub.latest", "progress.values", "progress.rate"),

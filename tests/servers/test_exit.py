@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.project.tasks import gates
 from tests.support.paths import ROOT
 from tests.support.servers import MANAGE, Server, environment, group_has_ended, serve
 from tests.support.sse_client import Message, event_source
@@ -95,7 +96,14 @@ def run_in_time(function: Any, ways: Iterable[str], *args: Any) -> dict[str, Any
 
 # Tests of scripts and management commands.
 
-WAYS = ["SIGTERM", "Ctrl-C", "exception", "sys.exit", "end"]
+# Django's log receivers write the outcome of each task at INFO.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"console": {"class": "logging.StreamHandler"}},
+    "root": {"handlers": ["console"], "level": "INFO"},
+}
+WAYS = ["SIGTERM", "Ctrl-C", "exception", "sys.exit"]
 COMMAND = ROOT / "tests" / "project" / "management" / "commands" / "exit_with_tasks.py"
 PROGRAMS = {
     "script": [str(COMMAND)],
@@ -110,7 +118,7 @@ def run_program(way: str, command: list[str], gate: str) -> tuple[dict[str, str]
     """
     environ = environment() | {
         "DJANGO_SETTINGS_MODULE": "tests.project.settings",
-        "TEST_SETTINGS": json.dumps(SETTINGS),
+        "TEST_SETTINGS": json.dumps(SETTINGS | {"LOGGING": LOGGING}),
     }
     with subprocess.Popen(
         [sys.executable, *command, way, gate],
@@ -124,7 +132,9 @@ def run_program(way: str, command: list[str], gate: str) -> tuple[dict[str, str]
         assert process.stdout is not None
         paths = json.loads(process.stdout.readline() or "{}")
         began = time.monotonic()
-        if way == "Ctrl-C":
+        if way == "end":
+            gates[gate].set()
+        elif way == "Ctrl-C":
             os.killpg(process.pid, signal.SIGINT)
         elif way == "SIGTERM":
             process.terminate()
@@ -140,6 +150,20 @@ def test_exit_of_program(program: str, gate: str) -> None:
     for paths, log, _ in run_in_time(run_program, WAYS, PROGRAMS[program], gate).values():
         assert len(paths) == 9, log
         assert_logged_as_lost(paths, log)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_tasks_of_program_run_at_its_end(program: str, gate: str) -> None:
+    """A program that ends without an error runs its running and waiting tasks to completion."""
+    paths, log, _ = run_program("end", PROGRAMS[program], gate)
+    if sys.version_info < (3, 13):
+        # Python 3.12 starts no thread after the main thread has ended, and each of these coroutines
+        # needs one.
+        paths = {id: path for id, path in paths.items() if "async" not in path}
+    assert "are lost" not in log
+    assert len(paths) in {6, 9}, log
+    for result_id in paths:
+        assert f"id={result_id} path={paths[result_id]} state=SUCCESSFUL" in log, log
 
 
 # Tests of servers.

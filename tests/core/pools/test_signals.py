@@ -10,6 +10,8 @@ from django.tasks import signals as django_signals
 from django.tasks import task_backends
 
 from django_tasks_local import foreign, record
+from django_tasks_local.exceptions import TaskCancelled, TaskLost, TaskTimeout
+from django_tasks_local.execution import Outcome
 from django_tasks_local.pools import signals
 from django_tasks_local.pools.signals import TaskSignal
 from django_tasks_local.testing import wait_until_idle
@@ -175,3 +177,43 @@ def test_log_handler_that_raises_does_not_end_the_worker() -> None:
     finally:
         signals._tasks_logger.removeFilter(broken)
     assert finished(tasks.add.enqueue(2)).return_value == 3
+
+
+@pytest.mark.parametrize("kind", [TaskCancelled, TaskLost, TaskTimeout])
+@pytest.mark.parametrize("identified", [True, False])
+def test_level_of_the_log_record_of_a_failure(
+    kind: type[BaseException],
+    identified: bool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    A cancelled or lost task is logged at INFO without a traceback, so that ADMINS get no mail.
+
+    Other receivers are called as before. If Django's log receiver cannot be found, it logs an
+    ERROR.
+    """
+    called: list[str] = []
+
+    def note(task_result: Any, **kwargs: Any) -> None:
+        called.append(task_result.id)
+
+    if not identified:
+        monkeypatch.setattr(signals.finished, "_django_key", None)
+    failed = task_record()
+    outcome = Outcome.failure(kind("a reason"))
+    assert outcome.error is not None
+    failed.fail(outcome.error, outcome.message)
+    django_signals.task_finished.connect(note)
+    try:
+        with caplog.at_level(logging.INFO, "django.tasks"):
+            state = signals.state_of_finished(failed, outcome)
+            signals.send_finished(type(task_backends["default"]), state, None, outcome)
+    finally:
+        django_signals.task_finished.disconnect(note)
+    assert called == [failed.id]
+    (log,) = [log for log in caplog.records if log.name == "django.tasks"]
+    is_error = kind is TaskTimeout or not identified
+    assert log.levelno == (logging.ERROR if is_error else logging.INFO)
+    assert bool(log.exc_info) == is_error
+    assert log.getMessage() == f"Task id={failed.id} path={failed.path} state=FAILED"
