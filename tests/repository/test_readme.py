@@ -148,6 +148,10 @@ def main():
             body = b"".join(Client().get(url).streaming_content).decode()
     assert '"message":"Page 20"' in body
 
+    # The receivers of docs/deployment.md.
+    import reports.tracing
+    from reports.tasks import build_report
+
     # The view of docs/http.md.
     import json
     from reports import api
