@@ -43,7 +43,7 @@ class Outcome:
         path = _class_path(type(exception))
         return cls(
             error=TaskError(exception_class_path=path, traceback=_traceback(exception, path)),
-            message=_text(lambda: str(exception), ""),
+            message=plain_text(lambda: str(exception), ""),
             exception=exception,
         )
 
@@ -58,10 +58,10 @@ class Outcome:
         exception, self.exception = self.exception, None
         if exception is not None:
             for one in _related(exception):
-                clear_frames(_traceback_of(one))  # It skips frames that are being executed.
+                clear_frames(traceback_of(one))  # It skips frames that are being executed.
 
 
-def _text(make: Callable[[], str], default: str) -> str:
+def plain_text(make: Callable[[], str], default: str) -> str:
     """Return the text that `make` returns, as plain str; `default` if it raises an exception."""
     try:
         # str.__str__() makes a plain str of an instance of a subclass.
@@ -76,37 +76,37 @@ def _has_only_cancellations(exception: BaseException) -> bool:
     while found:
         one = found.pop()
         if issubclass(type(one), BaseExceptionGroup):
-            found += _members_of(one)
+            found += members_of(one)
         elif not issubclass(type(one), TaskCancelled):
             return False
     return issubclass(type(exception), BaseExceptionGroup)
 
 
-_module_of = type.__dict__["__module__"].__get__
-_qualname_of = type.__dict__["__qualname__"].__get__
+module_of = type.__dict__["__module__"].__get__
+qualname_of = type.__dict__["__qualname__"].__get__
 
 
 def _class_path(kind: type[BaseException]) -> str:
     """Return the dotted path of an exception's class, also if its metaclass hides the names."""
-    return _text(lambda: f"{_module_of(kind)}.{_qualname_of(kind)}", "builtins.BaseException")
+    return plain_text(lambda: f"{module_of(kind)}.{qualname_of(kind)}", "builtins.BaseException")
 
 
 def _traceback(exception: BaseException, path: str) -> str:
     """Return the traceback as Python prints it, or only its frames if it cannot be formatted."""
 
     def make_frames() -> str:
-        frames = "".join(format_tb(_traceback_of(exception)))
+        frames = "".join(format_tb(traceback_of(exception)))
         return f"Traceback (most recent call last):\n{frames}{path}: (cannot be formatted)\n"
 
-    fallback = _text(make_frames, f"{path}: (the traceback could not be formatted)\n")
-    return _text(lambda: "".join(format_exception(exception)), fallback)
+    fallback = plain_text(make_frames, f"{path}: (the traceback could not be formatted)\n")
+    return plain_text(lambda: "".join(format_exception(exception)), fallback)
 
 
 # The descriptors of BaseException, because a user's class may define these names otherwise.
-_traceback_of = BaseException.__dict__["__traceback__"].__get__
-_context_of = BaseException.__dict__["__context__"].__get__
-_cause_of = BaseException.__dict__["__cause__"].__get__
-_members_of = BaseExceptionGroup.__dict__["exceptions"].__get__
+traceback_of = BaseException.__dict__["__traceback__"].__get__
+context_of = BaseException.__dict__["__context__"].__get__
+cause_of = BaseException.__dict__["__cause__"].__get__
+members_of = BaseExceptionGroup.__dict__["exceptions"].__get__
 
 
 def _related(exception: BaseException) -> Iterator[BaseException]:
@@ -118,7 +118,7 @@ def _related(exception: BaseException) -> Iterator[BaseException]:
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
-        found += [_context_of(one), _cause_of(one)]
+        found += [context_of(one), cause_of(one)]
         if issubclass(type(one), BaseExceptionGroup):
-            found += _members_of(one)
+            found += members_of(one)
         yield one

@@ -282,10 +282,10 @@ class WorkerMain:
             time_limit.stop()
         if os.getpid() != self._pid:
             os._exit(0)  # The task called fork(), and its child must not continue as a worker.
-        outcome.drop_exception()  # The parent gets its text.
         if not (self._terminated and outcome.error is not None):
             last = running.close_progress()
             self._unsent = encode_result(message.result_id, seconds, outcome, last)
+        outcome.drop_exception()  # The parent gets a description of it.
 
     def _execute(self, running: RunningTask) -> Outcome:
         self._running = running

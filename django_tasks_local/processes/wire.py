@@ -35,33 +35,18 @@ from ..events import Progress
 from ..execution import Outcome
 from .frames import MAX_BODY, frame
 from .loading import task_options
+from .remote_errors import describe, rebuild
 
 if TYPE_CHECKING:
     from ..aliases import AnyTask
     from ..context import Carried, PlainCarried
     from .loading import TaskOptions
+    from .remote_errors import Description
 
 _TASK_HEADER = struct.Struct("!QQ")  # a frame's header, and the ticket of its body
 _TICKET = struct.Struct("!Q")
 _PROGRESS_FIELDS = tuple(field.name for field in fields(Progress))
 _progress_values = attrgetter(*_PROGRESS_FIELDS)
-
-
-class RemoteTraceback(Exception):  # noqa: N818 - the name says what it holds
-    """Shows the text of a worker's traceback, as the `__cause__` of a RemoteError."""
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.args[0]}"""'
-
-
-class RemoteError(Exception):
-    """
-    Stands for the exception that a task raised in a worker process.
-
-    The worker sends no exception object, only the class path, message and traceback of the task's
-    exception. The path and message are the text of a RemoteError; its `__cause__` is a
-    RemoteTraceback with the traceback.
-    """
 
 
 # Messages that the parent sends
@@ -182,7 +167,8 @@ class Result(NamedTuple):
     result_id: str
     seconds: float  # how long the task's function ran
     return_value: Any  # a JSON value
-    error: tuple[str, str] | None  # the exception's dotted path, and its traceback
+    # The exception's dotted path, its traceback, and what describe() returns.
+    error: tuple[str, str, Description] | None
     message: str | None  # the exception's text
     number: int  # the number of the last Sample; 0 without one
     values: tuple[Any, ...] | None  # the final Progress; None if there is none
@@ -196,14 +182,11 @@ class Result(NamedTuple):
         """Return the task's Outcome."""
         if self.error is None:
             return Outcome(return_value=self.return_value)
-        path, traceback = self.error
-        # Django logs this exception. Its cause has the traceback, as in concurrent.futures.
-        exception = RemoteError(f"{path}: {self.message}")
-        exception.__cause__ = RemoteTraceback(traceback)
+        path, traceback, description = self.error
         return Outcome(
             error=TaskError(exception_class_path=path, traceback=traceback),
             message=self.message,
-            exception=exception,
+            exception=rebuild(description, f"{path}: {self.message}"),  # Django logs it.
         )
 
 
@@ -282,7 +265,9 @@ def encode_result(
     number, progress = last
     values = None if progress is None else _progress_values(progress)
     if outcome.error is not None:
-        error = outcome.error.exception_class_path, outcome.error.traceback
+        assert outcome.exception is not None
+        description = describe(outcome.exception)
+        error = outcome.error.exception_class_path, outcome.error.traceback, description
         message = outcome.message
         return encode(Result(result_id, seconds, None, error, message, number, values))
     if outcome.return_value is None and values is None:
