@@ -28,6 +28,7 @@ def pytest_configure() -> None:
 # They take three quarters of the time of all tests outside of tests/servers and tests/browser.
 PROGRAMS = (
     "core/django_suite",
+    "core/processes/test_ending.py",
     "core/processes/test_loading.py",
     "core/processes/test_processes.py",
     "core/processes/test_settings.py",

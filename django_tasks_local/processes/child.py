@@ -41,7 +41,8 @@ from ..execution.connections import (
 from ..results import make_result
 from ..time_limit import TimeLimit
 from .applying import set_up_django
-from .lifeline import die_with_parent
+from .ending import SIGTERM_EXIT_CODE, call_exit_functions, flush_standard_streams
+from .lifeline import die_with_parent, keep_descriptors, lead_group
 from .loading import is_imported, load_task
 from .receiver import Receiver, ReceiverThread
 from .sender import Sender
@@ -93,16 +94,16 @@ def main(
     """Set up Django, then run tasks until the parent ends this new worker process."""
     global _is_worker
     _is_worker = True
+    lead_group()
     die_with_parent(lifeline)
-    # Ignore SIGINT: Ctrl-C sends it to the whole process group, and the parent ends its workers.
+    # Ignore SIGINT: on Windows, Ctrl-C sends it to the workers too, and the parent ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal_handlers.leave_signals_alone()
-    # A program that a task starts must not inherit the socket: it would keep the socket open.
-    sock.set_inheritable(False)
+    keep_descriptors(sock)
+    call_exit_functions()
     sock.setblocking(True)  # The project's main module may have called socket.setdefaulttimeout().
     reader = None
     if tickets is not None:
-        os.set_inheritable(tickets.fileno(), False)
         reader = TicketReader(tickets.fileno())
     sender = Sender(sock)
     try:
@@ -217,6 +218,9 @@ class WorkerMain:
             # Run every task in a fresh context, so that it sees no variable of an earlier task.
             Context().run(self._run, message)
         self._send_result()
+        if self._handles_sigterm:
+            # SIGTERM must not interrupt the functions that Python calls at its end.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def send(self, data: bytes) -> None:
         """Send one or several frames to the parent. Called from: any thread."""
@@ -259,7 +263,9 @@ class WorkerMain:
         running, failed = None, None
         try:
             running = RunningTask(self, message)
-        except BaseException as exception:  # noqa: BLE001 - the import may raise anything
+        except BaseException as exception:  # the import may raise anything
+            if self._terminated:
+                raise  # _end_task() has interrupted the import.
             failed = Outcome.failure(exception)
         started_at = time.time()
         self._send_result(encode(Started(message.result_id, started_at)))
@@ -282,6 +288,7 @@ class WorkerMain:
             time_limit.stop()
         if os.getpid() != self._pid:
             os._exit(0)  # The task called fork(), and its child must not continue as a worker.
+        flush_standard_streams()
         if not (self._terminated and outcome.error is not None):
             last = running.close_progress()
             self._unsent = encode_result(message.result_id, seconds, outcome, last)
@@ -337,13 +344,8 @@ class WorkerMain:
 
     def _end_task(self) -> None:
         if self._running is None:
-            _die_of_sigterm()
-        else:
-            # A second interrupt() has no effect, so it cannot interrupt the task's clean-up.
-            self._running.get_cancellation().interrupt()
-
-
-def _die_of_sigterm() -> None:
-    """End this process by SIGTERM, so that the parent can name the signal in its error."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.raise_signal(signal.SIGTERM)
+            # Another SIGTERM must not interrupt the functions that Python calls at its end.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise SystemExit(SIGTERM_EXIT_CODE)
+        # A second interrupt() has no effect, so it cannot interrupt the task's clean-up.
+        self._running.get_cancellation().interrupt()

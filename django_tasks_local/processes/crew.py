@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..exceptions import WorkerDied
 from ..execution import Outcome
-from .worker_process import ACKNOWLEDGE_SECONDS, State
+from .worker_process import ACKNOWLEDGE_SECONDS, KILL_AFTER, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -179,10 +179,14 @@ class Crew:
         self._assigner.remove_idle(worker)
 
     def close(self) -> None:
-        """Terminate all workers, and start no further workers."""
+        """Ask idle workers to end, terminate the others, and start no further workers."""
         self.closing = True
         for worker in self.workers():
-            self.terminate(worker)
+            self._assigner.recall(worker)
+            worker.retire(KILL_AFTER)
+            if worker.counts_as_serving():
+                self.terminate(worker)
+            self._assigner.remove_idle(worker)
 
     def abandon(self, error: BaseException, call: Callable[..., object]) -> None:
         """

@@ -207,6 +207,10 @@ class Dispatcher:
         self._handle(worker, worker.connection.receive_rest())
         if worker not in self._crew or not worker.has_expired(Clocks.monotonic()):
             return
+        if worker.has_ended():
+            # A process that the task has forked keeps the worker's sentinel open.
+            self._on_sentinel(worker, 0)
+            return
         self._assigner.recall(worker)
         if worker.deadline is not None and worker.deadline <= Clocks.monotonic():
             act_on_deadline(worker, self._options.timeout)

@@ -109,6 +109,7 @@ def rebuild(description: Description, text: str) -> RemoteError:
 
 def _rebuild(description: Description) -> RemoteError:
     module, qualname, message, places, cause, context, members = description
+    error: RemoteError
     if members:
         error = _class(module, qualname, True)(message, [_rebuild(one) for one in members])
     else:

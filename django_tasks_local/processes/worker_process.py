@@ -15,17 +15,17 @@ the state.
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections import deque
-from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from ..clocks import Clocks
 from ..exceptions import TaskCancelled
 from . import facilities
+from .ending import end_and_describe
 from .frames import CANCEL
+from .lifeline import kill_group
 from .wire import frame_task
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ FALLBACK_SECONDS = 5.0
 KILL_AFTER = 0.5  # seconds from SIGTERM to SIGKILL
 PATIENCE = 0.005  # seconds after which the dispatcher takes back tasks that it has sent ahead
 RETIRE_TIME = 5.0  # seconds from retire() to SIGTERM for an idle worker that does not end
-LOST_EXIT_CODE = 255  # the exit code that multiprocessing reports after its fork server has died
 
 
 class State(Enum):
@@ -169,6 +168,10 @@ class WorkerProcess:
     def never_became_ready(self) -> bool:
         """Return whether the worker has never been ready, and not because it had to end."""
         return not self.was_ready and (not self.terminated or self.start_error is not None)
+
+    def has_ended(self) -> bool:
+        """Return whether the process has ended, also if its sentinel does not show this."""
+        return self._state is State.ENDING and self.process.exitcode is not None
 
     def must_retire(self, max_tasks: int | None) -> bool:
         """Return whether the worker must end: it has run `max_tasks` tasks or is outdated."""
@@ -291,12 +294,16 @@ class WorkerProcess:
                 self._move(State.IDLE)
         self._limit_wait()
 
-    def retire(self) -> None:
-        """End an idle worker by closing its input, the socket; do nothing for a busy worker."""
+    def retire(self, seconds: float = RETIRE_TIME) -> None:
+        """
+        Ask an idle worker to end, by closing its input, the socket; do nothing for a busy worker.
+
+        If the worker still runs after `seconds`, act_on_deadline() terminates it.
+        """
         with self.lock:
             if self._state is not State.IDLE:
                 return  # The worker is busy, or is ending already.
-            self._move(State.ENDING, seconds=RETIRE_TIME)
+            self._move(State.ENDING, seconds=seconds)
         self.connection.stop_sending()
 
     def terminate(
@@ -326,25 +333,11 @@ class WorkerProcess:
     def kill(self) -> None:
         """Send SIGKILL, without SIGTERM before it, or after SIGTERM had no effect."""
         self._move(State.ENDING, terminated=True)
+        kill_group(self.process.pid)
         self.process.kill()
 
     def bury(self) -> str:
         """Close the connection of a dead worker; return a sentence with its exit code or signal."""
         self._move(State.DEAD)
         self.connection.close()
-        return f"The worker process {self.worker_id} {_how_it_ended(self.process)}"
-
-
-def _how_it_ended(process: BaseProcess) -> str:
-    """Return a phrase with the signal or exit code, and close the process object."""
-    process.join(KILL_AFTER)
-    code = process.exitcode
-    if code is None or code == LOST_EXIT_CODE:
-        # The process still runs (None), or its fork server died, which hides whether it runs.
-        process.kill()
-    with suppress(ValueError):  # close() raises it while the process runs.
-        process.close()
-    if code is not None and code < 0:
-        with suppress(ValueError):
-            return f"was killed by {signal.Signals(-code).name}"
-    return f"ended with exit code {code}"
+        return f"The worker process {self.worker_id} {end_and_describe(self.process, KILL_AFTER)}"

@@ -7,14 +7,22 @@ for longer than LIMIT.
 """
 
 import asyncio
+import atexit
 import ctypes
+import json
+import logging
+import multiprocessing
+import multiprocessing.util
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -292,3 +300,59 @@ def sleep_in_steps(steps: int, seconds: float) -> None:
     report_progress(1)
     for _ in range(steps):
         time.sleep(seconds)
+
+
+@task
+def leave_a_program(how: str, marker: str) -> None:
+    """
+    Start a process that outlives this task, write its pid to `marker`, and kill this worker.
+
+    The process is a program that a shell starts, or a child of fork().
+    """
+    if how == "program":
+        os.system(f"sleep {LIMIT} & echo $! > {marker}")
+    else:
+        warnings.simplefilter("ignore")  # Python warns when a process with threads forks.
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(LIMIT)
+            os._exit(0)
+        Path(marker).write_text(str(pid), encoding="utf-8")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@task
+def wait_for_programs(how: str, marker: str) -> None:
+    """Wait for a program in one of several ways; its pid stands in the file `marker`."""
+    command = f"echo $$ > {marker}; exec sleep {LIMIT}"
+    if how == "Popen":
+        subprocess.Popen(["sh", "-c", command]).wait()
+    elif how == "shell":
+        os.system(command)
+    else:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+            executor.submit(os.system, command).result()
+
+
+@task
+def inherited_descriptors() -> list[int]:
+    """Return the descriptors that a program inherits if its caller closes none of them."""
+    code = "import os; print([n for n in range(100) if os.path.exists(f'/proc/self/fd/{n}')])"
+    command = [sys.executable, "-c", code]
+    return json.loads(subprocess.check_output(command, close_fds=False))
+
+
+@task
+def leave_exit_functions(path: str) -> None:
+    """Register functions that each append a line to a file at the end of the worker process."""
+
+    def note(line: str) -> None:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    atexit.register(note, "atexit")
+    multiprocessing.util.Finalize(None, note, args=("multiprocessing",), exitpriority=0)
+    handler = MemoryHandler(1000, logging.CRITICAL, logging.FileHandler(path, encoding="utf-8"))
+    logger = logging.getLogger("tests.exit_functions")
+    logger.addHandler(handler)
+    logger.warning("logging")

@@ -21,6 +21,7 @@ class FakeProcess:
 
     def __init__(self, exitcode: int | None = 0) -> None:
         self.exitcode = exitcode
+        self.pid: int | None = None
         self.calls: list[str] = []
 
     def __getattr__(self, name: str) -> Callable[..., None]:

@@ -30,9 +30,9 @@ from django_tasks_local.processes.assigning import Assigner
 from django_tasks_local.processes.connection import WorkerConnection
 from django_tasks_local.processes.pace import Pace
 from django_tasks_local.processes.pool import ProcessPool
+from django_tasks_local.processes.remote_errors import RemoteError
 from django_tasks_local.processes.starting import Starter
 from django_tasks_local.processes.task import ProcessTask
-from django_tasks_local.processes.remote_errors import RemoteError
 from django_tasks_local.processes.worker_process import WorkerProcess
 from tests.project import process_tasks as tasks
 from tests.support.systems import (

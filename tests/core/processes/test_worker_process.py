@@ -8,7 +8,7 @@ import pytest
 
 from django_tasks_local.exceptions import TaskCancelled, TaskTimeout
 from django_tasks_local.execution import Outcome
-from django_tasks_local.processes import facilities, worker_process
+from django_tasks_local.processes import ending, facilities, worker_process
 from django_tasks_local.processes.deadlines import act_on_deadline
 from django_tasks_local.processes.frames import CANCEL, HEADER, FrameReader
 from django_tasks_local.processes.wire import (
@@ -310,7 +310,7 @@ def test_a_worker_that_was_terminated_did_not_fail_to_start(worker: FakeWorker) 
         (-15, "was killed by SIGTERM", False),
         (-250, "ended with exit code -250", False),
         (None, "ended with exit code None", True),
-        (worker_process.LOST_EXIT_CODE, "ended with exit code 255", True),
+        (ending.LOST_EXIT_CODE, "ended with exit code 255", True),
     ],
 )
 def test_how_it_ended(exitcode: int | None, text: str, killed: bool) -> None:
