@@ -1,4 +1,4 @@
-"""This module validates a backend's OPTIONS in dataclasses. It imports nothing of this package."""
+"""This module validates a backend's OPTIONS in dataclasses. It imports only `cpus`."""
 
 import os
 import sys
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from django.core.exceptions import ImproperlyConfigured
+
+from .cpus import count_cpus
 
 
 def _whole_number(minimum: int) -> Callable[[Any], str | None]:
@@ -166,12 +168,6 @@ class ThreadOptions(Options):
     max_workers: int = _option(10, _whole_number(1))
 
 
-def _default_process_count() -> int:
-    if sys.version_info >= (3, 13):
-        return os.process_cpu_count() or 1
-    return os.cpu_count() or 1
-
-
 # "fork" is not offered, because a child that a process with threads forks may deadlock, and servers
 # have threads.
 _START_METHODS = ("spawn",) if sys.platform == "win32" else ("forkserver", "spawn")
@@ -181,11 +177,11 @@ _START_METHODS = ("spawn",) if sys.platform == "win32" else ("forkserver", "spaw
 class ProcessOptions(Options):
     """The OPTIONS that ProcessPoolBackend accepts."""
 
-    max_workers: int = field(
-        default_factory=_default_process_count, metadata={"check": _whole_number(1)}
-    )
+    max_workers: int = field(default_factory=count_cpus, metadata={"check": _whole_number(1)})
     # The pool replaces a worker process that has run this many tasks. None means never.
     max_tasks_per_worker: int | None = _option(None, _or_none(_whole_number(1)))
+    # The pool ends a worker process that has waited for a task for this long. None means never.
+    idle_timeout: float | None = _option(None, _or_none(_some_seconds))
     start_method: str = _option(_START_METHODS[0], _one_of(*_START_METHODS))
     # Each worker process calls the function at this dotted path before it imports the settings.
     worker_setup: str | None = _option(None, _or_none(_dotted_path))

@@ -110,6 +110,7 @@ class Crew:
         except Exception:  # noqa: BLE001 - enqueue() reports any error to its caller
             error = format_exc()
         else:
+            worker.idle_timeout = self._pool.options.idle_timeout
             self._workers.add(worker)
             # If outdate() was called concurrently, it did not find this worker.
             if version != self._settings_version:
@@ -152,6 +153,13 @@ class Crew:
         self._settings_version += 1
         for worker in self.workers():
             worker.is_outdated = True
+
+    def retire_idle(self, worker: WorkerProcess) -> None:
+        """End a worker that has waited for IDLE_TIMEOUT seconds; a later task starts another."""
+        worker.retire()
+        if not worker.counts_as_serving():  # No other thread has given it a task concurrently.
+            self._size -= 1
+            self._assigner.remove_idle(worker)
 
     def retire_outdated(self) -> None:
         """End the workers whose settings are outdated; busy ones end after their task."""

@@ -52,6 +52,7 @@ from .wire import (
     Unreadable,
     to_datetime,
 )
+from .worker_process import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -213,7 +214,10 @@ class Dispatcher:
             return
         self._assigner.recall(worker)
         if worker.deadline is not None and worker.deadline <= Clocks.monotonic():
-            act_on_deadline(worker, self._options.timeout)
+            if worker.state is State.IDLE:
+                self._crew.retire_idle(worker)
+            else:
+                act_on_deadline(worker, self._options.timeout)
 
     def _listen_to(self, worker: WorkerProcess, undo: ExitStack) -> None:
         self._loop.watch(worker.connection.sock, partial(self._on_socket, worker))

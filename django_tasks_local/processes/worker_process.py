@@ -97,6 +97,7 @@ class WorkerProcess:
         self.was_ready = False
         self.is_outdated = False  # True if later tasks need other settings.
         self.start_error: str | None = None  # the traceback if the worker cannot set up Django
+        self.idle_timeout: float | None = None  # the seconds after which an idle worker ends
         # The worker has acknowledged its first task, and imports the task's module.
         self.is_importing = False
         # Only _move() sets `terminated`; only _move(), limit() and postpone() set `deadline`. At
@@ -125,6 +126,8 @@ class WorkerProcess:
                     f"The worker {self.worker_id} cannot move from {self._state} to {to}."
                 )
             self._state = to
+            if to is State.IDLE:
+                seconds = self.idle_timeout
             self.deadline = None if seconds is None else self._clock() + seconds
             self.terminated |= terminated
 

@@ -14,7 +14,7 @@ PACKAGES = ("django_tasks_local", "django_tasks_local_sse")
 # layers only, whether at its top, inside a function or for type checking. The name of a folder
 # stands for its `__init__`.
 FLOORS = (
-    ("clocks", "logs"),
+    ("clocks", "cpus", "logs"),
     (
         "conf",
         "events",
@@ -59,7 +59,7 @@ FLOORS = (
     ("pools.completion",),
     ("pools.base",),
     ("pools", "pools.threads"),
-    ("processes", "processes.lifeline", "processes.sender", "processes.task", "processes.settings"),
+    ("processes", "processes.sender", "processes.task", "processes.settings"),
     (
         "processes.applying",
         "processes.facilities",
@@ -69,7 +69,8 @@ FLOORS = (
         "processes.pace",
         "processes.tickets",
     ),
-    ("processes.wire",),
+    ("processes.lifeline", "processes.remote_errors"),
+    ("processes.ending", "processes.wire"),
     ("processes.connection", "processes.receiver"),
     ("processes.child", "processes.worker_process"),
     ("processes.starting", "processes.assigning", "processes.loop"),

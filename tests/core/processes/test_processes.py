@@ -364,6 +364,15 @@ def test_max_tasks_per_worker() -> None:
     assert pids[0] == pids[1] != pids[2] == pids[3] != pids[4] != pids[0]
 
 
+def test_idle_workers_stay_for_ever() -> None:
+    """With IDLE_TIMEOUT a worker ends after it has waited this long; the next task starts one."""
+    with processes(MAX_WORKERS=1, IDLE_TIMEOUT=0.05):
+        before = pid_of(run_task(tasks.noop))
+        wait_until(lambda: not workers(), "the idle worker does not end")
+        assert not is_alive(before)
+        assert pid_of(run_task(tasks.noop)) != before
+
+
 def test_close_loses_unfinished_tasks(fifo: Path, tmp_path: Path) -> None:
     with processes(MAX_WORKERS=1):
         result = running(tasks.until_cancelled.enqueue(str(tmp_path / "marker")))
