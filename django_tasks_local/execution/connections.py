@@ -112,9 +112,11 @@ def _drop_stale_connections() -> None:
 
 def _has_unread_data(driver_connection: Any) -> bool:
     """Return whether the socket has unread data, most likely because the server has closed it."""
-    # The drivers psycopg and mysqlclient have fileno(). With a driver that has none, and on
-    # Windows, which has no poll(), only CONN_HEALTH_CHECKS finds a closed connection.
+    # The drivers psycopg and mysqlclient have fileno(), and PyMySQL has a socket. With another one,
+    # and on Windows, which has no poll(), only CONN_HEALTH_CHECKS finds a closed connection.
     fileno = getattr(driver_connection, "fileno", None)
+    if fileno is None:  # PyMySQL
+        fileno = getattr(getattr(driver_connection, "_sock", None), "fileno", None)
     if fileno is None or sys.platform == "win32":
         return False
     poll = select.poll()

@@ -41,7 +41,7 @@ from ..execution.connections import (
 from ..results import make_result
 from ..time_limit import TimeLimit
 from .applying import set_up_django
-from .ending import SIGTERM_EXIT_CODE, call_exit_functions, flush_standard_streams
+from .ending import SIGTERM_EXIT_CODE, call_exit_functions, cancel_alarm, flush_standard_streams
 from .lifeline import die_with_parent, keep_descriptors, lead_group
 from .loading import is_imported, load_task
 from .receiver import Receiver, ReceiverThread
@@ -288,6 +288,7 @@ class WorkerMain:
             time_limit.stop()
         if os.getpid() != self._pid:
             os._exit(0)  # The task called fork(), and its child must not continue as a worker.
+        cancel_alarm()
         flush_standard_streams()
         if not (self._terminated and outcome.error is not None):
             last = running.close_progress()

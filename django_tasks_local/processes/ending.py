@@ -1,4 +1,4 @@
-"""End a worker process as Python ends any process, and describe in the parent how it ended."""
+"""Clean up after a task, end a worker as Python ends a process, and describe how it ended."""
 
 from __future__ import annotations
 
@@ -36,6 +36,12 @@ def call_exit_functions() -> None:
     if sys.version_info < (3, 13):
         run = atexit._run_exitfuncs  # noqa: SLF001 - atexit has no public name for it
         multiprocessing_util.Finalize(None, run, exitpriority=-200)
+
+
+def cancel_alarm() -> None:
+    """Cancel a signal.alarm() that a task has left: SIGALRM would end a later task."""
+    if sys.platform != "win32":
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def flush_standard_streams() -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import tempfile
 from contextlib import ExitStack
 from itertools import count
 from multiprocessing import process as multiprocessing_process
@@ -44,6 +45,9 @@ START_ERRORS = 3
 START_DEATHS = 10
 START_PAUSE = 1.0  # seconds after a start that the system has refused
 BROKEN_TIME = 10.0  # seconds without a new worker after one of the limits above is reached
+# bytes; macOS accepts paths of sockets up to this length, and Linux up to 107.
+MAX_SOCKET_PATH = 103
+FORK_SERVER_MODULE = f"{__package__}.fork_server"
 SPARE_DESCRIPTORS = 14  # more than the start of a worker and of the fork server opens at a time
 
 
@@ -124,8 +128,11 @@ def make_launch(options: ProcessOptions) -> Callable[[str, DjangoSettings], Work
     Raises ImproperlyConfigured if no Python interpreter is found for the workers.
     """
     ensure_interpreter()
-    context: Any = multiprocessing.get_context(options.start_method)
-    if options.start_method == "forkserver":
+    method = options.start_method
+    if method == "forkserver" and not _fork_server_has_short_path():
+        method = "spawn"
+    context: Any = multiprocessing.get_context(method)
+    if method == "forkserver":
         _preload_django()
     return lambda name, settings: launch(name, context, options, settings)
 
@@ -194,6 +201,20 @@ def _raise_if_descriptors_are_short() -> None:
 # The functions below use private names of multiprocessing, which has no public ones for them.
 
 
+def _fork_server_has_short_path() -> bool:
+    """Return whether the system accepts the path of the fork server's socket; warn otherwise."""
+    path = f"{tempfile.gettempdir()}/pymp-12345678/listener-12345678"
+    if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
+        return True
+    logger.warning(
+        "Worker processes start slowly, by START_METHOD 'spawn': the path of the directory for "
+        "temporary files, %r, is too long for the socket of a fork server. Set the environment "
+        "variable TMPDIR to a shorter path.",
+        tempfile.gettempdir(),
+    )
+    return False
+
+
 def _preload_django() -> None:
     """
     Let the fork server import Django once for all workers, which then start three times as fast.
@@ -206,7 +227,7 @@ def _preload_django() -> None:
 
     server: Any = forkserver._forkserver  # noqa: SLF001 - holds the names of preloaded modules
     if server._preload_modules == ["__main__"]:  # noqa: SLF001 - this list is the default
-        forkserver.set_forkserver_preload(["__main__", child.__name__])
+        forkserver.set_forkserver_preload(["__main__", child.__name__, FORK_SERVER_MODULE])
 
 
 def forget_parents_children(workers: list[WorkerProcess]) -> None:

@@ -335,6 +335,19 @@ def wait_for_programs(how: str, marker: str) -> None:
 
 
 @task
+def leave_an_alarm() -> None:
+    """Request SIGALRM, whose default action ends the process, and return."""
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+
+
+@task
+def sleep(seconds: float) -> int:
+    """Return the pid after this number of seconds."""
+    time.sleep(seconds)
+    return os.getpid()
+
+
+@task
 def inherited_descriptors() -> list[int]:
     """Return the descriptors that a program inherits if its caller closes none of them."""
     code = "import os; print([n for n in range(100) if os.path.exists(f'/proc/self/fd/{n}')])"

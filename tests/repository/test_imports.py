@@ -63,6 +63,7 @@ FLOORS = (
     (
         "processes.applying",
         "processes.facilities",
+        "processes.fork_server",
         "processes.frames",
         "processes.loading",
         "processes.multiprocessing_limits",

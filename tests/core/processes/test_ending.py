@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from django.tasks import TaskResultStatus, task_backends
@@ -117,6 +118,84 @@ def test_worker_ends_without_its_exit_functions(
         "logging",
         "multiprocessing",
     ]
+
+
+@needs_groups
+@pytest.mark.usefixtures("method")
+def test_alarm_of_a_task_kills_the_next_one() -> None:
+    left = finished(tasks.leave_an_alarm.enqueue())
+    result = finished(tasks.sleep.enqueue(0.4))
+    assert result.worker_ids == left.worker_ids
+    assert result.status == TaskResultStatus.SUCCESSFUL
+
+
+@needs_groups
+@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), 9)"])
+def test_fork_server_leaves_a_directory(end: str, tmp_path: Path) -> None:
+    """The fork server removes its directory also after an end of the site without atexit."""
+    script = tmp_path / "script.py"
+    main = f"\nif __name__ == '__main__':\n    import os\n    run('printed')\n    {end}\n"
+    script.write_text(SCRIPT + main, encoding="utf-8")
+    with TemporaryDirectory() as directory:
+        subprocess.run(
+            [sys.executable, str(script), "forkserver"],
+            env=environment() | {"TMPDIR": directory},
+            cwd=ROOT,
+            timeout=2 * LIMIT,
+            check=False,
+        )
+        wait_until(
+            lambda: not any(Path(directory).iterdir()), "the fork server leaves its directory"
+        )
+
+
+@needs_groups
+def test_long_path_of_temporary_files(tmp_path: Path) -> None:
+    """With a TMPDIR that is too long for a socket, workers start without the fork server."""
+    directory = tmp_path / ("x" * 100)
+    directory.mkdir()
+    script = tmp_path / "script.py"
+    main = "\nif __name__ == '__main__':\n    run('printed')\n"
+    script.write_text(SCRIPT + main, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script), "forkserver"],
+        env=environment() | {"TMPDIR": str(directory)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=2 * LIMIT,
+        check=True,
+    )
+    assert done.stdout == "printed"
+    assert "Set the environment variable TMPDIR to a shorter path." in done.stderr
+
+
+SANDBOX = """
+import fcntl, time
+from multiprocessing import Pipe
+from django_tasks_local.processes import lifeline
+
+call = fcntl.fcntl
+
+def refuse(file, command, *arguments):
+    if command == fcntl.F_SETSIG:
+        raise PermissionError("refused")
+    return call(file, command, *arguments)
+
+fcntl.fcntl = refuse
+watched, parent = Pipe(duplex=False)
+lifeline.lead_group()
+lifeline.die_with_parent(watched)
+parent.close()
+time.sleep(30)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has F_SETSIG")
+def test_sandbox_refuses_f_setsig() -> None:
+    """A worker whose sandbox refuses F_SETSIG watches its parent in a thread, and dies with it."""
+    command = [sys.executable, "-c", SANDBOX]
+    assert subprocess.run(command, cwd=ROOT, timeout=2 * LIMIT, check=False).returncode == -9
 
 
 @pytest.mark.parametrize("method", METHODS)
