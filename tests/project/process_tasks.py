@@ -32,7 +32,7 @@ from django.contrib.auth import get_user_model
 from django.db import connection
 from django.tasks import Task, TaskContext, task
 
-from django_tasks_local import current_result_id, report_progress, track
+from django_tasks_local import current_result_id, in_worker_process, report_progress, track
 from django_tasks_local.exceptions import TaskCancelled
 from tests.project.tasks import DemandingError, UnprintableError
 
@@ -58,6 +58,7 @@ def noop() -> None:
 @task
 def whoami() -> list[Any]:
     """Return the pid, the task's id and a model's label, which only exists after django.setup()."""
+    assert in_worker_process()
     return [os.getpid(), current_result_id.get(), get_user_model()._meta.label]
 
 

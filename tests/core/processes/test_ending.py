@@ -144,9 +144,8 @@ def test_fork_server_leaves_a_directory(end: str, tmp_path: Path) -> None:
             timeout=2 * LIMIT,
             check=False,
         )
-        wait_until(
-            lambda: not any(Path(directory).iterdir()), "the fork server leaves its directory"
-        )
+        left = Path(directory)
+        wait_until(lambda: not any(left.iterdir()), "the fork server leaves its directory")
 
 
 @needs_groups
