@@ -37,6 +37,7 @@ from django_tasks_local.exceptions import TaskCancelled
 from tests.project.tasks import DemandingError, UnprintableError
 
 LIMIT = 30.0  # seconds that a wait in a task may take at most
+OUTLIVES = 10 * LIMIT  # seconds; a program that runs for this time does not end by itself in a test
 
 
 def wait_at(fifo: str) -> str:
@@ -311,12 +312,12 @@ def leave_a_program(how: str, marker: str) -> None:
     The process is a program that a shell starts, or a child of fork().
     """
     if how == "program":
-        os.system(f"sleep {LIMIT} & echo $! > {marker}")
+        os.system(f"sleep {OUTLIVES} & echo $! > {marker}")
     else:
         warnings.simplefilter("ignore")  # Python warns when a process with threads forks.
         pid = os.fork()
         if pid == 0:
-            time.sleep(LIMIT)
+            time.sleep(OUTLIVES)
             os._exit(0)
         Path(marker).write_text(str(pid), encoding="utf-8")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -325,7 +326,7 @@ def leave_a_program(how: str, marker: str) -> None:
 @task
 def wait_for_programs(how: str, marker: str) -> None:
     """Wait for a program in one of several ways; its pid stands in the file `marker`."""
-    command = f"echo $$ > {marker}; exec sleep {LIMIT}"
+    command = f"echo $$ > {marker}; exec sleep {OUTLIVES}"
     if how == "Popen":
         subprocess.Popen(["sh", "-c", command]).wait()
     elif how == "shell":

@@ -109,7 +109,7 @@ def test_worker_ends_without_its_exit_functions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An idle worker calls the functions of atexit, multiprocessing and logging at its end."""
-    monkeypatch.setattr("django_tasks_local.processes.crew.KILL_AFTER", LIMIT)
+    monkeypatch.setattr("django_tasks_local.processes.crew.KILL_AFTER", LIMIT, raising=False)
     path = tmp_path / "lines"
     finished(tasks.leave_exit_functions.enqueue(str(path)))
     task_backends["default"].close()  # type: ignore[attr-defined]
@@ -206,7 +206,7 @@ def test_printed_text_never_arrives(method: str, tmp_path: Path) -> None:
     script.write_text(SCRIPT + main, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, str(script), method],
-        env=environment(),
+        env=environment() | {"PYTHONUNBUFFERED": ""},
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
