@@ -102,9 +102,7 @@ def main(
     keep_descriptors(sock)
     call_exit_functions()
     sock.setblocking(True)  # The project's main module may have called socket.setdefaulttimeout().
-    reader = None
-    if tickets is not None:
-        reader = TicketReader(tickets.fileno())
+    reader = None if tickets is None else TicketReader(tickets.fileno())
     sender = Sender(sock)
     try:
         set_up_django(settings)

@@ -6,8 +6,10 @@ from contextlib import ExitStack
 from traceback import format_exc
 from typing import TYPE_CHECKING
 
+from ..clocks import Clocks
 from ..exceptions import WorkerDied
 from ..execution import Outcome
+from .deadlines import act_on_deadline
 from .worker_process import ACKNOWLEDGE_SECONDS, KILL_AFTER, State
 
 if TYPE_CHECKING:
@@ -154,7 +156,16 @@ class Crew:
         for worker in self.workers():
             worker.is_outdated = True
 
-    def retire_idle(self, worker: WorkerProcess) -> None:
+    def act_on_deadline(self, worker: WorkerProcess) -> None:
+        """Take back the tasks that wait in a worker, and act on its deadline if this has passed."""
+        self._assigner.recall(worker)
+        if worker.deadline is not None and worker.deadline <= Clocks.monotonic():
+            if worker.state is State.IDLE:
+                self._retire_idle(worker)
+            else:
+                act_on_deadline(worker, self._pool.options.timeout)
+
+    def _retire_idle(self, worker: WorkerProcess) -> None:
         """End a worker that has waited for IDLE_TIMEOUT seconds; a later task starts another."""
         worker.retire()
         if not worker.counts_as_serving():  # No other thread has given it a task concurrently.

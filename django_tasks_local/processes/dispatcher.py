@@ -38,7 +38,6 @@ from ..forking import reset_in_child
 from ..time_limit import timeout_error
 from .assigning import Assigner
 from .crew import Crew
-from .deadlines import act_on_deadline
 from .loop import Loop
 from .starting import Starter, forget_parents_children, make_launch
 from .wire import (
@@ -52,7 +51,6 @@ from .wire import (
     Unreadable,
     to_datetime,
 )
-from .worker_process import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -211,13 +209,8 @@ class Dispatcher:
         if worker.has_ended():
             # A process that the task has forked keeps the worker's sentinel open.
             self._on_sentinel(worker, 0)
-            return
-        self._assigner.recall(worker)
-        if worker.deadline is not None and worker.deadline <= Clocks.monotonic():
-            if worker.state is State.IDLE:
-                self._crew.retire_idle(worker)
-            else:
-                act_on_deadline(worker, self._options.timeout)
+        else:
+            self._crew.act_on_deadline(worker)
 
     def _listen_to(self, worker: WorkerProcess, undo: ExitStack) -> None:
         self._loop.watch(worker.connection.sock, partial(self._on_socket, worker))

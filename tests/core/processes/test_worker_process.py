@@ -8,7 +8,7 @@ import pytest
 
 from django_tasks_local.exceptions import TaskCancelled, TaskTimeout
 from django_tasks_local.execution import Outcome
-from django_tasks_local.processes import ending, facilities, worker_process
+from django_tasks_local.processes import ending, facilities
 from django_tasks_local.processes.deadlines import act_on_deadline
 from django_tasks_local.processes.frames import CANCEL, HEADER, FrameReader
 from django_tasks_local.processes.wire import (
