@@ -206,8 +206,7 @@ class Dispatcher:
         self._handle(worker, worker.connection.receive_rest())
         if worker not in self._crew or not worker.has_expired(Clocks.monotonic()):
             return
-        if worker.has_ended():
-            # A process that the task has forked keeps the worker's sentinel open.
+        if worker.has_ended():  # A process that the task has forked keeps the sentinel open.
             self._on_sentinel(worker, 0)
         else:
             self._crew.act_on_deadline(worker)
