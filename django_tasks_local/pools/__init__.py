@@ -36,7 +36,7 @@ def pool_for(
             if pool is None or pool.is_replaced:
                 pool = pool_class(sender, alias, options)
                 if closed is not None:
-                    pool.results = closed.results
+                    pool.take_results_of(closed)
                     shutdown.unregister(closed)
                 _pools[key] = pool
     return pool

@@ -309,6 +309,10 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
             if record not in unfinished:
                 hub.release(record)
 
+    def take_results_of(self, closed: Pool[OptionsT, RecordT]) -> None:
+        """Keep the results of the closed pool that this new pool replaces."""
+        self.results = self._completion.results = closed.results
+
     def statistics(self) -> PoolStatistics:
         """Return the counts of this pool, which are read one after the other, without a lock."""
         records = self._unfinished.records()

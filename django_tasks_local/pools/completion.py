@@ -32,7 +32,7 @@ class Completion[RecordT: TaskRecord]:
         notifier: Notifier,
     ) -> None:
         self._sender = sender
-        self._results = results
+        self.results = results  # where finished tasks become evictable
         self._unfinished = unfinished
         self._notifier = notifier
         self.discarded = False  # True if the hub must not keep the tasks of the pool.
@@ -86,7 +86,7 @@ class Completion[RecordT: TaskRecord]:
             signals.send_finished(self._sender, state, carried, outcome)
 
     def _make_evictable(self, record: RecordT) -> None:
-        for evicted in self._results.make_evictable(record):
+        for evicted in self.results.make_evictable(record):
             hub.release(evicted)
 
     def _forget(self, record: RecordT) -> None:

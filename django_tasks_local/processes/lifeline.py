@@ -26,7 +26,7 @@ def lead_group() -> None:
 
     The programs that its tasks start belong to this group, unless they leave it.
     """
-    if facilities.HAS_GROUPS:
+    if sys.platform != "win32" and facilities.HAS_GROUPS:
         os.setpgid(0, 0)
 
 
@@ -36,7 +36,7 @@ def kill_group(worker_pid: int | None) -> None:
 
     While a process of the group is left, the kernel gives the number of the group to no other one.
     """
-    if facilities.HAS_GROUPS and worker_pid is not None:
+    if sys.platform != "win32" and facilities.HAS_GROUPS and worker_pid is not None:
         # Nothing is left of the group, or the worker ended before it led one.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(worker_pid, signal.SIGKILL)

@@ -31,8 +31,10 @@ def configure():
 def serve(alias, gate):
     if not settings.configured:
         configure()
+    from django.core.signals import request_started
     from django_tasks_local.hub import hub
     from tests.project import tasks
+    request_started.send(None)  # A process that serves does not wait for its tasks at its end.
     result = tasks.gated.using(backend=alias).enqueue(gate)
     with hub.subscribe(result) as subscription:
         while not subscription.take(30)[-1].progress:
