@@ -52,8 +52,7 @@ class TaskRecord(Topic, Reporting):
     """
     Holds the state of one task of a pool and publishes its changes.
 
-    Its methods may be called from any thread. A method whose change of the status is not in
-    LEGAL_MOVES changes nothing and returns False.
+    Any thread may call its methods. A change of the status not in LEGAL_MOVES has no effect.
     """
 
     __slots__ = (  # noqa: RUF023 - grouped by meaning
@@ -96,8 +95,7 @@ class TaskRecord(Topic, Reporting):
         interval: float,
         carried: Carried | None = None,
     ) -> None:
-        # This method repeats Topic.__init__() instead of calling it, because one call takes one
-        # hundredth of the time that this package needs for a task.
+        # This repeats Topic.__init__(): a call takes one hundredth of this package's time per task.
         self.backend = backend
         self.id = id
         self.lock = threading.RLock()
@@ -112,8 +110,7 @@ class TaskRecord(Topic, Reporting):
         self.kwargs = kwargs
         self.enqueued_at = enqueued_at
         self.carried = carried  # None for most tasks
-        # The id of the task that this one repeats; Pool.enqueue() sets it before enqueue().
-        self.retried_from: str | None = None
+        self.retried_from: str | None = None  # Pool.enqueue() sets it before enqueue().
         self.interval = interval  # At least this many seconds pass between two progress samples.
         self.status = READY
         self.position: int | None = None  # The last published number of tasks before this one.

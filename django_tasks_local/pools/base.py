@@ -15,7 +15,6 @@ A subclass defines how a task reaches a worker and how a running task is stopped
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
 from sys import modules
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +34,7 @@ from .queue import TaskQueue, make_queue
 from .statistics import PoolStatistics
 from .store import ResultStore
 from .unfinished import UnfinishedTasks
+from .workers import PoolOfWorkers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
     from ..aliases import AnyResult, AnyTask
     from ..conf import Options
-    from ..context import Carried
     from ..events import Progress
 
 logger = get_logger(__name__)
@@ -52,7 +51,7 @@ logger = get_logger(__name__)
 RECEIVERS_SECONDS = 1.0
 
 
-class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
+class Pool[OptionsT: Options, RecordT: TaskRecord](PoolOfWorkers[RecordT]):
     """
     A pool has the queue, the workers and the results of one backend alias.
 
@@ -82,46 +81,6 @@ class Pool[OptionsT: Options, RecordT: TaskRecord](ABC):
         )
         self.notifier = Notifier(alias)
         self._completion = Completion(sender, self.results, self._unfinished, self.notifier)
-
-    # Methods that a subclass implements
-
-    @abstractmethod
-    def _make_record(
-        self, task: AnyTask, args: list[Any], kwargs: dict[str, Any], carried: Carried | None
-    ) -> RecordT:
-        """
-        Return the record of a new task; enqueue() calls this in its caller's thread.
-
-        Raises an exception if the task cannot be enqueued; enqueue() has stored nothing yet.
-        """
-
-    @abstractmethod
-    def _submit(self, record: RecordT) -> None:
-        """Put a task into the queue; enqueue() calls this in its caller's thread."""
-
-    @abstractmethod
-    def _stop(self, record: RecordT) -> None:
-        """Stop a task that a worker has begun. May be called from any thread."""
-
-    @abstractmethod
-    def _close_workers(self) -> None:
-        """End idle workers, and stop busy ones if possible."""
-
-    @abstractmethod
-    def count_workers(self) -> int:
-        """Return the number of workers, including those that are starting or ending."""
-
-    def waiting_in_workers(self) -> int:
-        """Return how many tasks were assigned to workers but not begun; they precede the queue."""
-        return 0
-
-    @abstractmethod
-    def _send_started(self, record: RecordT) -> None:
-        """Call the receivers of task_started, or have the notifier call them."""
-
-    @abstractmethod
-    def _send_finished(self, record: RecordT, outcome: Outcome) -> None:
-        """Send task_finished for a task that a worker has begun, as _send_started() has sent."""
 
     # Methods in the order in which a task passes through them
 

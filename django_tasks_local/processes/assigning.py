@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ..exceptions import TaskCancelled
 from .pace import Pace
-from .worker_process import State
+from .worker_state import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,8 @@ from ..clocks import Clocks
 from ..exceptions import WorkerDied
 from ..execution import Outcome
 from .deadlines import act_on_deadline
-from .worker_process import ACKNOWLEDGE_SECONDS, KILL_AFTER, State
+from .worker_process import ACKNOWLEDGE_SECONDS, KILL_AFTER
+from .worker_state import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -183,6 +184,17 @@ class Crew:
             else:
                 worker.retire()
                 self._assigner.remove_idle(worker)
+
+    def stop_running(self, worker: WorkerProcess, task: ProcessTask, error: BaseException) -> bool:
+        """Stop a worker that runs this task; return False if the task was recalled from it."""
+        self._assigner.recall(worker)
+        if task not in worker.tasks:
+            return False
+        # If the worker has begun a later task, `task` has ended: the worker sends its Result
+        # together with the Started of the later task.
+        if worker.tasks[-1] is task:
+            self.terminate(worker, error, task)
+        return True
 
     def terminate(
         self,

@@ -6,12 +6,8 @@ from typing import TYPE_CHECKING
 
 from ..logs import get_logger
 from ..time_limit import timeout_error
-from .worker_process import (
-    IMPORT_WARNING_SECONDS,
-    START_SECONDS,
-    START_WARNING_SECONDS,
-    State,
-)
+from .worker_process import IMPORT_WARNING_SECONDS
+from .worker_state import START_SECONDS, START_WARNING_SECONDS, State
 
 if TYPE_CHECKING:
     from .task import ProcessTask

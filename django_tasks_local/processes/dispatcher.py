@@ -28,33 +28,20 @@ import selectors
 from contextlib import ExitStack
 from functools import partial
 from multiprocessing import util as multiprocessing_util
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from .. import shutdown
 from ..clocks import Clocks
 from ..exceptions import TaskCancelled
 from ..forking import reset_in_child
-from ..time_limit import timeout_error
 from .assigning import Assigner
 from .crew import Crew
 from .loop import Loop
+from .messages import MessageHandler
 from .starting import Starter, forget_parents_children, make_launch
-from .wire import (
-    Acknowledged,
-    Broken,
-    Ready,
-    Result,
-    Sample,
-    Started,
-    TimedOut,
-    Unreadable,
-    to_datetime,
-)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from ..conf import ProcessOptions
     from ..pools.base import Pool
     from .connection import WorkerConnection
@@ -93,6 +80,7 @@ class Dispatcher:
             undo.callback(self._loop.close)
             self._assigner = Assigner(pool, self._loop.wake, self.stop)
             self._crew = Crew(pool, self.starter, self._assigner, self._listen_to)
+            self._messages = MessageHandler(pool, self._crew, self._assigner, self._loop.call)
             self._loop.start()
             undo.pop_all()
         _dispatchers.add(self)
@@ -184,26 +172,15 @@ class Dispatcher:
         for worker in self.workers():
             if task not in worker.tasks:
                 continue
-            if not self._stop_running(worker, task, error):
+            if not self._crew.stop_running(worker, task, error):
                 break
             return
         self._pool.fail_waiting(task, error)
 
-    def _stop_running(self, worker: WorkerProcess, task: ProcessTask, error: BaseException) -> bool:
-        """Stop a worker that runs this task; return False if the task was recalled from it."""
-        self._assigner.recall(worker)
-        if task not in worker.tasks:
-            return False
-        # If the worker has begun a later task, `task` has ended: the worker sends its Result
-        # together with the Started of the later task.
-        if worker.tasks[-1] is task:
-            self._crew.terminate(worker, error, task)
-        return True
-
     def _on_deadline(self, worker: WorkerProcess) -> None:
         """Act on a deadline of a worker, or take back tasks that wait for too long."""
         # The worker may have sent a result before its deadline, while this process was suspended.
-        self._handle(worker, worker.connection.receive_rest())
+        self._messages.handle(worker, worker.connection.receive_rest())
         if worker not in self._crew or not worker.has_expired(Clocks.monotonic()):
             return
         if worker.has_ended():  # A process that the task has forked keeps the sentinel open.
@@ -221,8 +198,6 @@ class Dispatcher:
         connection.is_watched_for_writing = connection.has_unsent
         self._loop.watch_writing(connection.sock, connection.is_watched_for_writing)
 
-    # Methods that handle the messages of workers
-
     def _on_socket(self, worker: WorkerProcess, events: int) -> None:
         if worker not in self._crew:
             return  # This turn has already removed the worker.
@@ -239,83 +214,7 @@ class Dispatcher:
             if messages is None:
                 self._on_end_of_socket(worker)
             else:
-                self._handle(worker, messages)
-
-    def _handle(self, worker: WorkerProcess, messages: Iterable[WorkerMessage]) -> None:
-        for message in messages:
-            if not self._loop.call(self._handlers[type(message)], self, worker, message):
-                self._loop.call(self._reject, worker, message)
-
-    def _on_ready(self, worker: WorkerProcess, message: Ready) -> None:
-        self._crew.on_ready(worker)
-
-    def _on_broken(self, worker: WorkerProcess, message: Broken) -> None:
-        worker.start_error = message.error
-
-    def _on_acknowledged(self, worker: WorkerProcess, message: Acknowledged) -> None:
-        task = worker.first_task
-        if task is None or task.id != message.result_id or task.has_started:
-            self._reject(worker, message)
-        else:
-            worker.acknowledge_first()
-
-    def _on_timed_out(self, worker: WorkerProcess, message: TimedOut) -> None:
-        task, timeout = worker.first_task, self._options.timeout
-        # The worker may have sent this message after the task's Result.
-        if task is not None and task.id == message.result_id and timeout is not None:
-            self._stop_running(worker, task, timeout_error(timeout))
-
-    def _on_started(self, worker: WorkerProcess, message: Started) -> None:
-        task = worker.first_task
-        if task is None or task.id != message.result_id:
-            self._reject(worker, message)
-            return
-        worker.start_first(self._options.timeout)
-        self._pool.begin(task, worker.worker_id, to_datetime(message.started_at))
-
-    def _on_sample(self, worker: WorkerProcess, message: Sample) -> None:
-        task = worker.first_task
-        # Another thread of the worker may send a sample after its task's result.
-        if task is not None and task.id == message.result_id:
-            task.report(message.number, message.progress)
-
-    def _on_result(self, worker: WorkerProcess, message: Result) -> None:
-        task = worker.first_task
-        if task is None or task.id != message.result_id or not task.has_started:
-            self._reject(worker, message)
-        elif worker.overrules(message):
-            # terminate() has set the reason for which the task fails. _bury() records the outcome.
-            number, progress = message.last
-            if progress is not None:
-                task.report(number, progress)
-        else:
-            if message.seconds:  # 0: the worker did not call the task's function.
-                self._assigner.pace.note(task, message.seconds)
-            worker.end_first()
-            try:
-                # The next task begins while the outcome of this one is recorded.
-                self._crew.offer(worker)
-            finally:
-                self._pool.finish(task, message.outcome(), message.last)
-
-    def _reject(self, worker: WorkerProcess, message: WorkerMessage) -> None:
-        """Terminate a worker that has sent a wrong message; the task that it runs fails."""
-        error: Exception = ValueError(f"A worker process has sent an unexpected message: {message}")
-        if isinstance(message, Unreadable):
-            error = message.error
-        task = worker.first_task
-        self._crew.terminate(worker, None if task is None or not task.has_started else error, task)
-
-    _handlers: ClassVar[dict[type[WorkerMessage], Callable[..., None]]] = {
-        Ready: _on_ready,
-        Acknowledged: _on_acknowledged,
-        TimedOut: _on_timed_out,
-        Broken: _on_broken,
-        Started: _on_started,
-        Sample: _on_sample,
-        Result: _on_result,
-        Unreadable: _reject,
-    }
+                self._messages.handle(worker, messages)
 
     # Methods that handle the end of a worker
 
@@ -329,7 +228,7 @@ class Dispatcher:
         """Read the last messages of a dead worker, then record or requeue its tasks."""
         if worker in self._crew:
             worker.note_end()  # ENDING: the last Result must not make the worker idle.
-            self._handle(worker, worker.connection.receive_rest())
+            self._messages.handle(worker, worker.connection.receive_rest())
             self._loop.unwatch_end(worker.process.sentinel)
             self._bury(worker)
 

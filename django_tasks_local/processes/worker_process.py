@@ -15,9 +15,7 @@ the state.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from ..clocks import Clocks
@@ -27,6 +25,7 @@ from .ending import end_and_describe
 from .frames import CANCEL
 from .lifeline import kill_group
 from .wire import frame_task
+from .worker_state import State, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,9 +35,6 @@ if TYPE_CHECKING:
     from .task import ProcessTask
     from .wire import Result
 
-# Seconds from the start of a worker until it is ready: a warning is logged, the worker is ended.
-START_WARNING_SECONDS = 30.0
-START_SECONDS = 300.0
 # Seconds until a worker that does not read its task is killed, and another one gets the task.
 ACKNOWLEDGE_SECONDS = 5.0
 # Seconds after which a warning is logged that a worker still imports a task's module.
@@ -51,29 +47,7 @@ PATIENCE = 0.005  # seconds after which the dispatcher takes back tasks that it 
 RETIRE_TIME = 5.0  # seconds from retire() to SIGTERM for an idle worker that does not end
 
 
-class State(Enum):
-    """Lists the states of a worker; the module's docstring shows the moves between them."""
-
-    STARTING = "starting"
-    IDLE = "idle"
-    BUSY = "busy"
-    ENDING = "ending"  # It gets no further task and will end.
-    DEAD = "dead"
-
-
-_LEGAL_MOVES = {
-    State.STARTING: (State.IDLE, State.ENDING, State.DEAD),
-    State.IDLE: (State.BUSY, State.ENDING, State.DEAD),
-    # BUSY to BUSY sets the deadline of the next task.
-    State.BUSY: (State.IDLE, State.BUSY, State.ENDING, State.DEAD),
-    # ENDING to ENDING changes the deadline at SIGTERM, SIGKILL or the end of the socket.
-    State.ENDING: (State.ENDING, State.DEAD),
-    State.DEAD: (),
-}
-_SERVING = (State.STARTING, State.IDLE, State.BUSY)
-
-
-class WorkerProcess:
+class WorkerProcess(WorkerState):
     """Holds a worker's process and connection, its state and the tasks that were sent to it."""
 
     def __init__(
@@ -83,58 +57,23 @@ class WorkerProcess:
         connection: WorkerConnection,
         clock: Callable[[], float] = Clocks.monotonic,
     ) -> None:
-        self.worker_id = worker_id
+        super().__init__(worker_id, clock)
         self.process = process
         self.connection = connection
-        self._clock = clock
-        # Guards: the state. Reentrant, because a finalizer that runs while this thread holds it may
-        # enqueue a task.
-        self.lock = threading.RLock()
-        self._state = State.STARTING
         # The tasks that were sent to the worker and have no outcome, in the order of their runs.
         self.tasks: deque[ProcessTask] = deque()
         self.completed = 0  # the number of its tasks that have ended
         self.was_ready = False
         self.is_outdated = False  # True if later tasks need other settings.
         self.start_error: str | None = None  # the traceback if the worker cannot set up Django
-        self.idle_timeout: float | None = None  # the seconds after which an idle worker ends
         # The worker has acknowledged its first task, and imports the task's module.
         self.is_importing = False
-        # Only _move() sets `terminated`; only _move(), limit() and postpone() set `deadline`. At
-        # this time deadlines.act_on_deadline() must run.
-        self.deadline: float | None = clock() + START_WARNING_SECONDS
         self.has_warned = False  # True after a warning that the worker takes long to be ready.
-        self.terminated = False
         # Only terminate() sets `reason` and `stopped_task`.
         self.reason: BaseException | None = None  # why `stopped_task` was stopped
         self.stopped_task: ProcessTask | None = None
-        self.recall_at: float | None = None  # when to call recall()
 
-    # Methods that read the state, and _move()
-
-    def _move(
-        self,
-        to: State,
-        *,
-        seconds: float | None = None,
-        terminated: bool = False,
-    ) -> None:
-        """Change the state and the deadline. Raises RuntimeError for an illegal move."""
-        with self.lock:
-            if to not in _LEGAL_MOVES[self._state]:
-                raise RuntimeError(
-                    f"The worker {self.worker_id} cannot move from {self._state} to {to}."
-                )
-            self._state = to
-            if to is State.IDLE:
-                seconds = self.idle_timeout
-            self.deadline = None if seconds is None else self._clock() + seconds
-            self.terminated |= terminated
-
-    @property
-    def state(self) -> State:
-        """Return the present state; another thread may change it at any time."""
-        return self._state
+    # Methods that read the state
 
     @property
     def first_task(self) -> ProcessTask | None:
@@ -149,24 +88,6 @@ class WorkerProcess:
     def is_working(self) -> bool:
         """Return whether the worker is idle or busy."""
         return self._state is State.IDLE or self._state is State.BUSY
-
-    def counts_as_serving(self) -> bool:
-        """Return whether the worker counts against MAX_WORKERS: it is starting, idle or busy."""
-        return self._state in _SERVING
-
-    def has_expired(self, now: float) -> bool:
-        """Return whether the deadline, or the time to take back waiting tasks, has passed."""
-        if self.deadline is not None and self.deadline <= now:
-            return True
-        return self.recall_at is not None and self.recall_at <= now
-
-    def postpone(self, seconds: float) -> None:
-        """Move the deadline, and the time to take back waiting tasks, by this many seconds."""
-        with self.lock:
-            if self.deadline is not None:
-                self.deadline += seconds
-            if self.recall_at is not None:
-                self.recall_at += seconds
 
     def never_became_ready(self) -> bool:
         """Return whether the worker has never been ready, and not because it had to end."""
@@ -269,12 +190,6 @@ class WorkerProcess:
         """Note that the worker has read the first task, and now imports the task's module."""
         self.is_importing = True
         self.limit(IMPORT_WARNING_SECONDS)
-
-    def limit(self, seconds: float | None) -> None:
-        """Set the deadline of a starting or busy worker, or remove it."""
-        with self.lock:
-            if self._state is State.STARTING or self._state is State.BUSY:
-                self.deadline = None if seconds is None else self._clock() + seconds
 
     def start_first(self, timeout: float | None) -> None:
         """Note that the first task has started, and may take `timeout` seconds."""

@@ -16,7 +16,8 @@ from django_tasks_local.processes.assigning import (
 from django_tasks_local.processes.frames import FrameReader
 from django_tasks_local.processes.task import ProcessTask
 from django_tasks_local.processes.wire import decode_task, ticket_of
-from django_tasks_local.processes.worker_process import PATIENCE, State
+from django_tasks_local.processes.worker_process import PATIENCE
+from django_tasks_local.processes.worker_state import State
 from tests.support.fake_worker import FakeWorker, new_task
 from tests.support.systems import needs_tickets
 

@@ -10,7 +10,8 @@ from django_tasks_local.conf import ProcessOptions
 from django_tasks_local.exceptions import TaskLost
 from django_tasks_local.processes import pool as pool_module
 from django_tasks_local.processes.pool import ProcessPool
-from django_tasks_local.processes.worker_process import State, WorkerProcess
+from django_tasks_local.processes.worker_process import WorkerProcess
+from django_tasks_local.processes.worker_state import State
 from tests.core.processes.test_assigning import Stage, end, frames, ids, new_worker, stage
 from tests.support.fake_worker import new_task
 from tests.support.stale import SeeminglyFilledDeque

@@ -15,10 +15,8 @@ from django_tasks_local.processes.worker_process import (
     ACKNOWLEDGE_SECONDS,
     FALLBACK_SECONDS,
     IMPORT_WARNING_SECONDS,
-    START_SECONDS,
-    START_WARNING_SECONDS,
-    State,
 )
+from django_tasks_local.processes.worker_state import START_SECONDS, START_WARNING_SECONDS, State
 from django_tasks_local.testing import wait_until_idle
 from tests.project import process_tasks, slow_import
 from tests.support.backends import settings_with

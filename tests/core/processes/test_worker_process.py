@@ -25,8 +25,8 @@ from django_tasks_local.processes.worker_process import (
     KILL_AFTER,
     PATIENCE,
     RETIRE_TIME,
-    State,
 )
+from django_tasks_local.processes.worker_state import State
 from tests.support.fake_worker import FakeWorker, new_task
 from tests.support.systems import needs_tickets
 
