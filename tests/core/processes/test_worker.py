@@ -204,6 +204,8 @@ def test_worker_ends_with_its_killed_parent(tmp_path: Path, method: str, in_c: b
 @pytest.mark.parametrize("method", METHODS)
 def test_exit_ends_all_processes(tmp_path: Path, method: str) -> None:
     main = "\nif __name__ == '__main__':\n    import logging; logging.disable()\n"
+    # A process that serves does not wait at its end for the task `busy`, which never ends.
+    main += "    from django.core.signals import request_started; request_started.send(None)\n"
     main += (
         "    wait(here.enqueue(1)); wait(busy.enqueue(True), 'progress')\n    print(os.getpid())\n"
     )
