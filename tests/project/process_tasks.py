@@ -92,7 +92,14 @@ def labels(context: TaskContext) -> list[Any]:
     return [type(labelled).__name__, labelled.label, labelled.tags]
 
 
-labels = LabelledTask(func=labels, takes_context=True)
+labels = LabelledTask(
+    func=labels,
+    priority=0,
+    backend="default",
+    queue_name="default",
+    run_after=None,
+    takes_context=True,
+)
 
 
 @task
