@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 # and so that the ticker soon forgets the time limit of a task that has ended.
 CHECK_INTERVAL = 1.0  # seconds
 # If a check is later than this, the process was suspended: by SIGSTOP, a paused container, or a
-# laptop's sleep. Such time does not count. A busy machine may also delay a check, and then the task
-# gets this time in addition, which does no harm.
+# laptop's sleep. The time since the check before it does not count, because the suspension may have
+# begun at any point of it. A busy machine may also delay a check, and then the task gets this time
+# in addition, which does no harm.
 LATE_SECONDS = 0.5
 
 
@@ -38,7 +39,7 @@ class TimeLimit:
         """Begin to measure the time."""
         self._on_expired: Callable[[], object] | None = on_expired
         self._clock = clock
-        now = clock()
+        self._checked_at = now = clock()
         self._ends_at = now + seconds
         self._due_at = min(self._ends_at, now + CHECK_INTERVAL)
         ticker.add(self, self._due_at)
@@ -53,9 +54,9 @@ class TimeLimit:
         if on_expired is None:
             return None
         now = self._clock()
-        late = now - self._due_at
-        if late > LATE_SECONDS:
-            self._ends_at += late
+        if now - self._due_at > LATE_SECONDS:
+            self._ends_at += now - self._checked_at
+        self._checked_at = now
         if now >= self._ends_at:
             on_expired()
             return None

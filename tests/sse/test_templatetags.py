@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from html.parser import HTMLParser
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -12,8 +12,6 @@ from django.template.backends.django import DjangoTemplates
 from django.test import RequestFactory, override_settings
 from django.utils import translation
 from django.utils.csp import CSP, LazyNonce
-from playwright.async_api import Page as BrowserPage
-from playwright.async_api import expect
 
 from django_tasks_local import cancel
 from django_tasks_local.events import (
@@ -28,6 +26,9 @@ from django_tasks_local.hub import hub
 from django_tasks_local_sse import rendering
 from tests.project import tasks
 from tests.support.waiting import AnyResult, finished, running, wait_for_event
+
+if TYPE_CHECKING:
+    from playwright.async_api import Page as BrowserPage
 
 BAR = "{% load django_tasks_local_sse %}{% task_progress result %}"
 MEDIA = "{% load django_tasks_local_sse %}{% task_progress_media %}"
@@ -255,7 +256,9 @@ def test_media_with_a_nonce() -> None:
     assert elements["script"] == {**SCRIPT, "nonce": str(nonce)}
 
 
-async def test_strict_content_security_policy(page: BrowserPage, server: str, gate: str) -> None:
+async def test_strict_content_security_policy(page: "BrowserPage", server: str, gate: str) -> None:
+    from playwright.async_api import expect
+
     policy = {
         "default-src": [CSP.NONE],
         "script-src": [CSP.NONCE, CSP.STRICT_DYNAMIC],

@@ -114,6 +114,7 @@ report(run(evaluate, read))
 
 def test_items_of_databases_that_cannot_be_pickled(tmp_path: Path) -> None:
     """Workers use the lambda and the SSLContext of the settings module, and the parent's HOST."""
+    pytest.importorskip("psycopg", reason="psycopg has no wheel for this Python")
     values = Site(
         tmp_path,
         """
