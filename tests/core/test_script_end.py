@@ -132,10 +132,12 @@ def test_signal_during_final_tasks(number: int) -> None:
     done = run_script(
         TASKS
         + f"""
+from django.tasks import task_backends
+
 @task(backend="other")
 def send_signal():
     signal_handlers.send_to_this_process({number:d})
-    while not shutdown._exit.draining:
+    while task_backends["other"].statistics().waiting:
         time.sleep(0.001)
     say("finished")
 send_signal.enqueue()
