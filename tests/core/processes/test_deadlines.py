@@ -22,7 +22,7 @@ from tests.project import process_tasks, slow_import
 from tests.support.backends import settings_with
 from tests.support.fake_worker import FakeWorker, new_task
 from tests.support.systems import needs_stop_signal
-from tests.support.waiting import finished, running
+from tests.support.waiting import finished, running, wait_until
 
 
 @pytest.fixture
@@ -129,6 +129,7 @@ def test_task_of_a_stopped_worker_runs_in_another_one(
         os.kill(pid, signal.SIGSTOP)
         with caplog.at_level(logging.WARNING):
             second = finished(process_tasks.whoami.using(backend="processes").enqueue())
+            warning = f"does not read task id={second.id}"
+            wait_until(lambda: warning in caplog.text, "no warning names the task")
         assert second.errors == []
         assert second.worker_ids != first.worker_ids
-        assert f"does not read task id={second.id}" in caplog.text
