@@ -28,7 +28,10 @@ def pytest_configure() -> None:
 # They take three quarters of the time of all tests outside of tests/servers and tests/browser.
 PROGRAMS = (
     "core/django_suite",
+    "core/processes/test_deadlines.py",
     "core/processes/test_ending.py",
+    "core/processes/test_facilities.py",
+    "core/processes/test_invalid_frames.py",
     "core/processes/test_loading.py",
     "core/processes/test_multiprocessing_limits.py",
     "core/processes/test_processes.py",
