@@ -39,6 +39,7 @@ PROGRAMS = (
     "core/processes/test_worker.py",
     "core/test_databases.py",
     "core/test_fork.py",
+    "core/test_logs.py",
     "core/test_script_end.py",
     "core/test_shutdown.py",
     "repository/test_packaging.py",
