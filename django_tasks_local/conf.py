@@ -12,8 +12,12 @@ from django.core.exceptions import ImproperlyConfigured
 
 from .cpus import count_cpus
 
+# Checks of values: each returns None for a valid value, else a text that says what is wanted.
 
-def _whole_number(minimum: int) -> Callable[[Any], str | None]:
+
+def whole_number(minimum: int) -> Callable[[Any], str | None]:
+    """Return a check for an int that is not below `minimum`."""
+
     def check(value: Any) -> str | None:
         if type(value) is int and value >= minimum:
             return None
@@ -27,14 +31,16 @@ def _whole_number(minimum: int) -> Callable[[Any], str | None]:
 MAX_SECONDS = 100_000_000
 
 
-def _seconds(value: Any) -> str | None:
+def seconds(value: Any) -> str | None:
+    """Check a number of seconds from 0 to MAX_SECONDS."""
     if type(value) in {int, float} and 0 <= value <= MAX_SECONDS:
         return None
     return f"a number of seconds, 0 or more and at most {MAX_SECONDS:_}"
 
 
-def _some_seconds(value: Any) -> str | None:
-    if _seconds(value) is None and value > 0:
+def some_seconds(value: Any) -> str | None:
+    """Check a number of seconds above 0."""
+    if seconds(value) is None and value > 0:
         return None
     return f"a number of seconds above 0 and at most {MAX_SECONDS:_}"
 
@@ -62,7 +68,9 @@ def _dotted_paths(value: Any) -> str | None:
     return "a list of dotted paths, each of a ContextVar or a class"
 
 
-def _or_none(check: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
+def or_none(check: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
+    """Return a check that also accepts None."""
+
     def check_or_none(value: Any) -> str | None:
         wanted = None if value is None else check(value)
         return wanted and f"None or {wanted}"
@@ -70,7 +78,8 @@ def _or_none(check: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
     return check_or_none
 
 
-def _option(default: Any, check: Callable[[Any], str | None]) -> Any:
+def option(default: Any, check: Callable[[Any], str | None]) -> Any:
+    """Return a dataclass field with this default, whose value must pass the check."""
     return field(default=default, metadata={"check": check})
 
 
@@ -102,20 +111,20 @@ class Options:
     max_workers: int
     # The store keeps this many finished results and evicts the oldest finished result beyond it. It
     # never evicts an unfinished one.
-    max_results: int = _option(1000, _whole_number(1))
+    max_results: int = option(1000, whole_number(1))
     # enqueue() raises QueueFull if max_pending + max_workers tasks are unfinished: while all
     # workers are busy, this many tasks may wait. None means that there is no limit.
-    max_pending: int | None = _option(None, _or_none(_whole_number(0)))
+    max_pending: int | None = option(None, or_none(whole_number(0)))
     # A task publishes at most one progress event in this time. Its last progress is always
     # published, at the latest in its `finished` event.
-    progress_interval: float = _option(0.05, _seconds)
+    progress_interval: float = option(0.05, seconds)
     # A task sees these variables as they are when it is enqueued.
-    context: tuple[str, ...] = _option((), _dotted_paths)
+    context: tuple[str, ...] = option((), _dotted_paths)
     # The pool cancels a task that runs for longer than this and fails it with TaskTimeout.
-    timeout: float | None = _option(None, _or_none(_some_seconds))
+    timeout: float | None = option(None, or_none(some_seconds))
     # When the process exits, it gives running tasks this time to finish, and then fails them.
     shutdown_timeout: float = field(
-        default_factory=_default_shutdown_timeout, metadata={"check": _seconds}
+        default_factory=_default_shutdown_timeout, metadata={"check": seconds}
     )
 
     @property
@@ -126,7 +135,7 @@ class Options:
     @classmethod
     def known(cls) -> dict[str, Field[Any]]:
         """Return the fields of this class by the keys that they have in the setting."""
-        return {option.name.upper(): option for option in fields(cls)}
+        return {known.name.upper(): known for known in fields(cls)}
 
     @classmethod
     def from_params(cls, alias: str, params: dict[str, Any]) -> Self:
@@ -165,7 +174,7 @@ class Options:
 class ThreadOptions(Options):
     """The OPTIONS that ThreadPoolBackend accepts."""
 
-    max_workers: int = _option(10, _whole_number(1))
+    max_workers: int = option(10, whole_number(1))
 
 
 # "fork" is not offered, because a child that a process with threads forks may deadlock, and servers
@@ -177,11 +186,11 @@ _START_METHODS = ("spawn",) if sys.platform == "win32" else ("forkserver", "spaw
 class ProcessOptions(Options):
     """The OPTIONS that ProcessPoolBackend accepts."""
 
-    max_workers: int = field(default_factory=count_cpus, metadata={"check": _whole_number(1)})
+    max_workers: int = field(default_factory=count_cpus, metadata={"check": whole_number(1)})
     # The pool replaces a worker process that has run this many tasks. None means never.
-    max_tasks_per_worker: int | None = _option(None, _or_none(_whole_number(1)))
+    max_tasks_per_worker: int | None = option(None, or_none(whole_number(1)))
     # The pool ends a worker process that has waited for a task for this long. None means never.
-    idle_timeout: float | None = _option(None, _or_none(_some_seconds))
-    start_method: str = _option(_START_METHODS[0], _one_of(*_START_METHODS))
+    idle_timeout: float | None = option(None, or_none(some_seconds))
+    start_method: str = option(_START_METHODS[0], _one_of(*_START_METHODS))
     # Each worker process calls the function at this dotted path before it imports the settings.
-    worker_setup: str | None = _option(None, _or_none(_dotted_path))
+    worker_setup: str | None = option(None, or_none(_dotted_path))
