@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 class Conversation:
     """
-    One stream as its client sees it: which state of each task was sent, and what must follow.
+    Holds which state of each task a stream has sent, and returns the bytes that it must send next.
 
     A task is open while the stream may still send a state of it: it is neither finished nor
     unknown.
