@@ -135,11 +135,6 @@ class TaskRecord(Topic, Reporting):
         return self.task.module_path
 
     @property
-    def is_running(self) -> bool:
-        """Return whether a worker runs the task."""
-        return self.status is RUNNING
-
-    @property
     def is_finished(self) -> bool:
         """Return whether the task has an outcome, SUCCESSFUL or FAILED."""
         return self.finished_at is not None

@@ -67,17 +67,13 @@ def payload(event: TaskEvent, settings: SSESettings) -> Payload:
     }
 
 
-def unknown_payload(key: TaskKey) -> Payload:
-    """
-    Return the payload for a task that does not exist or that the client may not see.
-
-    The two are indistinguishable on purpose.
-    """
-    return denied_payload(key, Denial.UNKNOWN)
-
-
 def denied_payload(key: TaskKey, denial: Denial) -> Payload:
-    """Return the payload for a task that is unknown, or whose link is refused."""
+    """
+    Return the payload for a task that is unknown, or whose link is refused.
+
+    A task that does not exist and a task that the client may not see are indistinguishable on
+    purpose.
+    """
     reason = REFUSALS.get(denial)
     return {
         "backend": key[0],

@@ -31,7 +31,7 @@ from django_tasks_local import cancel
 from django_tasks_local.events import EventKind, TaskEvent
 from django_tasks_local.hub import hub
 from django_tasks_local_sse import encoding, request_thread, streams
-from django_tasks_local_sse.access import TaskRef, events_url
+from django_tasks_local_sse.access import Denial, TaskRef, events_url
 from django_tasks_local_sse.conf import sse_settings
 from django_tasks_local_sse.conversation import Conversation
 from django_tasks_local_sse.request_thread import release_request_thread
@@ -211,7 +211,7 @@ def test_evicted_task_is_unknown(server: str, gate: str) -> None:
     with override_settings(TASKS={"default": {"BACKEND": "django_tasks_local.ThreadPoolBackend"}}):
         [message] = read_all(stream_url(server, busy))
     assert message.event == "unknown"
-    assert message.payload == encoding.unknown_payload(("default", busy.id))
+    assert message.payload == encoding.denied_payload(("default", busy.id), Denial.UNKNOWN)
     assert message.last_event_id.startswith("end-")
 
 
