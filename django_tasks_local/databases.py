@@ -40,17 +40,18 @@ def databases_of_test() -> TaskDatabases | None:
     enqueuing = _current.get(None)
     if enqueuing is not None:  # The test run may have ended, and the task that enqueues goes on.
         return TaskDatabases(enqueuing.places)
-    if not _has_test_environment():
+    if not has_test_environment():
         return None
     return TaskDatabases({a: _place(settings) for a, settings in connections.settings.items()})
 
 
 def is_test_run() -> bool:
     """Return whether this process runs tests, or the calling task was enqueued in a test run."""
-    return _current.get(None) is not None or _has_test_environment()
+    return _current.get(None) is not None or has_test_environment()
 
 
-def _has_test_environment() -> bool:
+def has_test_environment() -> bool:
+    """Return whether setup_test_environment() is in effect. enqueue() calls this each time."""
     utils: Any = sys.modules.get(TEST_UTILS)
     # setup_test_environment() sets this attribute, and teardown_test_environment() deletes it.
     return utils is not None and hasattr(utils._TestState, "saved_data")  # noqa: SLF001

@@ -15,6 +15,8 @@ from typing import Any
 from django.core.signals import request_started
 from django.dispatch import receiver
 
+from .databases import has_test_environment
+
 # The keys of sys.modules that a project's asgi.py or wsgi.py adds.
 _SERVER_MODULES = {"django.core.asgi", "django.core.wsgi"}
 
@@ -48,11 +50,8 @@ def note_new_backend() -> None:
 
 def note_enqueue() -> None:
     """Check whether a test environment is active. Called by each enqueue(), so it must be fast."""
-    if not _state.is_serving:
-        utils = sys.modules.get("django.test.utils")
-        # setup_test_environment() sets this attribute, and teardown_test_environment() deletes it.
-        if utils is not None and hasattr(utils._TestState, "saved_data"):  # noqa: SLF001
-            _state.is_serving = True
+    if not _state.is_serving and has_test_environment():
+        _state.is_serving = True
 
 
 def is_serving() -> bool:
